@@ -1,0 +1,195 @@
+"""Every file that crosses a stage: atomic writes, hashes, directory manifests, resumable work folders.
+
+Rules held here, once: a file is written under a temporary name, fsynced and renamed; a folder is built in
+`.checkpoints/<stage>-<fingerprint>/` (same file system) and renamed into `data/` when it is whole; `manifest.json` is
+written last and lists every other file with its SHA-256, so that a reader can tell a whole folder from a part.
+Nothing written here holds a time, a host name or an absolute path, so that equal inputs give equal bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from pipeline_lib.errors import UserError
+
+MANIFEST = "manifest.json"
+CHECKPOINTS = Path(".checkpoints")
+
+
+def sha256_bytes(data: bytes) -> str:
+    """Hex SHA-256 of `data`."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file, read in chunks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def canonical_json(value: Any) -> str:
+    """`value` as JSON whose bytes depend on its content alone (sorted keys, no spaces, NaN refused)."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(value: Any) -> str:
+    """Hex SHA-256 of `canonical_json(value)`."""
+    return sha256_bytes(canonical_json(value).encode())
+
+
+@contextmanager
+def atomic_open(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Open a temporary file beside `path`; fsync and rename it to `path` if the block succeeds, else remove it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open(mode, **({} if "b" in mode else {"encoding": "utf-8"})) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path` atomically."""
+    with atomic_open(path) as file:
+        file.write(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 `text` to `path` atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, keys in the order given, NaN and infinity refused."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        UserError: The file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run the stage that writes it (dvc repro)") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+
+
+def write_manifest(directory: Path, stage: str, *, known: Mapping[str, str] | None = None, **facts: Any) -> str:
+    """Write `directory/manifest.json`: every file's SHA-256 and size, `facts`, and a digest over both.
+
+    Args:
+        directory: A folder whose files are all in place.
+        stage: Name of the stage that wrote it.
+        known: SHA-256 by relative path, for files already hashed while they were written.
+        facts: JSON values that describe the content (counts, fingerprints).
+
+    Returns:
+        The manifest's `digest` [64 hex digits], a pure function of the content.
+    """
+    files = {}
+    for path in sorted(p for p in directory.rglob("*") if p.is_file() and p != directory / MANIFEST):
+        name = path.relative_to(directory).as_posix()
+        files[name] = {"sha256": (known or {}).get(name) or sha256_file(path), "bytes": path.stat().st_size}
+    body = {"stage": stage, **facts, "files": files}
+    body["digest"] = digest(body)
+    write_json(directory / MANIFEST, body)
+    return body["digest"]
+
+
+def read_manifest(directory: Path, *, stage: str | None = None) -> dict[str, Any]:
+    """Read `directory/manifest.json` and check that it describes itself (not yet the files: see `verify`).
+
+    Raises:
+        UserError: It is missing, was edited, or was written by another stage than `stage`.
+    """
+    path = directory / MANIFEST
+    if not path.is_file():
+        raise UserError(f"{path}: no such file, so {directory} is missing or unfinished; run `dvc repro`")
+    body = read_json(path)
+    if not isinstance(body, dict) or body.get("digest") != digest({k: v for k, v in body.items() if k != "digest"}):
+        raise UserError(f"{path}: digest does not fit its content; the file was changed by hand, run `dvc repro -f`")
+    if stage is not None and body.get("stage") != stage:
+        raise UserError(f"{path}: written by stage `{body.get('stage')}`, expected `{stage}`; check `paths:`")
+    return body
+
+
+def verify(directory: Path) -> list[str]:
+    """Compare every file of `directory` with its manifest; return what differs, one line each (empty: all well)."""
+    body = read_manifest(directory)
+    problems = []
+    for name, entry in body["files"].items():
+        path = directory / name
+        if not path.is_file():
+            problems.append(f"{path}: missing")
+        elif path.stat().st_size != entry["bytes"]:
+            problems.append(f"{path}: {path.stat().st_size} bytes, manifest says {entry['bytes']}")
+        elif sha256_file(path) != entry["sha256"]:
+            problems.append(f"{path}: SHA-256 differs from the manifest")
+    extra = {p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file()} - set(body["files"])
+    problems += [f"{directory / name}: not in the manifest" for name in sorted(extra - {MANIFEST})]
+    return problems
+
+
+def work_directory(stage: str, fingerprint: str, *, root: Path = CHECKPOINTS) -> Path:
+    """The folder in which `stage` builds its output, kept across a kill: `.checkpoints/<stage>-<fingerprint>/`.
+
+    Another fingerprint (parameters, inputs or code changed) is another folder, so that an old part is never resumed.
+    """
+    path = root / f"{stage}-{fingerprint[:16]}"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def publish(work: Path, target: Path) -> None:
+    """Rename the finished folder `work` to `target`, replacing what stands there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    work.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def output_directory(
+    target: Path, stage: str, *, known: Mapping[str, str] | None = None
+) -> Iterator[Callable[..., Path]]:
+    """Build a small folder under a temporary name and publish it with its manifest when the block succeeds.
+
+    Yields a function: `place("file.json")` is the path to write to, `place(**facts)` adds facts to the manifest.
+    """
+    work = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    facts: dict[str, Any] = {}
+
+    def place(name: str = "", **more: Any) -> Path:
+        facts.update(more)
+        path = work / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    try:
+        yield place
+        write_manifest(work, stage, known=known, **facts)
+        publish(work, target)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise

@@ -1,0 +1,364 @@
+"""The only reader of params.yaml: YAML 1.2 numbers, one frozen dataclass per section, every error with its dotted path.
+
+A section is loaded strictly: unknown, missing and mistyped keys are refused, with a suggestion where a name is close.
+No field that decides a result has a default here; params.yaml is the single place where it is written.
+PyYAML follows YAML 1.1, in which `1e-6` is a string and `no` is false, while DVC writes YAML 1.2: `Yaml12Loader` reads
+what DVC writes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from pipeline_lib.errors import UserError
+
+T = TypeVar("T")
+section = dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+
+
+@section
+class Paths:
+    """Where each stage writes (relative to the folder of params.yaml)."""
+
+    base: Path
+    shards: Path
+    teacher: Path
+    pixels: Path
+    refined: Path
+    eval: Path
+    report: Path
+
+
+@section
+class EvaluationSet:
+    """One more set to evaluate on, below `data.evaluation_root`."""
+
+    format: Literal["coco", "flickr", "jsonl", "image_folder", "webdataset", "clip_benchmark"]
+    path: str  # relative to data.evaluation_root
+    images: str | None = None  # coco, flickr, jsonl: image folder relative to `path`'s folder; null: the format's own
+    split: str | None = None  # clip_benchmark: `train` or `test` (null: test); flickr, jsonl: a list file to select by
+    limit: int | None = None
+
+
+@section
+class Data:
+    """The image-text set, its parts, and further sets to evaluate on."""
+
+    format: Literal["openmoji", "coco", "flickr", "jsonl", "image_folder", "webdataset"]
+    root: str  # folder or file that holds the set; a dependency of `shard`
+    images: str | None  # coco, flickr, jsonl: image folder relative to root's folder; null: the format's own place
+    annotations: str | None  # coco, flickr, jsonl: captions file relative to root; null: the format's usual name
+    parts: Mapping[str, float | str]  # part name -> list file below root, or share of the samples that no list claims
+    limit: int | None  # use the first N samples only (a trial run)
+    evaluation_root: str  # folder that holds the sets of `evaluation`; a dependency of `shard`
+    evaluation: Mapping[str, EvaluationSet]
+
+
+@section
+class DemoBase:
+    """The small dual encoder joined from two published towers; its heads are trained on part `base`."""
+
+    image_size: int
+    embed_dim: int
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    seed: int
+
+
+@section
+class Base:
+    """Where the pre-trained model comes from."""
+
+    source: Literal["demo", "open_clip", "checkpoint", "local_dir"]
+    model: str | None  # open_clip architecture name, for `open_clip` and `checkpoint`
+    pretrained: str | None  # open_clip tag, for `open_clip`
+    path: str | None  # file for `checkpoint`, folder for `local_dir` (a Hugging Face CLIPModel folder: `checkpoint`)
+    demo: DemoBase
+
+
+@section
+class Shard:
+    """How samples are written to tars."""
+
+    samples_per_shard: int
+    max_image_bytes: int  # larger image files are quarantined
+    max_image_pixels: int  # larger images are quarantined (decompression bombs)
+    max_caption_chars: int  # longer captions are quarantined with their image
+    max_bad_share: float  # share of quarantined samples in a part above which the stage fails
+    max_overlap_share: float  # share of evaluation images found in a training part above which the stage fails
+
+
+@section
+class CacheTeacher:
+    """The frozen teacher's features, computed once."""
+
+    mode: Literal["cached", "online"]  # online: refine runs the teacher itself (the reference path)
+    teacher: str  # `base`, or the folder of another open_clip model
+    dtype: Literal["float32", "float16"]  # of the stored features
+    chunk_size: int  # samples per forward pass, a multiple of 8; part of the fingerprint
+    text_cut: bool  # cut token ids at the set's longest caption (rounded up to 16) where that is exact
+    pixels: Literal["auto", "always", "never"]  # store the uint8 pixels; auto: where max_gb and the free disk allow
+    max_gb: float  # largest pixel cache
+    max_bad_share: float  # share of undecodable images above which the stage fails
+    verify_share: float  # share of the rows that is computed again at the end and compared
+
+
+@section
+class Refine:
+    """One recipe, one seed, the optimiser and its schedule."""
+
+    recipe: str
+    seed: int
+    epochs: int
+    batch_size: int  # pairs per optimiser step, over all processes
+    micro_batch: int | None  # pairs per forward pass; the gradients stay those of the whole batch
+    last_batch: Literal["drop", "keep"]
+    max_steps: int | None
+    learning_rate: float
+    weight_decay: float
+    betas: tuple[float, float]
+    eps: float
+    schedule: Literal["constant", "cosine"]
+    warmup_steps: int
+    grad_clip: float | None  # largest gradient norm
+    precision: Literal["fp32", "bf16"]  # autocast of the student's towers; the losses stay fp32
+    trainable: Literal["all", "projections"]
+    lock_image: bool
+    lock_image_unlocked_groups: int  # with lock_image: the last n groups stay trainable
+    lock_text: bool
+    lock_text_unlocked_layers: int  # with lock_text: the last n layers stay trainable
+    train_logit_scale: bool
+    stochastic_layers: bool  # true: dropout and drop-path as in training (step 0 then differs from the teacher)
+    grad_checkpointing: bool
+    compile: bool
+    step0_tolerance: float  # largest relative difference between student and teacher features before step 0
+
+
+@section
+class Evaluate:
+    """What is measured, and how sure it is."""
+
+    batch_size: int
+    recall_at: tuple[int, ...]
+    prompt: str  # single zero-shot prompt, with {} for the class name
+    ensemble: Literal["set", "openai"]  # templates of the ensemble: the set's own where it has them, or open_clip's 80
+    calibration: str  # part whose means the mean-centred baseline subtracts
+    bootstrap_samples: int
+    confidence: float
+    seed: int
+    linear_probe: bool
+    wise_ft: tuple[float, ...]  # mixes between base (0) and refined (1) weights to evaluate; empty: none
+
+
+@section
+class Report:
+    """What the page shows."""
+
+    num_examples: int  # pictures whose rank improved or worsened most
+    title: str
+
+
+@section
+class Runtime:
+    """How, not what: nothing here may change a result beyond rounding, so no stage re-runs for it."""
+
+    device: str  # auto, cpu, cuda, mps
+    num_threads: int | None
+    num_workers: int  # image decoding processes
+    processes: int  # >1: the stage relaunches itself under torch.distributed.run
+    deterministic: bool
+    checkpoint_every: int  # steps
+    progress: bool
+
+
+@section
+class Tracking:
+    """MLflow. The server's address and credentials come from the environment, never from here."""
+
+    mode: Literal["required", "best_effort", "disabled"]
+    experiment: str
+    system_metrics: bool
+    register: str | None  # name under which the refined model is registered, or null
+
+
+SECTIONS: dict[str, type] = {
+    "paths": Paths,
+    "data": Data,
+    "base": Base,
+    "shard": Shard,
+    "cache_teacher": CacheTeacher,
+    "refine": Refine,
+    "evaluate": Evaluate,
+    "report": Report,
+    "runtime": Runtime,
+    "tracking": Tracking,
+}
+UNTYPED = ("recipes",)  # one block per recipe; the recipe function's signature is its schema
+
+
+class Yaml12Loader(yaml.SafeLoader):
+    """PyYAML's safe loader with the YAML 1.2 core schema for booleans and numbers, and duplicate keys refused."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As the parent, but a key that stands twice is an error instead of being overwritten."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        double = {str(key) for key in keys if keys.count(key) > 1}
+        if double:
+            raise UserError(f"{node.start_mark.name}: key `{sorted(double)[0]}` stands twice in one block")
+        return super().construct_mapping(node, deep)
+
+
+Yaml12Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":int", ":float", ":timestamp"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+):
+    Yaml12Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+
+
+def read_params(params_file: Path) -> dict[str, Any]:
+    """The whole of params.yaml as plain values.
+
+    Raises:
+        UserError: The file is missing or is not a YAML mapping.
+    """
+    try:
+        text = params_file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{params_file}: {error.strerror}; run from the project's folder or pass --params") from None
+    loader = Yaml12Loader(text)
+    loader.name = str(params_file)
+    try:
+        params = loader.get_single_data()
+    except yaml.YAMLError as error:
+        raise UserError(f"{params_file}: not valid YAML: {' '.join(str(error).split())}") from None
+    finally:
+        loader.dispose()
+    if not isinstance(params, dict):
+        raise UserError(f"{params_file}: expected sections such as `refine:`, found {type(params).__name__}")
+    known = [*SECTIONS, *UNTYPED]
+    for name in params:
+        if name not in known:
+            raise UserError(f"{params_file}: unknown section `{name}`{_did_you_mean(str(name), known)}")
+    return params
+
+
+def load(params_file: Path, name: str) -> Any:
+    """Section `name` of params.yaml as its dataclass.
+
+    Raises:
+        UserError: A key is unknown, missing or of the wrong type; the message holds file, dotted path and remedy.
+    """
+    return build(SECTIONS[name], raw_section(params_file, name), f"{params_file}: {name}")
+
+
+def raw_section(params_file: Path, name: str) -> Any:
+    """Section `name` of params.yaml as plain values (for fingerprints and `recipes`)."""
+    params = read_params(params_file)
+    if name not in params:
+        raise UserError(f"{params_file}: section `{name}` is missing; compare with the params.yaml of the project")
+    return params[name]
+
+
+def build(kind: type[T], value: Any, path: str) -> T:
+    """`value` as dataclass `kind`, strictly; `path` is the dotted path that errors name."""
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a block of keys, found {_show(value)}")
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for key in value:
+        if key not in fields:
+            raise UserError(f"{path}.{key}: unknown key{_did_you_mean(str(key), fields)}")
+    hints = typing.get_type_hints(kind)
+    filled = {}
+    for name, field in fields.items():
+        if name in value:
+            filled[name] = convert(hints[name], value[name], f"{path}.{name}")
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise UserError(f"{path}.{name}: missing; add it ({_describe(hints[name])})")
+    return kind(**filled)
+
+
+def convert(kind: Any, value: Any, path: str) -> Any:
+    """`value` checked against annotation `kind`: scalars, Literal, X | None, tuples, mappings, Path, dataclasses."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        choices = [a for a in arguments if a is not type(None)]
+        if len(choices) == 1:
+            return convert(choices[0], value, path)
+        fitting = [a for a in choices if _fits(a, value)]
+        if fitting:
+            return convert(fitting[0], value, path)
+    elif origin is Literal:
+        if value in arguments and type(value) in {type(a) for a in arguments}:
+            return value
+        if isinstance(value, str):
+            raise UserError(
+                f"{path}: {_show(value)} is not one of {', '.join(arguments)}{_did_you_mean(value, arguments)}"
+            )
+    elif origin is tuple:
+        if isinstance(value, list) and (arguments[-1] is Ellipsis or len(value) == len(arguments)):
+            kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
+            return tuple(convert(k, v, f"{path}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+    elif origin is not None and issubclass(origin, Mapping):
+        if isinstance(value, dict):
+            return {str(k): convert(arguments[1], v, f"{path}.{k}") for k, v in value.items()}
+    elif dataclasses.is_dataclass(kind):
+        return build(typing.cast("type[Any]", kind), value, path)
+    elif _fits(kind, value):
+        return kind(value)
+    raise UserError(f"{path}: expected {_describe(kind)}, found {_show(value)}")
+
+
+def _fits(kind: Any, value: Any) -> bool:
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, str if kind is Path else kind)
+
+
+def _show(value: Any) -> str:
+    name = {"NoneType": "null", "dict": "a block of keys", "list": "a list"}.get(
+        type(value).__name__, type(value).__name__
+    )
+    return name if value is None or isinstance(value, dict | list) else f"{name} {value!r}"
+
+
+def _describe(kind: Any) -> str:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return "one of " + ", ".join(str(a) for a in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_describe(a) for a in arguments)
+    if origin is tuple:
+        return f"a list of {_describe(arguments[0])}"
+    if dataclasses.is_dataclass(kind) or (origin is not None and issubclass(origin, Mapping)):
+        return "a block of keys"
+    names = {float: "a number", int: "a whole number", str: "text", Path: "a path", bool: "true or false"}
+    return names.get(kind, "null" if kind is type(None) else str(kind))
+
+
+def _did_you_mean(name: str, known: typing.Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean `{close[0]}`?" if close else f"; known: {', '.join(known)}"

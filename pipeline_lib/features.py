@@ -1,0 +1,35 @@
+"""The tuple that travels between model, losses, recipes and metrics. Shapes: B pairs, D feature width.
+
+Names follow open_clip, with one distinction it leaves implicit: `raw_*_features` are the towers' projections as they
+come, `image_features` / `text_features` are L2-normalised, `logit_scale` is already exponentiated.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+
+class Features(NamedTuple):
+    """Raw features of B pairs and the model's own multiplier on cosines."""
+
+    raw_image_features: torch.Tensor  # [B, D]
+    raw_text_features: torch.Tensor  # [B, D]
+    logit_scale: torch.Tensor  # scalar, exponentiated
+
+    @property
+    def image_features(self) -> torch.Tensor:
+        """[B, D], unit rows."""
+        return l2_normalize(self.raw_image_features)
+
+    @property
+    def text_features(self) -> torch.Tensor:
+        """[B, D], unit rows."""
+        return l2_normalize(self.raw_text_features)
+
+
+def l2_normalize(raw_features: torch.Tensor) -> torch.Tensor:
+    """Rows divided by their L2 norm: [..., D] -> [..., D]."""
+    return F.normalize(raw_features, dim=-1)

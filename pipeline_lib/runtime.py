@@ -1,0 +1,136 @@
+"""How a stage runs: command line, logging, errors, signals, device, threads, determinism. Nothing here knows CLIP.
+
+`run_stage` is the shell around every `stages/<name>.py`: it turns a `UserError` into one line and exit code 1, lets
+every other exception through with its traceback, and makes SIGTERM (and the death of the parent, on Linux) an orderly
+end: loops ask `stop_requested()` between steps and write a checkpoint. torch is imported only by those who need it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import logging
+import os
+import random
+import signal
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from pipeline_lib.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+_PR_SET_PDEATHSIG = 1
+_stop_signal: int | None = None
+
+
+class Stopped(SystemExit):
+    """Raised by a loop that wrote its checkpoint because a signal asked it to end; exit code 128 + signal."""
+
+    def __init__(self) -> None:
+        """Exit code by the shell's convention."""
+        super().__init__(128 + (_stop_signal or signal.SIGTERM))
+
+
+def run_stage(
+    main: Callable[..., None], description: str | None, *, choice: tuple[str, Sequence[str]] | None = None
+) -> NoReturn:
+    """Run a stage's `main(params_file)` as a command and exit: 0 only on success.
+
+    Args:
+        main: Called with the params file (and the chosen item, if `choice` is given and one was named).
+        description: The stage's docstring, shown by `--help`.
+        choice: Name and values of an optional positional argument, such as `("model", ("base", "refined"))`.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameters (default: %(default)s)")
+    parser.add_argument("--debug", action="store_true", help="traceback for user errors, more log lines")
+    if choice:
+        parser.add_argument(choice[0], nargs="?", choices=choice[1], help=f"only this {choice[0]} (default: all)")
+    options = parser.parse_args()
+    logging.basicConfig(
+        level=logging.DEBUG if options.debug else logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr
+    )
+    for noisy in ("matplotlib", "PIL", "urllib3", "alembic", "httpx", "root", "fontTools", "git", "filelock"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    install_signals()
+    chosen = getattr(options, choice[0]) if choice else None
+    try:
+        main(options.params, chosen) if chosen else main(options.params)
+    except (UserError, OSError) as error:
+        # A full disk or a missing permission is the user's to mend as well: OSError names the file itself.
+        if options.debug or (isinstance(error, OSError) and not error.strerror):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    sys.exit(0)
+
+
+def install_signals() -> None:
+    """SIGTERM asks for an orderly stop; the death of the parent process sends SIGTERM (Linux only)."""
+
+    def handle(number: int, _frame: object) -> None:
+        global _stop_signal
+        if _stop_signal is not None:
+            raise Stopped
+        _stop_signal = number
+        log.warning("signal %s: stopping at the next step (a second one stops at once)", signal.Signals(number).name)
+
+    signal.signal(signal.SIGTERM, handle)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def stop_requested() -> bool:
+    """Whether a signal asked this process to end; a loop then checkpoints and raises `Stopped`."""
+    return _stop_signal is not None
+
+
+def progress(items: Iterable[T] | None, *, label: str, enabled: bool = True, **options: Any) -> Any:
+    """A progress bar over `items` (tqdm), silent where standard error is not a terminal or `enabled` is false."""
+    from tqdm import tqdm
+
+    return tqdm(items, desc=label, disable=None if enabled else True, dynamic_ncols=True, **options)
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` as cuda, else mps, else cpu; any other name as it is.
+
+    Raises:
+        UserError: The device is not there.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(
+            f"runtime.device: `{name}` is not usable here ({str(error).splitlines()[0]}); try auto"
+        ) from None
+    return device
+
+
+def prepare(*, seed: int, num_threads: int | None, deterministic: bool) -> None:
+    """Seed every global generator, set the thread count, choose deterministic kernels and the paper's fp32 (no TF32)."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True)
