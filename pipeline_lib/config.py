@@ -299,35 +299,53 @@ def build(kind: type[T], value: Any, path: str) -> T:
 
 def convert(kind: Any, value: Any, path: str) -> Any:
     """`value` checked against annotation `kind`: scalars, Literal, X | None, tuples, mappings, Path, dataclasses."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        choices = [a for a in arguments if a is not type(None)]
-        if len(choices) == 1:
-            return convert(choices[0], value, path)
-        fitting = [a for a in choices if _fits(a, value)]
-        if fitting:
-            return convert(fitting[0], value, path)
-    elif origin is Literal:
-        if value in arguments and type(value) in {type(a) for a in arguments}:
-            return value
-        if isinstance(value, str):
-            raise UserError(
-                f"{path}: {_show(value)} is not one of {', '.join(arguments)}{_did_you_mean(value, arguments)}"
-            )
-    elif origin is tuple:
-        if isinstance(value, list) and (arguments[-1] is Ellipsis or len(value) == len(arguments)):
-            kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
-            return tuple(convert(k, v, f"{path}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
-    elif origin is not None and issubclass(origin, Mapping):
-        if isinstance(value, dict):
-            return {str(k): convert(arguments[1], v, f"{path}.{k}") for k, v in value.items()}
-    elif dataclasses.is_dataclass(kind):
+    origin = typing.get_origin(kind)
+    if dataclasses.is_dataclass(kind):
         return build(typing.cast("type[Any]", kind), value, path)
-    elif _fits(kind, value):
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(kind, value, path)
+    if origin is tuple:
+        return _convert_tuple(kind, value, path)
+    if origin is Literal:
+        return _convert_literal(kind, value, path)
+    if origin is not None and issubclass(origin, Mapping) and isinstance(value, dict):
+        item = typing.get_args(kind)[1]
+        return {str(k): convert(item, v, f"{path}.{k}") for k, v in value.items()}
+    if origin is None and _fits(kind, value):
         return kind(value)
-    raise UserError(f"{path}: expected {_describe(kind)}, found {_show(value)}")
+    raise _mistyped(kind, value, path)
+
+
+def _convert_union(kind: Any, value: Any, path: str) -> Any:
+    choices = typing.get_args(kind)
+    if value is None and type(None) in choices:
+        return None
+    choices = tuple(choice for choice in choices if choice is not type(None))
+    fitting = choices if len(choices) == 1 else [choice for choice in choices if _fits(choice, value)]
+    if not fitting:
+        raise _mistyped(kind, value, path)
+    return convert(fitting[0], value, path)
+
+
+def _convert_tuple(kind: Any, value: Any, path: str) -> tuple[Any, ...]:
+    kinds = typing.get_args(kind)
+    if not isinstance(value, list) or (kinds[-1] is not Ellipsis and len(value) != len(kinds)):
+        raise _mistyped(kind, value, path)
+    if kinds[-1] is Ellipsis:
+        kinds = (kinds[0],) * len(value)
+    return tuple(convert(k, v, f"{path}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+
+
+def _convert_literal(kind: Any, value: Any, path: str) -> Any:
+    allowed = typing.get_args(kind)
+    if any(value == one and type(value) is type(one) for one in allowed):
+        return value
+    hint = _did_you_mean(value, allowed) if isinstance(value, str) else ""
+    raise UserError(f"{path}: {_show(value)} is not one of {', '.join(map(str, allowed))}{hint}")
+
+
+def _mistyped(kind: Any, value: Any, path: str) -> UserError:
+    return UserError(f"{path}: expected {_describe(kind)}, found {_show(value)}")
 
 
 def _fits(kind: Any, value: Any) -> bool:
