@@ -1,0 +1,447 @@
+"""One dual encoder as an open_clip directory: load, encode, describe, save. The only importer of open_clip.
+
+Notable:
+
+- A directory is self-contained: `open_clip_config.json`, `open_clip_model.safetensors` and, for Hugging Face text
+  towers and tokenizers, their files beside them. Models with a native text tower load with plain
+  `open_clip.create_model_and_transforms("local-dir:<directory>")`. A Hugging Face text tower would be looked up by
+  its hub name there; `load` passes the directory's own path instead, so that a moved copy loads with no network.
+- What decides a feature (weights, configuration, preprocessing, activation, tokenizer) is in `Clip.facts`; a
+  directory with a manifest is compared with it at load, so that no stage runs a model whose parts do not fit.
+- Pixels are kept as uint8 between `decode` (the PIL steps of open_clip's own transform, in its order) and `normalize`
+  (its ToTensor and Normalize, on the device); both together equal the transform bitwise.
+- `encode_text` takes token ids that were cut after the longest caption where that is exact (`text_cut_refusal`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import open_clip.factory
+import open_clip.hf_model
+import open_clip.transform
+import open_clip.transformer
+import safetensors
+import safetensors.torch
+import torch
+from PIL import Image
+from torch import nn
+
+from pipeline_lib import artifacts
+from pipeline_lib.errors import UserError
+
+CONFIG = "open_clip_config.json"
+WEIGHTS = "open_clip_model.safetensors"
+TOWER_CONFIG = "config.json"  # a Hugging Face text tower's own configuration
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "tokenizer.model",
+)
+GUARDED = ("config_digest", "preprocess", "quick_gelu", "tokenizer_digest", "weights_digest")
+_POOLERS_THAT_IGNORE_PADDING = {"MeanPooler", "MaxPooler", "ClsPooler", "ClsLastHiddenStatePooler"}
+_TOWERS_THAT_MASK_PADDING = {"bert", "roberta", "xlm-roberta"}
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """open_clip's evaluation transform, split where pixels are still uint8. Picklable, so decoders may be processes."""
+
+    config: Mapping[str, Any]  # open_clip's preprocess_cfg, complete
+
+    @cached_property
+    def _steps(self) -> list[Any]:
+        steps = open_clip.transform.image_transform_v2(
+            open_clip.transform.PreprocessCfg(**self.config), is_train=False
+        ).transforms
+        kinds = [type(step).__name__ for step in steps[-3:]]
+        if kinds != ["MaybeConvertMode", "MaybeToTensor", "Normalize"]:
+            raise RuntimeError(f"open_clip's evaluation transform ends in {kinds}; this version is not supported")
+        return steps
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the model's input."""
+        size = self.config["size"]
+        return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+    def decode(self, image_bytes: bytes, max_pixels: int) -> np.ndarray:
+        """An encoded image through the model's own PIL steps (resize first, RGB after): uint8 [3, H, W].
+
+        Raises:
+            ValueError: It cannot be decoded, or it has, or would be resized to, more than `max_pixels` pixels.
+        """
+        Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow's own guard, raised or lowered to ours
+        try:
+            with Image.open(io.BytesIO(image_bytes)) as image:
+                self._check_pixels(image.size, max_pixels)
+                for step in self._steps[:-2]:
+                    image = step(image)
+                return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow's decoders raise nearly every type on a broken file
+            raise ValueError(f"cannot be decoded: {str(error) or type(error).__name__}") from error
+
+    def _check_pixels(self, size: tuple[int, int], max_pixels: int) -> None:
+        width, height = size
+        if min(size) == 0:
+            raise ValueError(f"{width}x{height} pixels")
+        scale = max(self.image_size[0] / height, self.image_size[1] / width)
+        resized = width * height * scale**2 if self.config["resize_mode"] == "shortest" else 0
+        if max(width * height, resized) > max_pixels:
+            raise ValueError(f"{width}x{height} pixels are too many (limit {max_pixels}, also after resizing)")
+
+    def normalize(self, pixels: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """uint8 [B, 3, H, W] -> what ToTensor and Normalize give, bitwise, on the device of `pixels`.
+
+        Computed in float32 as the transform does, then cast to `dtype`. The divisor is a tensor because CUDA
+        multiplies by the rounded reciprocal of a plain number.
+        """
+        if pixels.dtype != torch.uint8 or pixels.ndim != 4:
+            raise ValueError(f"expected uint8 pixels [B, 3, H, W], got {pixels.dtype} {tuple(pixels.shape)}")
+
+        def constant(values: list[float]) -> torch.Tensor:
+            return torch.tensor(values, dtype=torch.float32, device=pixels.device).view(-1, 1, 1)
+
+        scaled = pixels.to(torch.float32).div_(constant([255.0]))
+        return scaled.sub_(constant(self.config["mean"])).div_(constant(self.config["std"])).to(dtype)
+
+
+class Clip:
+    """A loaded model with its preprocessing and tokenizer. B images or captions, D = `embed_dim`."""
+
+    def __init__(self, module: nn.Module, config: Mapping[str, Any], directory: Path) -> None:
+        """Wrap `module`; use `load` or `build`."""
+        self.module: Any = module  # an nn.Module; Any because open_clip's towers are told apart by their attributes
+        self.config = config
+        self.directory = directory
+        self.facts: dict[str, Any] = {}
+        self.preprocess = Preprocess(_preprocess_config(module))
+        self.context_length: int = config["model_cfg"]["text_cfg"].get("context_length", 77)
+        self.embed_dim: int = config["model_cfg"]["embed_dim"]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the input."""
+        return self.preprocess.image_size
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Channel means that `normalize` subtracts."""
+        return tuple(self.preprocess.config["mean"])
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Channel deviations that `normalize` divides by."""
+        return tuple(self.preprocess.config["std"])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.module.logit_scale.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return self.module.logit_scale.dtype
+
+    @property
+    def logit_scale(self) -> torch.Tensor:
+        """Scalar multiplier on cosines, already exponentiated; gradients reach the parameter."""
+        return self.module.logit_scale.exp().reshape(())
+
+    @property
+    def logit_bias(self) -> torch.Tensor | None:
+        """Scalar added to the logits (SigLIP), or None."""
+        return None if self.module.logit_bias is None else self.module.logit_bias.reshape(())
+
+    @property
+    def _text(self) -> Any:
+        """The text tower: CustomTextCLIP and CoCa keep it in `.text`, CLIP holds its parts itself."""
+        return getattr(self.module, "text", self.module)
+
+    def decode(self, image_bytes: bytes, max_pixels: int) -> np.ndarray:
+        """`Preprocess.decode`."""
+        return self.preprocess.decode(image_bytes, max_pixels)
+
+    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
+        """`Preprocess.normalize` in the type of the weights."""
+        return self.preprocess.normalize(pixels, self.dtype)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """open_clip's tokenizer for this directory."""
+        return open_clip.get_tokenizer(f"local-dir:{self.directory.resolve()}")
+
+    def tokenize(self, texts: list[str]) -> torch.Tensor:
+        """N captions -> token ids, int64 [N, context_length], padded, too long ones truncated."""
+        if not texts:
+            return torch.zeros(0, self.context_length, dtype=torch.int64)
+        return self.tokenizer(texts, context_length=self.context_length)
+
+    def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8 [B, 3, H, W] -> raw image features [B, D]."""
+        return self.module.encode_image(self.normalize(pixels), normalize=False)
+
+    def encode_text(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Token ids [B, L], L <= context_length -> raw text features [B, D].
+
+        Cut ids (L < context_length) give the features of the full ids to rounding if every caption's `text_lengths`
+        is at most L.
+
+        Raises:
+            ValueError: The ids are too long, or cut where that changes the result (`text_cut_refusal`).
+        """
+        length = token_ids.shape[1]
+        if length == self.context_length:
+            return self.module.encode_text(token_ids, normalize=False)
+        if length > self.context_length:
+            raise ValueError(f"{length} tokens, the model takes {self.context_length}")
+        if self.text_cut_refusal:
+            raise ValueError(f"token ids cannot be cut to {length}: {self.text_cut_refusal}")
+        if isinstance(self._text, open_clip.hf_model.HFTextEncoder):
+            return self.module.encode_text(token_ids, normalize=False)
+        return self._encode_cut_text(token_ids)
+
+    def _encode_cut_text(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """open_clip's own operations on the first L positions; its text towers add the whole positional table."""
+        text, length = self._text, token_ids.shape[1]
+        cast = text.transformer.get_cast_dtype()
+        x = text.token_embedding(token_ids).to(cast) + text.positional_embedding[:length].to(cast)
+        x = text.ln_final(text.transformer(x, attn_mask=text.attn_mask[:length, :length]))
+        pool_type, eos_id = self._text_pooling
+        x = open_clip.transformer.text_global_pool(x, token_ids, pool_type, eos_token_id=eos_id)
+        if text.text_projection is None:
+            return x
+        return text.text_projection(x) if isinstance(text.text_projection, nn.Linear) else x @ text.text_projection
+
+    @property
+    def _text_pooling(self) -> tuple[str, int | None]:
+        text = self._text
+        if text is self.module:  # open_clip.CLIP
+            return text.text_pool_type, text.text_eos_id
+        return text.pool_type, text.eos_id
+
+    @cached_property
+    def text_cut_refusal(self) -> str | None:
+        """Why token ids must keep their full length; None where cutting behind the longest caption is exact.
+
+        Exact: a causal mask with pooling at the end-of-text token and no class embedding, or a Hugging Face tower that
+        masks padding (on the right) with a pooler that ignores it.
+        """
+        text = self._text
+        if isinstance(text, open_clip.hf_model.HFTextEncoder):
+            return self._hf_cut_refusal(text)
+        if not isinstance(text, (open_clip.CLIP, open_clip.transformer.TextTransformer)):
+            return f"unknown text tower {type(text).__name__}"
+        if getattr(text, "cls_emb", None) is not None:
+            return "a class token stands behind the padding (embed_cls)"
+        if text.attn_mask is None:
+            return "the attention is not causal (no_causal_mask), so padding reaches the caption's tokens"
+        if self._text_pooling[0] not in ("argmax", "eos"):
+            return f"pooling `{self._text_pooling[0]}` is not at the end-of-text token"
+        return None
+
+    def _hf_cut_refusal(self, text: Any) -> str | None:
+        kind, pooler = text.config.model_type, type(text.pooler).__name__
+        if kind not in _TOWERS_THAT_MASK_PADDING:
+            return f"text tower type `{kind}` is not known to ignore padding"
+        if pooler not in _POOLERS_THAT_IGNORE_PADDING:
+            return f"pooler {pooler} is not known to ignore padding"
+        if self.tokenizer.tokenizer_mode or self.tokenizer.strip_sep_token:
+            return "the tokenizer writes tokens behind the padding or padding inside the caption"
+        inner = self.tokenizer.tokenizer
+        if inner.padding_side != "right" or inner.pad_token_id != text.config.pad_token_id:
+            return "the tokenizer does not pad on the right with the text tower's own padding token"
+        return None
+
+    def text_lengths(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Token ids [N, L] -> tokens each caption needs, end-of-text included, int64 [N]; L where no cut is exact."""
+        length = token_ids.shape[1]
+        if self.text_cut_refusal or not len(token_ids):
+            return torch.full((len(token_ids),), length, dtype=torch.int64, device=token_ids.device)
+        if isinstance(self._text, open_clip.hf_model.HFTextEncoder):
+            real = (token_ids != self._text.config.pad_token_id).long()
+            return length - real.flip(1).argmax(dim=1)
+        pool_type, eos_id = self._text_pooling
+        if pool_type == "argmax":
+            return token_ids.argmax(dim=1) + 1
+        return token_ids.eq(eos_id or 0).int().argmax(dim=1) + 1
+
+    def projection_names(self) -> list[str]:
+        """Names of the parameters that project each tower into the shared space."""
+        image = ("visual.proj", "visual.head.", "visual.attnpool.c_proj.")
+        text = ("text_projection", "text.text_projection", "text.proj.")
+        return [name for name, _ in self.module.named_parameters() if name.startswith(image + text)]
+
+
+def load(
+    directory: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, verify: bool = True
+) -> Clip:
+    """Load an open_clip directory, from any working directory and with no network.
+
+    Args:
+        directory: Folder with `open_clip_config.json`, the weights, and the tower's and tokenizer's files if it needs
+            any.
+        device: Where to put the weights.
+        dtype: Type of the weights.
+        verify: Compute `Clip.facts` from what was loaded and compare them with the manifest's, where there is one.
+
+    Returns:
+        The model in eval mode, gradients on.
+
+    Raises:
+        UserError: A file is missing or broken, the weights do not fit, or the manifest says otherwise.
+    """
+    if not open_clip.factory._find_checkpoint_in_dir(directory):
+        raise UserError(f"{directory / WEIGHTS}: no such file; run `dvc repro`, or give a folder saved by open_clip")
+    clip = build(directory, load_weights=True)
+    recorded = _recorded_facts(directory)
+    if verify or not recorded:
+        clip.facts = {**recorded, **describe(clip)}
+        _compare_facts(directory, clip.facts, recorded)
+    else:
+        clip.facts = recorded
+    clip.module.to(device=device, dtype=dtype)
+    return clip
+
+
+def build(directory: Path, *, load_weights: bool = False) -> Clip:
+    """The model that `directory/open_clip_config.json` describes, with random weights unless `load_weights`.
+
+    Raises:
+        UserError: The configuration, a file it needs, or the weights are missing or do not fit together.
+    """
+    config = artifacts.read_json(directory / CONFIG)
+    if not isinstance(config, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= set(config.get("model_cfg", {})):
+        raise UserError(f"{directory / CONFIG}: no `model_cfg` with embed_dim, vision_cfg and text_cfg")
+    place, text_config = str(directory.resolve()), dict(config["model_cfg"]["text_cfg"])
+    if text_config.get("hf_model_name"):
+        if not (directory / TOWER_CONFIG).is_file():
+            raise UserError(f"{directory / TOWER_CONFIG}: no such file; the text tower's configuration belongs there")
+        text_config |= {"hf_model_name": place, "hf_model_pretrained": False}
+    try:
+        module = open_clip.create_model(
+            f"local-dir:{place}", load_weights=load_weights, pretrained_text=False, text_cfg=text_config
+        )
+    except (RuntimeError, ValueError, TypeError, OSError, safetensors.SafetensorError) as error:
+        raise UserError(f"{directory}: does not load as an open_clip model: {_first_lines(error)}") from error
+    return Clip(module.eval().requires_grad_(True), config, directory)
+
+
+def describe(clip: Clip) -> dict[str, Any]:
+    """What decides the model's features, as JSON values; computed from the loaded weights and files."""
+    model_config = clip.config["model_cfg"]
+    tower = clip.directory / TOWER_CONFIG
+    settings = {"model_cfg": model_config, "tower": artifacts.read_json(tower) if tower.is_file() else None}
+    size = clip.image_size
+    return {
+        "weights_digest": weights_digest(clip.module.state_dict()),
+        "config_digest": artifacts.digest(settings),
+        "preprocess": {**clip.preprocess.config, "size": list(size)},
+        "tokenizer_digest": _tokenizer_digest(clip),
+        "quick_gelu": any(isinstance(m, open_clip.transformer.QuickGELU) for m in clip.module.modules()),
+        "embed_dim": clip.embed_dim,
+        "context_length": clip.context_length,
+        "image_size": list(size),
+        "logit_scale": clip.logit_scale.item(),
+    }
+
+
+def save(clip: Clip, directory: Path) -> None:
+    """Write `clip` as an open_clip directory: configuration, weights, and its tower's and tokenizer's files."""
+    directory.mkdir(parents=True, exist_ok=True)
+    artifacts.write_json(directory / CONFIG, clip.config)
+    for name in (TOWER_CONFIG, *TOKENIZER_FILES):
+        source = clip.directory / name
+        if source.is_file() and clip.directory.resolve() != directory.resolve():
+            shutil.copyfile(source, directory / name)
+    save_weights(clip.module.state_dict(), directory / WEIGHTS)
+
+
+def save_weights(state_dict: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write tensors as safetensors, atomically; tied ones are written under each of their names.
+
+    Raises:
+        OSError: The disk is full or not writable.
+    """
+    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state_dict.items()}
+    artifacts.write_bytes(path, safetensors.torch.save(tensors, metadata={"format": "pt"}))
+
+
+def weights_digest(state_dict: Mapping[str, torch.Tensor]) -> str:
+    """Hex SHA-256 over names, types, shapes and bytes of the tensors, in order of name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state_dict.items()):
+        data = tensor.detach().cpu().contiguous()
+        digest.update(artifacts.canonical_json([name, str(data.dtype), list(data.shape)]).encode())
+        digest.update(data.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def imagenet_templates() -> list[str]:
+    """open_clip's copy of the 80 ImageNet prompt templates, with {} for the class name."""
+    return [template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES]
+
+
+def _preprocess_config(module: nn.Module) -> dict[str, Any]:
+    """open_clip's preprocess_cfg with every key, as JSON values."""
+    config = asdict(open_clip.transform.PreprocessCfg()) | open_clip.get_model_preprocess_cfg(module)
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
+
+
+def _tokenizer_digest(clip: Clip) -> str:
+    """Hex SHA-256 of what decides token ids: the tokenizer's files, or open_clip's own vocabulary and class."""
+    text_config = clip.config["model_cfg"]["text_cfg"]
+    settings = {key: text_config.get(key) for key in ("tokenizer_mode", "tokenizer_kwargs")}
+    if text_config.get("hf_tokenizer_name"):
+        paths = [clip.directory / name for name in TOKENIZER_FILES]
+    else:
+        paths = [Path(open_clip.tokenizer.default_bpe())]
+    files = {path.name: artifacts.sha256_file(path) for path in paths if path.is_file()}
+    return artifacts.digest({"files": files, "context_length": clip.context_length, **settings})
+
+
+def _recorded_facts(directory: Path) -> dict[str, Any]:
+    """The `model` block of the directory's manifest; empty where there is no manifest."""
+    if not (directory / artifacts.MANIFEST).is_file():
+        return {}
+    return artifacts.read_manifest(directory).get("model", {})
+
+
+def _compare_facts(directory: Path, found: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:
+    differing = [key for key in GUARDED if key in recorded and found[key] != recorded[key]]
+    if differing:
+        what = "; ".join(f"{key} is {_short(found[key])}, recorded {_short(recorded[key])}" for key in differing)
+        raise UserError(
+            f"{directory}: not the model that its {artifacts.MANIFEST} describes: {what}; "
+            "the folder was changed after it was written, run `dvc repro -f` on the stage that writes it"
+        )
+
+
+def _short(value: Any) -> str:
+    text = artifacts.canonical_json(value).strip('"')
+    return text if len(text) <= 160 else f"{text[:160]}…"
+
+
+def _first_lines(error: BaseException, count: int = 3) -> str:
+    lines = (line.strip() for line in str(error).splitlines())
+    return " ".join(itertools.islice((line for line in lines if line), count))[:500]

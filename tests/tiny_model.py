@@ -1,0 +1,54 @@
+"""A randomly initialised open_clip CLIP, small enough for a unit test: 32 px, width 32, two layers, D = 16.
+
+Native towers and the standard tokenizer, so that it takes the same path as ViT-B/32 does. Written in milliseconds.
+"""
+
+import json
+from pathlib import Path
+
+import open_clip
+import torch
+from safetensors.torch import save_file
+
+
+def tiny_config(*, quick_gelu: bool = False, embed_dim: int = 16, context_length: int = 77, **text) -> dict:
+    """open_clip_config.json of the tiny model; `text` adds to or overrides its text_cfg."""
+    model_cfg = {
+        "embed_dim": embed_dim,
+        "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
+        "text_cfg": {
+            "context_length": context_length,
+            "vocab_size": 49408,
+            "width": 32,
+            "heads": 2,
+            "layers": 2,
+            **text,
+        },
+    }
+    if quick_gelu:
+        model_cfg["quick_gelu"] = True
+    preprocess_cfg = {
+        "size": 32,
+        "mode": "RGB",
+        "mean": [0.48145466, 0.4578275, 0.40821073],
+        "std": [0.26862954, 0.26130258, 0.27577711],
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+        "fill_color": 0,
+    }
+    return {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg}
+
+
+def write_tiny_clip(directory: Path, seed: int = 0, *, quick_gelu: bool = False, **overrides) -> Path:
+    """Write the tiny model to `directory` as open_clip would, with weights that depend on `seed` alone."""
+    config = tiny_config(quick_gelu=quick_gelu, **overrides)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "open_clip_config.json").write_text(json.dumps(config))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = open_clip.create_model(f"local-dir:{directory}", load_weights=False)
+    with torch.no_grad():
+        module.visual.positional_embedding.mul_(0.1)  # else it drowns the picture
+        module.token_embedding.weight.mul_(20)  # else all captions look alike
+    save_file({k: v.contiguous() for k, v in module.state_dict().items()}, directory / "open_clip_model.safetensors")
+    return directory
