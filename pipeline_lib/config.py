@@ -22,7 +22,12 @@ import yaml
 from pipeline_lib.errors import UserError
 
 T = TypeVar("T")
-section = dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+
+
+@typing.dataclass_transform(kw_only_default=True, frozen_default=True)
+def section(kind: type[T]) -> type[T]:
+    """A section or block of params.yaml: a frozen keyword-only dataclass."""
+    return dataclasses.dataclass(frozen=True, kw_only=True, slots=True)(kind)
 
 
 @section

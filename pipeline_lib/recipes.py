@@ -47,7 +47,7 @@ def similarity(features: Features, logits: Logits) -> torch.Tensor:
 
 
 def draw_reference(prior: Prior, student: Features, draws: Draws) -> torch.Tensor:
-    """The reference z [B, D], or [2, B, D] where the modalities do not share it, in the student's dtype and on its device."""
+    """RaFA's z [B, D], or [2, B, D] where the modalities do not share it, in the student's dtype and device."""
     features = student.raw_image_features
     copies, width = (1 if prior.shared else 2), features.shape[1]
     mean = torch.zeros(width)

@@ -1,0 +1,423 @@
+"""Fills the teacher cache: decode, tokenise, embed, unit by unit, resuming at the next shard; and verifies it.
+
+A unit is built from one shard and is either whole or absent: written under a temporary name, renamed, then recorded
+with its hashes under `done/`. A killed stage starts again at the first shard whose record or hashes are missing.
+Processes of one world take every n-th shard. See `teacher_cache` for the format and why it is exact.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline_lib import artifacts, config, losses, model, runtime, shards
+from pipeline_lib.distributed import World
+from pipeline_lib.errors import UserError
+from pipeline_lib.model import Clip
+from pipeline_lib.teacher_cache import (
+    MAX_PIXELS,
+    PARTS,
+    CachedPart,
+    digest_rows,
+    embed_images,
+    embed_texts,
+    fingerprint,
+)
+
+log = logging.getLogger(__name__)
+CUT_MULTIPLE = 16  # a cut of the set's text is rounded up to this many tokens
+STORED_DTYPES = {"float32": torch.float32, "float16": torch.float16}
+
+
+class _ImageRows(Dataset[Any]):
+    """Images of a part by (shard, row): decoded pixels for the student and, if it differs, for the teacher."""
+
+    def __init__(self, part: shards.Part, student: Clip, teacher: Clip) -> None:
+        self.part = part
+        self.decoders = [student.preprocess]
+        if dict(teacher.preprocess.config) != dict(student.preprocess.config):
+            self.decoders.append(teacher.preprocess)
+        self.entries: dict[int, list[Any]] = {}
+
+    def __getitems__(self, places: list[tuple[int, int]]) -> Any:
+        images: list[list[np.ndarray]] = [[] for _ in self.decoders]
+        reasons = {}
+        for shard_index, row in places:
+            shard = self.part.shards[shard_index]
+            if shard_index not in self.entries:
+                self.entries = {shard_index: shard.samples()}
+            entry = self.entries[shard_index][row]
+            try:
+                image_bytes = shard.read_image(entry)
+                decoded = [decoder.decode(image_bytes, MAX_PIXELS) for decoder in self.decoders]
+            except ValueError as error:
+                reasons[row] = f"{entry.key}: {error}"
+                decoded = [np.zeros((3, *decoder.image_size), dtype=np.uint8) for decoder in self.decoders]
+            for into, image in zip(images, decoded, strict=True):
+                into.append(image)
+        return places, [torch.from_numpy(np.stack(image)) for image in images], reasons
+
+    def __len__(self) -> int:
+        return self.part.num_samples
+
+
+def _keep(batch: Any) -> Any:
+    return batch
+
+
+def _decoded(part: shards.Part, todo: Sequence[int], student: Clip, teacher: Clip, chunk: int, workers: int) -> Any:
+    """Chunks of decoded images, shard after shard, decoded ahead by `workers` processes."""
+    places = [
+        [(index, row) for row in range(start, min(start + chunk, part.shards[index].num_samples))]
+        for index in todo
+        for start in range(0, part.shards[index].num_samples, chunk)
+    ]
+    dataset = _ImageRows(part, student, teacher)
+    return DataLoader(dataset, batch_sampler=places, num_workers=workers, collate_fn=_keep)
+
+
+@dataclass
+class Writer:
+    """Builds the cache of all parts in a work folder, unit by unit, resuming at the next unfinished shard."""
+
+    student: Clip
+    teacher: Clip
+    settings: config.CacheTeacher
+    work: Path
+    world: World
+    num_workers: int = 0
+    progress: bool = True
+    pixels: bool = True
+
+    def write(self, parts: Sequence[shards.Part]) -> dict[str, Any]:
+        """Write every part's units; return the facts for the manifest (cut length, counts, quarantine)."""
+        self.cut = self._tokenize_all(parts)
+        for part in parts:
+            self._write_part(part)
+        self.world.barrier()
+        facts: dict[str, Any] = {"text_length": self.cut, "pixels": self.pixels, "parts": {}}
+        for part in parts:
+            units = [self._record(part, index) for index in range(len(part.shards))]
+            invalid = [reason for unit in units for reason in unit["invalid"]]
+            facts["parts"][part.name] = {
+                "num_samples": part.num_samples,
+                "num_captions": part.num_captions,
+                "num_invalid": len(invalid),
+                "invalid": invalid,
+                "units": units,
+            }
+            self._check_share(part, invalid)
+        return facts
+
+    def _check_share(self, part: shards.Part, invalid: list[str]) -> None:
+        share = len(invalid) / max(1, part.num_samples)
+        if share > self.settings.max_bad_share:
+            raise UserError(
+                f"{part.directory}: {len(invalid)} of {part.num_samples} images cannot be decoded "
+                f"({'; '.join(invalid[:3])}); mend them, or raise cache_teacher.max_bad_share"
+            )
+
+    # text
+
+    def _tokenize_all(self, parts: Sequence[shards.Part]) -> int:
+        """Token ids of every caption, kept in the work folder; returns the one length to which the set is cut."""
+        longest = 1
+        for part in parts:
+            for shard in part.shards:
+                captions = [caption for entry in shard.samples() for caption in entry.captions]
+                for clip in {id(c): c for c in (self.student, self.teacher)}.values():
+                    token_ids = clip.tokenize(captions)
+                    if len(token_ids):
+                        longest = max(longest, int(clip.text_lengths(token_ids).max()))
+        context = self.student.context_length
+        if not self.settings.text_cut:
+            return context
+        for clip in (self.student, self.teacher):
+            if clip.text_cut_refusal:
+                log.info("text is not cut: %s", clip.text_cut_refusal)
+                return context
+        return min(context, -(-longest // CUT_MULTIPLE) * CUT_MULTIPLE)
+
+    def _token_ids(self, clip: Clip, captions: list[str]) -> torch.Tensor:
+        token_ids = clip.tokenize(captions)
+        return token_ids if clip.text_cut_refusal else token_ids[:, : min(self.cut, clip.context_length)]
+
+    # units
+
+    def _unit_path(self, part: shards.Part, index: int) -> Path:
+        return self.work / "teacher" / part.name / f"{index:05d}.safetensors"
+
+    def _pixels_path(self, part: shards.Part, index: int) -> Path:
+        return self.work / "pixels" / part.name / f"{index:05d}.npy"
+
+    def _record(self, part: shards.Part, index: int) -> dict[str, Any]:
+        return artifacts.read_json(self.work / "done" / part.name / f"{index:05d}.json")
+
+    def _finished(self, part: shards.Part, index: int) -> bool:
+        """Whether a unit of an earlier, interrupted run is whole: its files have the recorded hashes."""
+        if not (self.work / "done" / part.name / f"{index:05d}.json").is_file():
+            return False
+        record = self._record(part, index)
+        files = {self._unit_path(part, index): record["sha256"]}
+        if self.pixels:
+            files[self._pixels_path(part, index)] = record["pixels_sha256"]
+        return all(path.is_file() and artifacts.sha256_file(path) == sha for path, sha in files.items())
+
+    def _write_part(self, part: shards.Part) -> None:
+        own = range(self.world.rank, len(part.shards), self.world.size)
+        todo = [index for index in own if not self._finished(part, index)]
+        if len(todo) < len(own):
+            log.info("%s: resumed, %d of %d shards were finished", part.name, len(own) - len(todo), len(own))
+        chunk = self.settings.chunk_size
+        chunks = iter(_decoded(part, todo, self.student, self.teacher, chunk, self.num_workers))
+        enabled = self.progress and self.world.is_main
+        total = sum(part.shards[index].num_samples for index in todo)
+        with runtime.progress(None, label=f"cache {part.name}", total=total, unit="img", enabled=enabled) as bar:
+            for index in todo:
+                self._write_unit(part, index, chunks)
+                bar.update(part.shards[index].num_samples)
+                if runtime.stop_requested():
+                    raise runtime.Stopped
+
+    def _write_unit(self, part: shards.Part, index: int, chunks: Iterator[Any]) -> None:
+        shard = part.shards[index]
+        entries = shard.samples()
+        features, invalid = [], {}
+        path = self._pixels_path(part, index)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".tmp")
+        pixels = None
+        if self.pixels:
+            shape = (len(entries), 3, *self.student.image_size)
+            pixels = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
+        for start in range(0, len(entries), self.settings.chunk_size):
+            places, images, reasons = next(chunks)
+            if places[0] != (index, start):
+                raise AssertionError(f"expected the chunk at {(index, start)}, got {places[0]}")
+            if pixels is not None:
+                pixels[start : start + len(places)] = images[0].numpy()
+            invalid.update(reasons)
+            if self.settings.mode == "cached":
+                features.append(embed_images(self.teacher, images[-1], self.settings.chunk_size))
+        captions = [caption for entry in entries for caption in entry.captions]
+        unit = self._texts(entries, captions)
+        unit["valid"] = torch.tensor([row not in invalid for row in range(len(entries))], dtype=torch.uint8)
+        if self.settings.mode == "cached":
+            unit["image_features"] = torch.cat(features)
+            token_ids = self._token_ids(self.teacher, captions)
+            unit["text_features"] = embed_texts(self.teacher, token_ids, self.settings.chunk_size)
+            _check_unit(unit, f"{part.name}/{index:05d}")
+            for name in ("image_features", "text_features"):
+                unit[name] = unit[name].to(STORED_DTYPES[self.settings.dtype])
+        data = safetensors.torch.save(unit)
+        artifacts.write_bytes(self._unit_path(part, index), data)
+        record = {
+            "shard": shard.sha256,
+            "sha256": artifacts.sha256_bytes(data),
+            "num_samples": len(entries),
+            "num_captions": len(captions),
+            "invalid": [invalid[row] for row in sorted(invalid)],
+        }
+        if pixels is not None:
+            pixels.flush()
+            del pixels
+            record["pixels_sha256"] = artifacts.sha256_file(partial)
+            partial.replace(path)
+        artifacts.write_json(self.work / "done" / part.name / f"{index:05d}.json", record)
+
+    def _texts(self, entries: Sequence[Any], captions: list[str]) -> dict[str, torch.Tensor]:
+        counts = [0, *(len(entry.captions) for entry in entries)]
+        return {
+            "caption_offsets": torch.tensor(counts).cumsum(0),
+            "token_ids": self._token_ids(self.student, captions).to(torch.int32),
+            "key_digests": digest_rows([shards.key_digest(entry.key) for entry in entries]),
+            "caption_digests": digest_rows([shards.caption_digest(caption) for caption in captions]),
+        }
+
+
+def _check_unit(unit: dict[str, torch.Tensor], name: str) -> None:
+    """Counts, finiteness, non-zero norms and non-constant rows, before anything is written."""
+    num_samples, num_captions = len(unit["valid"]), int(unit["caption_offsets"][-1])
+    for key, rows in (("image_features", num_samples), ("text_features", num_captions)):
+        features = unit[key]
+        if len(features) != rows:
+            raise AssertionError(f"{name}: {len(features)} rows of {key}, expected {rows}")
+        if key == "image_features":
+            features = features[unit["valid"].bool()]
+        if not torch.isfinite(features).all():
+            raise UserError(f"{name}: the teacher's {key} are not finite; check its weights and cache_teacher.dtype")
+        if len(features) and not (features.norm(dim=-1) > 0).all():
+            raise UserError(f"{name}: the teacher gives a zero vector among its {key}; check its weights")
+        if len(features) > 1 and bool((features == features[:1]).all()) and rows > 1:
+            raise UserError(
+                f"{name}: the teacher gives the same vector for all {rows} rows of {key}; check its weights"
+            )
+
+
+def pixel_cache_fits(settings: config.CacheTeacher, num_samples: int, image_size: tuple[int, int], at: Path) -> bool:
+    """Whether the uint8 pixels are stored: `always`, `never`, or (auto) within max_gb and half of the free disk.
+
+    Raises:
+        UserError: `always`, but the disk has no room.
+    """
+    needed = num_samples * 3 * image_size[0] * image_size[1]
+    free = shutil.disk_usage(at).free
+    log.info("pixel cache: %.2f GB needed, %.0f GB free", needed / 1e9, free / 1e9)
+    if settings.pixels == "always" and needed > free:
+        raise UserError(f"cache_teacher.pixels: {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free; use `auto`")
+    fits = needed <= settings.max_gb * 1e9 and needed <= free / 2
+    return settings.pixels == "always" or (settings.pixels == "auto" and fits)
+
+
+def statistics(units: Iterable[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Mean and deviation [D] of the teacher's raw features over both modalities, and the mean norm of each modality."""
+    rows = 0
+    total = squares = torch.zeros(1, dtype=torch.float64)
+    norms: dict[str, list[torch.Tensor]] = {"image_norm": [], "text_norm": []}
+    for unit in units:
+        pair = unit["image_features"][unit["valid"].bool()].double(), unit["text_features"].double()
+        for name, features in zip(norms, pair, strict=True):
+            rows += len(features)
+            total = total + features.sum(0)
+            squares = squares + features.square().sum(0)
+            norms[name].append(features.norm(dim=-1))
+    mean = total / max(1, rows)
+    deviation = (squares / max(1, rows) - mean.square()).clamp_min(0).sqrt()
+    means = {name: torch.cat(values).mean().float() for name, values in norms.items() if values}
+    return {"mean": mean.float(), "std": deviation.float(), **means}
+
+
+def verify(part: CachedPart, teacher: Clip, settings: config.CacheTeacher) -> dict[str, float]:
+    """Compute a sample of rows again from the shards and compare features, the HyCD loss and its gradient.
+
+    Returns:
+        Largest relative difference of the features (by row norm), of the loss and of its gradient, and the row count.
+
+    Raises:
+        UserError: A difference is larger than the stored precision allows.
+    """
+    count = min(len(part.valid_rows), max(settings.chunk_size, round(settings.verify_share * len(part))))
+    rows = np.random.default_rng(0).choice(part.valid_rows, size=count, replace=False)
+    stored = part.read_features(rows, [0] * count)
+    if stored is None:
+        return {"features": 0.0, "loss": 0.0, "gradient": 0.0, "rows": 0.0}
+    found_rows = [part.entry(row) for row in rows]
+    images = np.stack([teacher.decode(shard.read_image(entry), MAX_PIXELS) for shard, entry in found_rows])
+    token_ids = teacher.tokenize([entry.captions[0] for _, entry in found_rows])
+    if not teacher.text_cut_refusal:
+        token_ids = token_ids[:, : part.text_length]
+    image_features = embed_images(teacher, torch.from_numpy(images), settings.chunk_size)
+    text_features = embed_texts(teacher, token_ids, settings.chunk_size)
+    found = _compare(stored, (image_features, text_features))
+    bound = {"float32": 1e-4, "float16": 2e-2}[settings.dtype]
+    bounds = {"features": bound, "loss": bound / 10, "gradient": bound * 10}
+    for name, limit in bounds.items():
+        if not found[name] <= limit:
+            raise UserError(f"cache_teacher: recomputed {name} differ by {found[name]:.2e}, more than {limit:.0e}")
+    return {**found, "rows": float(count)}
+
+
+def _compare(stored: tuple[torch.Tensor, torch.Tensor], fresh: tuple[torch.Tensor, torch.Tensor]) -> dict[str, float]:
+    feature_difference = max(
+        float(((a - b).norm(dim=-1) / b.norm(dim=-1)).max()) for a, b in zip(stored, fresh, strict=True)
+    )
+    values, gradients = [], []
+    for image_features, text_features in (stored, fresh):
+        student_logits = (fresh[0].double() @ fresh[1].double().T).requires_grad_()
+        loss = losses.hycd_loss(student_logits, image_features.double() @ text_features.double().T)
+        gradients.append(torch.autograd.grad(loss, student_logits)[0])
+        values.append(loss.item())
+    scale = max(abs(values[1]), 1e-12)
+    gradient = float((gradients[0] - gradients[1]).norm() / gradients[1].norm().clamp_min(1e-30))
+    return {"features": feature_difference, "loss": abs(values[0] - values[1]) / scale, "gradient": gradient}
+
+
+# --- the stage --------------------------------------------------------------------------------------------------
+
+
+def build(
+    paths: config.Paths, settings: config.CacheTeacher, how: config.Runtime, world: World, code_digest: str
+) -> dict[str, Any]:
+    """Fill `paths.teacher` and `paths.pixels` from `paths.base` and `paths.shards`, verify a sample, publish.
+
+    Returns:
+        `digest` of the cache's manifest and `metrics` for the tracker (None on processes other than the first).
+
+    Raises:
+        UserError: Input is missing or broken, too many images do not decode, or the verification fails.
+    """
+    device = runtime.pick_device(how.device)
+    student = model.load(paths.base, device=device)
+    teacher = student if settings.teacher == "base" else model.load(Path(settings.teacher), device=device)
+    parts = [shards.read_part(paths.shards / name) for name in PARTS]
+    shards_digest = artifacts.read_manifest(paths.shards, stage="shard")["digest"]
+    identity = fingerprint(student, teacher, settings, shards_digest)
+    pixels = pixel_cache_fits(settings, sum(part.num_samples for part in parts), student.image_size, paths.shards)
+    work = artifacts.work_directory("cache_teacher", artifacts.digest([identity, pixels, code_digest]))
+    writer = Writer(student, teacher, settings, work, world, how.num_workers, how.progress, pixels)
+    facts = writer.write(parts)
+    if not world.is_main:
+        world.barrier()
+        return {}
+    measured = _finish(work, parts, facts, identity, teacher)
+    if settings.mode == "cached":
+        cached = CachedPart(work / "teacher", work / "pixels", parts[0], student)
+        difference = verify(cached, teacher, settings)
+        log.info("verified %d rows: %s", difference["rows"], difference)
+        measured |= {f"verify_{name}": value for name, value in difference.items()}
+        del cached
+    artifacts.publish(work / "pixels", paths.pixels)
+    artifacts.publish(work / "teacher", paths.teacher)
+    shutil.rmtree(work)
+    world.barrier()
+    return {"digest": artifacts.read_manifest(paths.teacher)["digest"], "metrics": measured}
+
+
+def _finish(
+    work: Path, parts: Sequence[shards.Part], facts: dict[str, Any], identity: dict[str, Any], teacher: Clip
+) -> dict[str, float]:
+    """Statistics and manifests of the finished units in `work`; returns figures for the tracker."""
+    known = {
+        f"{name}/{index:05d}.safetensors": unit["sha256"]
+        for name, part in facts["parts"].items()
+        for index, unit in enumerate(part["units"])
+    }
+    measured = {}
+    scale = float(teacher.logit_scale)
+    if identity["mode"] == "cached":
+        units = sorted((work / "teacher" / parts[0].name).glob("*.safetensors"))
+        stats = statistics(safetensors.torch.load_file(path) for path in units)
+        artifacts.write_bytes(work / "teacher" / "statistics.safetensors", safetensors.torch.save(stats))
+        measured = {name: float(stats[name]) for name in ("image_norm", "text_norm")}
+        product = measured["image_norm"] * measured["text_norm"]
+        log.info("raw norms: image %.2f, text %.2f, product %.1f; logit scale %.1f", *measured.values(), product, scale)
+        if not 1 / 3 <= product / scale <= 3:
+            log.warning(
+                "the product of the raw norms (%.1f) is far from the model's logit scale (%.1f): raw dot products make "
+                "the teacher's softmax %s; consider `logits: scaled_cosine` in the recipe",
+                product,
+                scale,
+                "too sharp" if product > scale else "too flat",
+            )
+    facts |= {"fingerprint": identity, "teacher_logit_scale": scale}
+    artifacts.write_manifest(work / "teacher", "cache_teacher", known=known, **facts)
+    (work / "pixels").mkdir(exist_ok=True)
+    known = {
+        f"{name}/{index:05d}.npy": unit["pixels_sha256"]
+        for name, part in facts["parts"].items()
+        for index, unit in enumerate(part["units"])
+        if facts["pixels"]
+    }
+    artifacts.write_manifest(work / "pixels", "cache_teacher", known=known, stored=facts["pixels"])
+    for part in facts["parts"].values():
+        measured["num_invalid"] = measured.get("num_invalid", 0.0) + part["num_invalid"]
+    return {**measured, "text_length": float(facts["text_length"])}

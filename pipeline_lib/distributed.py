@@ -1,0 +1,130 @@
+"""Many processes as one: join what torchrun or srun started, or relaunch a stage through torch.distributed.run.
+
+The parallel arithmetic of this project is simple because the loss is computed whole on every process: features are
+gathered (B x D numbers), every process evaluates the same B x B loss and back-propagates only through its own rows, and
+the parameter gradients are summed. That is the gradient of one process at the same global batch, with negatives and
+soft labels over all processes; no parameter needs a gradient for it to hold.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+import torch.distributed as dist
+
+BUCKET_ELEMENTS = 2**24  # gradients are summed in flat buckets of this many numbers
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all. One process alone is `World()`."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and logs."""
+        return self.rank == 0
+
+    def share(self, num_rows: int) -> list[int]:
+        """How many of `num_rows` rows each process takes: the first ones take one more where it does not divide."""
+        return [num_rows // self.size + (rank < num_rows % self.size) for rank in range(self.size)]
+
+    def own_rows(self, num_rows: int) -> slice:
+        """The rows of a global batch that this process takes."""
+        sizes = self.share(num_rows)
+        start = sum(sizes[: self.rank])
+        return slice(start, start + sizes[self.rank])
+
+    def gather_rows(self, rows: torch.Tensor, num_rows: int) -> list[torch.Tensor]:
+        """The rows of every process, in order of rank; `rows` [b, D] are this process's `own_rows(num_rows)`."""
+        if self.size == 1:
+            return [rows]
+        sizes = self.share(num_rows)
+        padded = rows.new_zeros(max(sizes), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        gathered = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(gathered, padded)
+        return [part[:size] for part, size in zip(gathered, sizes, strict=True)]
+
+    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Sum `.grad` over all processes, in place; parameters without one (on every process) are passed over."""
+        if self.size == 1:
+            return
+        bucket: list[torch.Tensor] = []
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        for index, gradient in enumerate(gradients):
+            bucket.append(gradient)
+            last = index + 1 == len(gradients)
+            if last or gradients[index + 1].dtype != gradient.dtype or sum(g.numel() for g in bucket) > BUCKET_ELEMENTS:
+                _sum_bucket(bucket)
+                bucket = []
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is true on any process."""
+        if self.size == 1:
+            return flag
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        total = torch.tensor(int(flag), device=device)
+        dist.all_reduce(total)
+        return bool(total.item())
+
+    def barrier(self) -> None:
+        """Wait for every process."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def _sum_bucket(bucket: Sequence[torch.Tensor]) -> None:
+    flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+    dist.all_reduce(flat)
+    for gradient, summed in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+        gradient.copy_(summed.view_as(gradient))
+
+
+def join() -> World:
+    """The world that torchrun (RANK, WORLD_SIZE) or srun (SLURM_PROCID, SLURM_NTASKS and MASTER_ADDR) started."""
+    slurm = "SLURM_PROCID" in os.environ and "MASTER_ADDR" in os.environ
+    names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID") if slurm else ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    rank, size, local_rank = (
+        int(os.environ.get(name, default)) for name, default in zip(names, (0, 1, 0), strict=True)
+    )
+    if size == 1:
+        return World()
+    if not dist.is_initialized():
+        cuda = torch.cuda.is_available()
+        if cuda:
+            torch.cuda.set_device(local_rank)
+        dist.init_process_group("nccl" if cuda else "gloo", rank=rank, world_size=size)
+    return World(rank, size, local_rank)
+
+
+def leave() -> None:
+    """Close the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def relaunch_if_asked(processes: int, module: str, params_file: Path) -> None:
+    """With `runtime.processes` > 1 and no world around us, replace this process by torchrun over `module`.
+
+    The stage's command in dvc.yaml stays the same (a changed command would re-run the stage).
+    """
+    if processes > 1 and "WORLD_SIZE" not in os.environ and "SLURM_PROCID" not in os.environ:
+        _exec_torchrun(processes, module, params_file)
+
+
+def _exec_torchrun(processes: int, module: str, params_file: Path) -> NoReturn:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [*command, "-m", module, "--params", str(params_file)])  # noqa: S606

@@ -1,0 +1,181 @@
+"""Exact gradients of a whole batch (gradient caching, data parallelism), and what is trained with them.
+
+`backward` has three phases, the same for one process or many, one chunk or several:
+
+1. embed this process's rows in chunks of `micro_batch` (without gradient when there is more than one chunk);
+2. gather the features of all processes, evaluate the recipe on the whole batch, and take the gradient with respect to
+   this process's features (gradient caching, Gao et al. 2021, arXiv 2101.06983);
+3. send that gradient back through the towers, chunk by chunk, and sum the parameter gradients over the processes.
+
+So negatives and soft labels span the whole batch whatever its layout. The logit scale enters in phase 2 only, which
+every process evaluates alike: its gradient is taken once and not summed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from pipeline_lib import config, recipes
+from pipeline_lib.distributed import World
+from pipeline_lib.errors import UserError
+from pipeline_lib.features import Features
+from pipeline_lib.model import Clip
+from pipeline_lib.sampling import Draws
+from pipeline_lib.teacher_cache import Inputs
+
+SCALARS = ("logit_scale", "logit_bias")  # parameters that the loss itself uses, outside the towers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoders:
+    """The student's towers as the loop calls them: plain or compiled, under autocast or not."""
+
+    student: Clip
+    bf16: bool = False
+    compile: bool = False
+
+    @cached_property
+    def _calls(self) -> tuple[Callable[..., torch.Tensor], Callable[..., torch.Tensor]]:
+        calls = (self.student.encode_image, self.student.encode_text)
+        return (torch.compile(calls[0]), torch.compile(calls[1])) if self.compile else calls
+
+    def __call__(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+        """Raw image and text features [b, D], at least fp32."""
+        device = self.student.device
+        with torch.autocast(device.type, dtype=torch.bfloat16) if self.bf16 else nullcontext():
+            raw = [call(x.to(device, non_blocking=True)) for call, x in zip(self._calls, inputs, strict=True)]
+        image, text = (x.float() if x.dtype in (torch.bfloat16, torch.float16) else x for x in raw)
+        return image, text
+
+
+def backward(
+    encoders: Encoders,
+    recipe: recipes.Recipe,
+    inputs: Inputs,
+    teacher: Features,
+    draws: Draws,
+    *,
+    micro_batch: int | None = None,
+    world: World = World(),  # noqa: B008
+) -> recipes.Terms:
+    """Leave in every trainable parameter the gradient of the recipe's total over the whole batch of B pairs.
+
+    Args:
+        encoders: The student.
+        recipe: From `recipes.build`.
+        inputs: This process's b rows of the batch, `world.own_rows(B)`.
+        teacher: Features of all B pairs.
+        draws: Random numbers of all B pairs.
+        micro_batch: Rows per forward pass (None: b). The gradient does not depend on it.
+        world: All processes.
+
+    Returns:
+        The recipe's terms, detached, equal on every process.
+    """
+    student = encoders.student
+    size = micro_batch or len(inputs.images)
+    chunks = [Inputs(*pair) for pair in zip(*(x.split(size) for x in inputs), strict=True)]
+    whole = len(chunks) == 1
+    states = []
+    with torch.set_grad_enabled(whole):
+        embedded = []
+        for chunk in chunks:
+            states.append(_random_state(student.device))
+            embedded.append(encoders(chunk))
+    own = [torch.cat(rows) if not whole else rows[0] for rows in zip(*embedded, strict=True)]
+    leaves = [rows.detach().requires_grad_() for rows in own]
+    features = []
+    for leaf in leaves:
+        parts = world.gather_rows(leaf.detach(), len(draws.key_digests))
+        parts[world.rank] = leaf
+        features.append(torch.cat(parts))
+    terms = recipe(Features(features[0], features[1], student.logit_scale), teacher, draws)
+    recipes.total_loss(terms).backward()
+    gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
+    if whole:
+        _send_back(own, gradients)
+    else:
+        after = _random_state(student.device)
+        for chunk, state, *rows in zip(chunks, states, *(g.split(size) for g in gradients), strict=True):
+            _set_random_state(student.device, state)
+            _send_back(encoders(chunk), rows)
+        _set_random_state(student.device, after)
+    world.sum_gradients(p for name, p in student.module.named_parameters() if name not in SCALARS)
+    return {name: term.detach() for name, term in terms.items()}
+
+
+def _send_back(outputs: Iterable[torch.Tensor], gradients: Iterable[torch.Tensor]) -> None:
+    pairs = [(o, g) for o, g in zip(outputs, gradients, strict=True) if o.requires_grad]  # a locked tower has none
+    if pairs:
+        torch.autograd.backward([output for output, _ in pairs], [gradient for _, gradient in pairs])
+
+
+def _random_state(device: torch.device) -> list[torch.Tensor]:
+    """State of the generators that dropout uses, so that the second pass repeats the first."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def _set_random_state(device: torch.device, state: list[torch.Tensor]) -> None:
+    torch.set_rng_state(state[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state[1], device)
+
+
+def select_trainable(student: Clip, settings: config.Refine) -> None:
+    """Set `requires_grad` by `trainable`, `lock_*` and `train_logit_scale`, and the mode of every layer.
+
+    Raises:
+        UserError: Nothing is left to train.
+    """
+    module = student.module.requires_grad_(True)
+    _set_mode(student, settings.stochastic_layers)
+    if settings.lock_image:
+        module.lock_image_tower(unlocked_groups=settings.lock_image_unlocked_groups)
+    if settings.lock_text:
+        module.lock_text_tower(unlocked_layers=settings.lock_text_unlocked_layers)
+    projections = set(student.projection_names())
+    for name, parameter in module.named_parameters():
+        if settings.trainable == "projections" and name not in projections:
+            parameter.requires_grad_(False)
+        if name in SCALARS:
+            parameter.requires_grad_(settings.train_logit_scale)
+    if settings.grad_checkpointing:
+        module.set_grad_checkpointing(True)
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise UserError("refine: every weight is locked; unlock something (trainable, lock_image, lock_text)")
+
+
+def _set_mode(student: Clip, stochastic_layers: bool) -> None:
+    """Eval mode: dropout and drop-path off, batch-norm statistics fixed; the latter stay fixed in any case."""
+    student.module.train(stochastic_layers)
+    for layer in student.module.modules():
+        if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
+            layer.eval()
+
+
+def learning_rate(settings: config.Refine, step: int, num_steps: int) -> float:
+    """Learning rate of a step: linear warm-up, then constant or half a cosine to 0."""
+    if step < settings.warmup_steps:
+        return settings.learning_rate * (step + 1) / settings.warmup_steps
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    share = (step - settings.warmup_steps) / max(1, num_steps - settings.warmup_steps)
+    return settings.learning_rate * (1 + math.cos(math.pi * share)) / 2
+
+
+def make_optimizer(student: Clip, settings: config.Refine) -> torch.optim.AdamW:
+    """AdamW over the trainable weights, one weight decay for all as in the published code; fused where it exists."""
+    return torch.optim.AdamW(
+        [parameter for parameter in student.module.parameters() if parameter.requires_grad],
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+        fused=student.device.type in ("cpu", "cuda"),
+    )

@@ -1,0 +1,220 @@
+"""The frozen teacher's features, computed once and joined by identity: format, embedding, reader.
+
+Why it is exact: the teacher is frozen and there is no augmentation, so an image or caption has one feature vector. Raw
+fp32 features of every image and of every caption are kept (a step draws which caption it shows), with the token
+ids and, where they fit, the uint8 pixels behind the model's own PIL steps, so that no later stage decodes an image.
+
+One unit per shard, in safetensors (read through mmap): for N samples with M captions, feature width D and L tokens
+`image_features` [N, D], `text_features` [M, D], `caption_offsets` [N + 1], `token_ids` [M, L], `valid` [N],
+`key_digests` [N, 16], `caption_digests` [M, 16]; beside it, under `pixels`, `.npy` uint8 [N, 3, H, W].
+Rows are found by shard and place, and compared by shard hash, key and caption digests: never by number alone.
+An undecodable image keeps its row with `valid` = 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from pipeline_lib import artifacts, config, shards
+from pipeline_lib.errors import UserError
+from pipeline_lib.model import Clip
+
+PARTS = ("refine", "val")
+Rows = Sequence[int] | np.ndarray
+MAX_PIXELS = 100_000_000  # an image that passed `shard` is smaller; a guard against a changed file
+
+
+class Inputs(NamedTuple):
+    """b samples as the towers take them."""
+
+    images: torch.Tensor  # uint8 [b, 3, H, W]
+    token_ids: torch.Tensor  # int64 [b, L]
+
+
+# --- embedding: the one function that cached and online teachers share -------------------------------------------
+
+
+def embed_images(clip: Clip, images: torch.Tensor, chunk_size: int) -> torch.Tensor:
+    """uint8 [n, 3, H, W] -> raw features, fp32 [n, D] on the CPU, in passes of exactly `chunk_size` rows."""
+    return _embed(clip, clip.encode_image, images, chunk_size)
+
+
+def embed_texts(clip: Clip, token_ids: torch.Tensor, chunk_size: int) -> torch.Tensor:
+    """Token ids [n, L] -> raw features, fp32 [n, D] on the CPU, in passes of exactly `chunk_size` rows."""
+    return _embed(clip, clip.encode_text, token_ids, chunk_size)
+
+
+def _embed(clip: Clip, encode: Any, rows: torch.Tensor, chunk_size: int) -> torch.Tensor:
+    """The last pass is filled up with copies of its first row: a pass of another size rounds differently."""
+    features = []
+    with torch.inference_mode():
+        for chunk in rows.split(chunk_size):
+            missing = chunk_size - len(chunk)
+            full = torch.cat([chunk, chunk[:1].expand(missing, *chunk.shape[1:])]) if missing else chunk
+            features.append(encode(full.to(clip.device))[: len(chunk)].float().cpu())
+    return torch.cat(features) if features else torch.empty(0, clip.embed_dim)
+
+
+# --- fingerprint ------------------------------------------------------------------------------------------------
+
+
+def fingerprint(student: Clip, teacher: Clip, settings: config.CacheTeacher, shards_digest: str) -> dict[str, Any]:
+    """Everything on which a cached number depends, as JSON values; readers refuse a cache whose fingerprint differs."""
+
+    def facts(clip: Clip) -> dict[str, Any]:
+        return {k: clip.facts[k] for k in ("config_digest", "preprocess", "tokenizer_digest", "quick_gelu")}
+
+    return {
+        "shards": shards_digest,
+        "teacher": {**facts(teacher), "weights_digest": teacher.facts["weights_digest"]},
+        "student_input": {k: student.facts[k] for k in ("preprocess", "tokenizer_digest")},
+        "mode": settings.mode,
+        "dtype": settings.dtype,
+        "chunk_size": settings.chunk_size,
+        "text_cut": settings.text_cut,
+    }
+
+
+def differences(found: Any, expected: Any, path: str = "") -> list[str]:
+    """What differs between two fingerprints, one line each."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        keys = sorted({*found, *expected})
+        return [line for k in keys for line in differences(found.get(k), expected.get(k), f"{path}.{k}".strip("."))]
+    return [] if found == expected else [f"{path}: cache has {found!r}, now {expected!r}"]
+
+
+# --- reader -----------------------------------------------------------------------------------------------------
+
+
+class CachedPart:
+    """Random access to one part of the cache through mmap, its identity checked against the shards at opening."""
+
+    def __init__(self, teacher_directory: Path, pixels_directory: Path, part: shards.Part, student: Clip) -> None:
+        """Open and compare with the shards; see `open_parts`."""
+        manifest = artifacts.read_manifest(teacher_directory, stage="cache_teacher")
+        facts = manifest["parts"].get(part.name)
+        if facts is None:
+            raise UserError(f"{teacher_directory}: has no part `{part.name}`; run `dvc repro cache_teacher`")
+        self.part = part
+        self.preprocess = student.preprocess
+        self.text_length: int = manifest["text_length"]
+        self.units: list[dict[str, torch.Tensor]] = []
+        self.pixels: list[np.ndarray] = []
+        for index, (shard, record) in enumerate(zip(part.shards, facts["units"], strict=True)):
+            path = teacher_directory / part.name / f"{index:05d}.safetensors"
+            unit = safetensors.torch.load_file(path)
+            _check_identity(path, unit, record, shard)
+            self.units.append(unit)
+            if manifest["pixels"]:
+                pixels = np.load(pixels_directory / part.name / f"{index:05d}.npy", mmap_mode="r", allow_pickle=False)
+                if pixels.shape != (shard.num_samples, 3, *student.image_size):
+                    raise UserError(f"{pixels_directory}: pixels {pixels.shape} do not fit the model; dvc repro -f")
+                self.pixels.append(pixels)
+        self.starts = np.cumsum([0, *(len(unit["valid"]) for unit in self.units)])
+        valid = np.concatenate([unit["valid"].numpy() for unit in self.units] or [np.zeros(0, np.uint8)])
+        self.valid_rows = np.flatnonzero(valid)
+        self.key_digests = np.concatenate(
+            [u["key_digests"].numpy() for u in self.units] or [np.zeros((0, 16), np.uint8)]
+        )
+        self.num_captions = np.concatenate(
+            [np.diff(unit["caption_offsets"].numpy()) for unit in self.units] or [np.zeros(0, np.int64)]
+        )
+
+    def __len__(self) -> int:
+        """Samples, valid or not."""
+        return int(self.starts[-1])
+
+    def _locate(self, rows: Rows) -> list[tuple[int, int]]:
+        """(shard, row in the shard) of each row of the part."""
+        place = np.searchsorted(self.starts, rows, side="right") - 1
+        return [(int(p), int(row - self.starts[p])) for p, row in zip(place, rows, strict=True)]
+
+    def _pick(self, name: str, rows: Rows, captions: Rows) -> torch.Tensor:
+        """Row by row from the units: of each sample (images), or of its caption number `captions[i]` (texts)."""
+        picked = []
+        for (place, row), caption in zip(self._locate(rows), captions, strict=True):
+            unit = self.units[place]
+            at = row if name == "image_features" else int(unit["caption_offsets"][row]) + caption
+            picked.append(unit[name][at])
+        return torch.stack(picked)
+
+    def read_inputs(self, rows: Rows, captions: Rows) -> Inputs:
+        """Pixels and token ids of samples `rows`, sample i with its caption number `captions[i]`."""
+        images = np.stack([self._image(place, row) for place, row in self._locate(rows)])
+        return Inputs(torch.from_numpy(images), self._pick("token_ids", rows, captions).long())
+
+    def read_features(self, rows: Rows, captions: Rows) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The teacher's raw image and text features, fp32 [b, D'] each; None where the teacher runs online."""
+        if "image_features" not in self.units[0]:
+            return None
+        image_features = self._pick("image_features", rows, captions)
+        return image_features.float(), self._pick("text_features", rows, captions).float()
+
+    def entry(self, row: int) -> tuple[Any, Any]:
+        """The shard and the index entry of a row."""
+        [(place, local)] = self._locate([row])
+        shard = self.part.shards[place]
+        return shard, shard.samples()[local]
+
+    def _image(self, place: int, row: int) -> np.ndarray:
+        if self.pixels:
+            return self.pixels[place][row]
+        shard = self.part.shards[place]
+        return self.preprocess.decode(shard.read_image(shard.samples()[row]), MAX_PIXELS)
+
+
+def digest_rows(values: list[bytes]) -> torch.Tensor:
+    """16-byte digests as uint8 [n, 16]."""
+    return torch.from_numpy(np.frombuffer(b"".join(values), dtype=np.uint8).reshape(-1, 16).copy())
+
+
+def _check_identity(path: Path, unit: dict[str, torch.Tensor], record: dict[str, Any], shard: Any) -> None:
+    """Shard hash, every key and every caption must be those of the shard as it stands.
+
+    Raises:
+        UserError: They are not.
+    """
+    if record["shard"] != shard.sha256:
+        raise UserError(f"{path}: made from another shard ({record['shard'][:12]}, now {shard.sha256[:12]}); dvc repro")
+    entries = shard.samples()
+    expected = {
+        "key_digests": [shards.key_digest(entry.key) for entry in entries],
+        "caption_digests": [shards.caption_digest(caption) for entry in entries for caption in entry.captions],
+    }
+    for name, digests in expected.items():
+        if not torch.equal(unit[name], digest_rows(digests)):
+            raise UserError(f"{path}: {name} differ from {shard.index_path}; run `dvc repro -f cache_teacher`")
+
+
+def open_parts(paths: config.Paths, student: Clip, names: Sequence[str] = PARTS) -> dict[str, CachedPart]:
+    """Open parts of the cache for reading.
+
+    Raises:
+        UserError: Missing, unfinished, or made from other shards, keys or captions.
+    """
+    return {
+        name: CachedPart(paths.teacher, paths.pixels, shards.read_part(paths.shards / name), student) for name in names
+    }
+
+
+def read_statistics(teacher_directory: Path) -> dict[str, torch.Tensor]:
+    """`mean` and `std` [D] of the teacher's raw features and their mean norms; empty for a cache without features."""
+    path = teacher_directory / "statistics.safetensors"
+    return safetensors.torch.load_file(path) if path.is_file() else {}
+
+
+def check_fingerprint(manifest: dict[str, Any], expected: dict[str, Any], path: Path) -> None:
+    """Refuse a cache made by another teacher, from other shards or with other settings, saying what differs.
+
+    Raises:
+        UserError: The fingerprints differ.
+    """
+    lines = differences(manifest["fingerprint"], expected)
+    if lines:
+        raise UserError(f"{path}: not the cache for this configuration ({'; '.join(lines)}); run `dvc repro`")

@@ -1,0 +1,418 @@
+"""The one training loop: steps, checkpoints, resumption, and the checks before the first step and after the last.
+
+The student stays in eval mode with gradients on: with dropout on, step 0 would not equal the teacher. What a step sees
+is a pure function of (seed, epoch, key) (`sampling`, `epochs`), so a run that was killed and resumed from a checkpoint
+ends with the weights of one that was not. Losses are not defined here (`recipes`), gradients neither (`gradients`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import logging
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+
+from pipeline_lib import artifacts, config, model, provenance, recipes, runtime, teacher_cache, tracking
+from pipeline_lib.distributed import World
+from pipeline_lib.epochs import Plan, StepData, read_steps
+from pipeline_lib.errors import UserError
+from pipeline_lib.features import Features
+from pipeline_lib.gradients import Encoders, backward, learning_rate, make_optimizer, select_trainable
+from pipeline_lib.model import Clip
+from pipeline_lib.sampling import Draws
+from pipeline_lib.teacher_cache import CachedPart, embed_images, embed_texts, fingerprint
+
+log = logging.getLogger(__name__)
+CHECKPOINT = "checkpoint.pt"
+HISTORY = "history.jsonl"
+
+
+@dataclass
+class Refiner:
+    """One refinement run. `work` holds checkpoint and history until the stage succeeds."""
+
+    student: Clip
+    recipe: recipes.Recipe
+    part: CachedPart
+    settings: config.Refine
+    runtime: config.Runtime
+    work: Path
+    teacher_logit_scale: torch.Tensor
+    teacher_mean: torch.Tensor | None = None
+    teacher_std: torch.Tensor | None = None
+    online_teacher: Clip | None = None
+    chunk_size: int = 64
+    world: World = field(default_factory=World)
+    run: tracking.Run = field(default_factory=tracking.Run)
+
+    def __post_init__(self) -> None:
+        """Select what is trained; build plan and optimiser."""
+        settings = self.settings
+        self.plan = Plan(
+            rows=self.part.valid_rows,
+            batch_size=settings.batch_size,
+            epochs=settings.epochs,
+            keep_last=settings.last_batch == "keep",
+            seed=settings.seed,
+            max_steps=settings.max_steps,
+        )
+        if self.plan.num_steps == 0:
+            raise UserError(
+                f"refine.batch_size: {settings.batch_size} is more than the {len(self.part.valid_rows)} training "
+                "samples; lower it, or set refine.last_batch to keep"
+            )
+        if settings.batch_size < self.world.size:
+            raise UserError(f"refine.batch_size: {settings.batch_size} rows for {self.world.size} processes")
+        select_trainable(self.student, settings)
+        self.optimizer = make_optimizer(self.student, settings)
+        self.encoders = Encoders(student=self.student, bf16=settings.precision == "bf16", compile=settings.compile)
+        self.initial = {name: p.detach().to("cpu", copy=True) for name, p in self._trainable()}
+        self.step = 0
+        self.waited = self.elapsed = 0.0
+
+    def _trainable(self) -> list[tuple[str, torch.nn.Parameter]]:
+        return [(name, p) for name, p in self.student.module.named_parameters() if p.requires_grad]
+
+    # running
+
+    def refine(self) -> dict[str, float]:
+        """Run all steps from the checkpoint, if there is one; return figures about the run (times included)."""
+        resumed_at = self._resume()
+        if self.world.is_main:
+            log.info(
+                "%d steps of %d pairs, %d samples dropped per epoch",
+                self.plan.num_steps,
+                self.settings.batch_size,
+                self.plan.num_dropped,
+            )
+        started = time.perf_counter()
+        bar = runtime.progress(
+            None,
+            label="refine",
+            total=self.plan.num_steps,
+            initial=self.step,
+            unit="step",
+            enabled=self.runtime.progress and self.world.is_main,
+        )
+        with bar, (self.work / HISTORY).open("a", encoding="utf-8") as history:
+            for data in self._steps():
+                row = self._one_step(data)
+                if self.world.is_main:
+                    history.write(json.dumps(row) + "\n")
+                self.run.log_metrics(
+                    {f"refine/{k}": v for k, v in row.items() if k not in ("step", "epoch")}, row["step"]
+                )
+                bar.update()
+                self.elapsed = time.perf_counter() - started
+                bar.set_postfix(loss=f"{row['loss']:.4f}", waiting=f"{self.waited / self.elapsed:.1%}", refresh=False)
+                self._maybe_checkpoint(history)
+        steps = self.step - resumed_at
+        return {
+            "num_steps": float(self.step),
+            "num_dropped_per_epoch": float(self.plan.num_dropped),
+            "resumed_at": float(resumed_at),
+            "seconds": self.elapsed,
+            "pairs_per_second": steps * self.settings.batch_size / max(self.elapsed, 1e-9),
+            "waiting_share": self.waited / max(self.elapsed, 1e-9),
+            "weight_displacement": self._displacement(),
+        }
+
+    def _steps(self) -> Iterator[StepData]:
+        """The remaining steps of the run, read ahead by workers where reading is work; counts the time waited."""
+        cuda = self.student.device.type == "cuda"
+        workers = self.runtime.num_workers if cuda or not self.part.pixels else 0
+        while self.step < self.plan.num_steps:
+            before = time.perf_counter()
+            for data in read_steps(
+                self.part, self.plan, step=self.step, world=self.world, num_workers=workers, pin_memory=cuda
+            ):
+                self.waited += time.perf_counter() - before
+                yield data
+                before = time.perf_counter()
+
+    def _one_step(self, data: StepData) -> dict[str, Any]:
+        draws = self._draws(data.rows)
+        rate = learning_rate(self.settings, self.step, self.plan.num_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        if self.settings.stochastic_layers:
+            torch.manual_seed((self.settings.seed * 1_000_003 + self.step) * 1_009 + self.world.rank)
+        self.optimizer.zero_grad(set_to_none=True)
+        terms = backward(
+            self.encoders,
+            self.recipe,
+            data.inputs,
+            self._teacher(data),
+            draws,
+            micro_batch=self.settings.micro_batch,
+            world=self.world,
+        )
+        values = {name: float(term) for name, term in terms.items()}
+        loss = math.fsum(value for name, value in values.items() if name.endswith("_loss"))
+        if not math.isfinite(loss):
+            self._refuse_non_finite(values, data.rows)
+        row = {
+            "step": self.step,
+            "epoch": self.step // self.plan.steps_per_epoch,
+            "loss": loss,
+            **values,
+            "learning_rate": rate,
+        }
+        if self.settings.grad_clip is not None:
+            norm = torch.nn.utils.clip_grad_norm_([p for _, p in self._trainable()], self.settings.grad_clip)
+            row["gradient_norm"] = float(norm)
+        self.optimizer.step()
+        self.step += 1
+        return row
+
+    def _draws(self, rows: np.ndarray) -> Draws:
+        return Draws(
+            seed=self.settings.seed,
+            epoch=self.step // self.plan.steps_per_epoch,
+            step=self.step,
+            progress=self.step / self.plan.num_steps,
+            key_digests=[self.part.key_digests[row].tobytes() for row in rows],
+            teacher_mean=self.teacher_mean,
+            teacher_std=self.teacher_std,
+        )
+
+    def _teacher(self, data: StepData) -> Features:
+        """The teacher's features of the whole batch, cached or online through the same function and chunk size."""
+        pair = data.teacher_features
+        if self.online_teacher is not None:
+            own = (
+                embed_images(self.online_teacher, data.inputs.images, self.chunk_size),
+                embed_texts(self.online_teacher, data.inputs.token_ids, self.chunk_size),
+            )
+            device = self.student.device
+            image, text = (torch.cat(self.world.gather_rows(x.to(device), len(data.rows))) for x in own)
+        elif pair is not None:
+            image, text = pair
+        else:
+            raise UserError("the cache holds no features (cache_teacher.mode: online); run the teacher online")
+        like = self.student.module.logit_scale
+        return Features(image.to(like), text.to(like), self.teacher_logit_scale.to(like))
+
+    def _refuse_non_finite(self, values: Mapping[str, float], rows: np.ndarray) -> None:
+        keys = ", ".join(self.part.entry(row)[1].key for row in rows[:8])
+        terms = ", ".join(f"{name} {value}" for name, value in values.items())
+        raise UserError(
+            f"refine: the loss is not finite at step {self.step} ({terms}; batch: {keys}, …); "
+            "lower refine.learning_rate, or check these samples"
+        )
+
+    def _displacement(self) -> float:
+        """‖w − w₀‖ / ‖w₀‖ over the trained weights."""
+        moved = norm = 0.0
+        for name, parameter in self._trainable():
+            start = self.initial[name].double()
+            moved += float((parameter.detach().cpu().double() - start).square().sum())
+            norm += float(start.square().sum())
+        return math.sqrt(moved / max(norm, 1e-30))
+
+    # checkpoints
+
+    def _conditions(self) -> dict[str, Any]:
+        """Under which a resumed run equals an uninterrupted one bitwise."""
+        return {
+            "device": self.student.device.type,
+            "num_threads": torch.get_num_threads(),
+            "num_processes": self.world.size,
+            "micro_batch": self.settings.micro_batch,
+            "deterministic": self.runtime.deterministic,
+            "packages": provenance.package_versions(),
+        }
+
+    def _maybe_checkpoint(self, history: IO[str]) -> None:
+        stop = self.world.any(runtime.stop_requested())
+        due = self.step % self.runtime.checkpoint_every == 0 and self.step < self.plan.num_steps
+        if not (stop or due):
+            return
+        history.flush()
+        os.fsync(history.fileno())
+        self.run.flush()
+        if self.world.is_main:
+            state = {
+                "step": self.step,
+                "model": self.student.module.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "conditions": self._conditions(),
+                "run_id": self.run.run_id,
+            }
+            with artifacts.atomic_open(self.work / CHECKPOINT) as file:
+                torch.save(state, file)
+        self.world.barrier()
+        if stop:
+            log.warning("checkpoint written at step %d of %d; run again to go on", self.step, self.plan.num_steps)
+            raise runtime.Stopped
+
+    def _resume(self) -> int:
+        """Load the checkpoint of `work`, cut the history back to it; returns the step at which the run goes on."""
+        path = self.work / CHECKPOINT
+        if not path.is_file():
+            if self.world.is_main:
+                (self.work / HISTORY).unlink(missing_ok=True)
+            self.world.barrier()
+            return 0
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        self.student.module.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+        self.run.resume(state["run_id"])
+        for line in differing(state["conditions"], self._conditions()):
+            log.warning("resumed under other conditions, so not bitwise the uninterrupted run: %s", line)
+        if self.world.is_main:
+            with (self.work / HISTORY).open(encoding="utf-8") as history:
+                kept = "".join(itertools.islice(history, self.step))
+            artifacts.write_text(self.work / HISTORY, kept)
+        self.world.barrier()
+        log.info("resumed at step %d", self.step)
+        return self.step
+
+
+def differing(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Conditions that changed between two runs, one line each."""
+    return [f"{key}: {recorded.get(key)} then, {now[key]} now" for key in now if recorded.get(key) != now[key]]
+
+
+# --- before the first step, and after the last ------------------------------------------------------------------
+
+
+def check_step_zero(student: Clip, part: CachedPart, chunk_size: int, tolerance: float) -> float:
+    """The student's features before the first step against the cache: they come from the same weights.
+
+    Returns:
+        Largest relative difference of a feature row.
+
+    Raises:
+        UserError: It is larger than `tolerance`: wrong cache, captions, preprocessing or order.
+    """
+    rows = part.valid_rows[np.linspace(0, len(part.valid_rows) - 1, min(chunk_size, len(part.valid_rows))).astype(int)]
+    captions = [int(part.num_captions[row]) - 1 for row in rows]
+    stored = part.read_features(rows, captions)
+    if stored is None:
+        return 0.0
+    inputs = part.read_inputs(rows, captions)
+    fresh = (embed_images(student, inputs.images, chunk_size), embed_texts(student, inputs.token_ids, chunk_size))
+    worst = max(float(((a - b).norm(dim=-1) / b.norm(dim=-1)).max()) for a, b in zip(fresh, stored, strict=True))
+    if not worst <= tolerance:
+        raise UserError(
+            f"refine: before the first step the student's features differ from the cache by {worst:.2e} of their norm, "
+            f"more than refine.step0_tolerance {tolerance:.0e}; run `dvc repro -f cache_teacher`"
+        )
+    return worst
+
+
+def check_saved(student: Clip, saved: Clip, part: CachedPart, chunk_size: int) -> None:
+    """The saved folder, loaded back, gives bitwise the features of the model in memory.
+
+    Raises:
+        UserError: It does not.
+    """
+    rows = part.valid_rows[:chunk_size]
+    inputs = part.read_inputs(rows, [0] * len(rows))
+    student.module.eval()
+    for embed, x in ((embed_images, inputs.images), (embed_texts, inputs.token_ids)):
+        if not torch.equal(embed(student, x, chunk_size), embed(saved, x, chunk_size)):
+            raise UserError(f"{saved.directory}: the saved model does not give the features of the refined one")
+
+
+# --- the stage --------------------------------------------------------------------------------------------------
+
+
+def build(
+    paths: config.Paths,
+    settings: config.Refine,
+    cache: config.CacheTeacher,
+    blocks: dict[str, Any],
+    how: config.Runtime,
+    world: World,
+    run: tracking.Run,
+    code_digest: str,
+) -> dict[str, Any]:
+    """Refine `paths.base` into `paths.refined`.
+
+    Returns:
+        `digest` of the refined model's manifest and `metrics` for the tracker (empty on processes but the first).
+
+    Raises:
+        UserError: The cache is not the one for this model, step 0 does not match it, the loss is not finite, or the
+            saved model does not give the features of the one in memory.
+    """
+    recipe = recipes.build(settings.recipe, blocks)
+    device = runtime.pick_device(how.device)
+    student = model.load(paths.base, device=device)
+    teacher = student if cache.teacher == "base" else model.load(Path(cache.teacher), device=device)
+    manifest = artifacts.read_manifest(paths.teacher, stage="cache_teacher")
+    shards_digest = artifacts.read_manifest(paths.shards, stage="shard")["digest"]
+    teacher_cache.check_fingerprint(manifest, fingerprint(student, teacher, cache, shards_digest), paths.teacher)
+    part = teacher_cache.open_parts(paths, student, ["refine"])["refine"]
+    measured = {}
+    if cache.teacher == "base" and cache.mode == "cached":
+        tolerance = max(settings.step0_tolerance, 2e-3 if cache.dtype == "float16" else 0.0)
+        measured["step0_difference"] = check_step_zero(student, part, cache.chunk_size, tolerance)
+        log.info("step 0: student and cache differ by %.1e of a feature's norm", measured["step0_difference"])
+    stats = teacher_cache.read_statistics(paths.teacher)
+    identity = [manifest["digest"], student.facts["weights_digest"], dataclasses.asdict(settings)]
+    work = artifacts.work_directory("refine", artifacts.digest([*identity, blocks[settings.recipe], code_digest]))
+    refiner = Refiner(
+        student=student,
+        recipe=recipe,
+        part=part,
+        settings=settings,
+        runtime=how,
+        work=work,
+        teacher_logit_scale=torch.tensor(manifest["teacher_logit_scale"]),
+        teacher_mean=stats.get("mean"),
+        teacher_std=stats.get("std"),
+        online_teacher=_online_teacher(student, teacher, paths, device) if cache.mode == "online" else None,
+        chunk_size=cache.chunk_size,
+        world=world,
+        run=run,
+    )
+    measured |= refiner.refine()
+    if measured["weight_displacement"] < 1e-3:
+        log.warning(
+            "the weights moved by %.1e of their norm only: learning rate x steps is too small to change the model; "
+            "raise refine.learning_rate or refine.epochs for a set of this size",
+            measured["weight_displacement"],
+        )
+    if world.is_main:
+        digest = _publish(refiner, paths, manifest["digest"])
+    world.barrier()
+    return {"digest": digest, "metrics": measured} if world.is_main else {}
+
+
+def _online_teacher(student: Clip, teacher: Clip, paths: config.Paths, device: torch.device) -> Clip:
+    """A frozen copy of the teacher; the student's own weights are about to move."""
+    if teacher is not student:
+        if any(teacher.facts[k] != student.facts[k] for k in ("preprocess", "tokenizer_digest")):
+            raise UserError("cache_teacher.mode: `online` needs a teacher with the base's preprocessing and tokenizer")
+        return teacher
+    return model.load(paths.base, device=device)
+
+
+def _publish(refiner: Refiner, paths: config.Paths, cache_digest: str) -> str:
+    """Save the student, load it back, compare features, write the manifest, move it to `paths.refined`."""
+    student, target = refiner.student, refiner.work / "refined"
+    model.save(student, target)
+    saved = model.load(target, device=student.device)
+    check_saved(student, saved, refiner.part, refiner.chunk_size)
+    shutil.copyfile(refiner.work / HISTORY, target / HISTORY)
+    origin = {k: v for k, v in student.facts.items() if k not in saved.facts}
+    facts = {**origin, **saved.facts, "refined_from": student.facts["weights_digest"]}
+    digest = artifacts.write_manifest(target, "refine", model=facts, recipe=refiner.settings.recipe, cache=cache_digest)
+    artifacts.publish(target, paths.refined)
+    shutil.rmtree(refiner.work)
+    return digest

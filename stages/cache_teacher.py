@@ -1,0 +1,35 @@
+"""Compute the frozen teacher's features once: data/base and data/shards -> data/teacher and data/pixels.
+
+Raw features of every image and of every caption of the parts `refine` and `val`, token ids, and (where they fit) the
+uint8 pixels. A killed run goes on at the next shard.
+
+    python -m stages.cache_teacher
+"""
+
+from pathlib import Path
+
+from pipeline_lib import artifacts, cache_writer, config, distributed, provenance, tracking
+from pipeline_lib.runtime import prepare, run_stage
+
+SECTIONS = ("paths", "cache_teacher", "runtime", "tracking")
+SCRIPT = Path("stages/cache_teacher.py")
+
+
+def main(params_file: Path = Path("params.yaml")) -> None:
+    """Fill the cache, verify a sample of it against a fresh computation, publish it."""
+    paths, settings, how = (config.load(params_file, name) for name in ("paths", "cache_teacher", "runtime"))
+    distributed.relaunch_if_asked(how.processes, "stages.cache_teacher", params_file)
+    prepare(seed=0, num_threads=how.num_threads, deterministic=how.deterministic)
+    inputs = {"base": paths.base, "shard": paths.shards}
+    upstream = {name: artifacts.read_manifest(path)["digest"] for name, path in inputs.items()}
+    world = distributed.join()
+    with tracking.stage_run("cache_teacher", params_file, upstream=upstream) as run:
+        made = cache_writer.build(paths, settings, how, world, provenance.code_digest(SCRIPT))
+        if world.is_main:
+            run.log_metrics({f"cache_teacher/{name}": value for name, value in made["metrics"].items()})
+            run.output(made["digest"])
+    distributed.leave()
+
+
+if __name__ == "__main__":
+    run_stage(main, __doc__)

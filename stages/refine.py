@@ -1,0 +1,37 @@
+"""Refine the base model with one recipe: data/base, data/shards and data/teacher -> data/refined.
+
+The result is an open_clip folder with `history.jsonl` (one row per step). A killed run goes on at its last checkpoint.
+
+    python -m stages.refine
+"""
+
+from pathlib import Path
+
+from pipeline_lib import artifacts, config, distributed, provenance, tracking, training
+from pipeline_lib.runtime import prepare, run_stage
+
+SECTIONS = ("paths", "cache_teacher", "refine", "recipes", "runtime", "tracking")
+SCRIPT = Path("stages/refine.py")
+
+
+def main(params_file: Path = Path("params.yaml")) -> None:
+    """Check the cache against the student, run the loop, save, load back and compare."""
+    how = config.load(params_file, "runtime")
+    paths, settings, cache = (config.load(params_file, name) for name in ("paths", "refine", "cache_teacher"))
+    blocks = config.raw_section(params_file, "recipes")
+    distributed.relaunch_if_asked(how.processes, "stages.refine", params_file)
+    prepare(seed=settings.seed, num_threads=how.num_threads, deterministic=how.deterministic)
+    inputs = {"base": paths.base, "shard": paths.shards, "cache_teacher": paths.teacher}
+    upstream = {name: artifacts.read_manifest(path)["digest"] for name, path in inputs.items()}
+    world = distributed.join()
+    with tracking.stage_run("refine", params_file, upstream=upstream) as run:
+        made = training.build(paths, settings, cache, blocks, how, world, run, provenance.code_digest(SCRIPT))
+        if world.is_main:
+            run.headline({f"refine/{name}": value for name, value in made["metrics"].items()})
+            run.log_artifact(paths.refined / training.HISTORY)
+            run.output(made["digest"])
+    distributed.leave()
+
+
+if __name__ == "__main__":
+    run_stage(main, __doc__)
