@@ -14,8 +14,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline_lib.distributed import World
+from pipeline_lib.features import Inputs
 from pipeline_lib.sampling import caption_choice, epoch_order
-from pipeline_lib.teacher_cache import CachedPart, Inputs
+from pipeline_lib.teacher_cache import CachedPart
 
 
 @dataclass(frozen=True)

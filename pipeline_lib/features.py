@@ -1,4 +1,4 @@
-"""The tuple that travels between model, losses, recipes and metrics. Shapes: B pairs, D feature width.
+"""The tuples that travel between model, losses, recipes and metrics. Shapes: B pairs, D feature width.
 
 Names follow open_clip, with one distinction it leaves implicit: `raw_*_features` are the towers' projections as they
 come, `image_features` / `text_features` are L2-normalised, `logit_scale` is already exponentiated.
@@ -10,6 +10,13 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+
+
+class Inputs(NamedTuple):
+    """B pairs as the towers take them."""
+
+    images: torch.Tensor  # uint8 [B, 3, H, W]
+    token_ids: torch.Tensor  # int64 [B, L]
 
 
 class Features(NamedTuple):

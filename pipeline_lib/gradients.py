@@ -24,10 +24,9 @@ import torch
 from pipeline_lib import config, recipes
 from pipeline_lib.distributed import World
 from pipeline_lib.errors import UserError
-from pipeline_lib.features import Features
+from pipeline_lib.features import Features, Inputs
 from pipeline_lib.model import Clip
 from pipeline_lib.sampling import Draws
-from pipeline_lib.teacher_cache import Inputs
 
 SCALARS = ("logit_scale", "logit_bias")  # parameters that the loss itself uses, outside the towers
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -23,18 +23,12 @@ import torch
 
 from pipeline_lib import artifacts, config, shards
 from pipeline_lib.errors import UserError
+from pipeline_lib.features import Inputs
 from pipeline_lib.model import Clip
 
 PARTS = ("refine", "val")
 Rows = Sequence[int] | np.ndarray
 MAX_PIXELS = 100_000_000  # an image that passed `shard` is smaller; a guard against a changed file
-
-
-class Inputs(NamedTuple):
-    """b samples as the towers take them."""
-
-    images: torch.Tensor  # uint8 [b, 3, H, W]
-    token_ids: torch.Tensor  # int64 [b, L]
 
 
 # --- embedding: the one function that cached and online teachers share -------------------------------------------

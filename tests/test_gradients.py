@@ -1,0 +1,235 @@
+"""Exactness of the step: chunks and processes do not change the gradient, locks and modes do what they say (fp64)."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline_lib import config, model, recipes
+from pipeline_lib.distributed import World
+from pipeline_lib.features import Features, Inputs
+from pipeline_lib.gradients import Encoders, backward, learning_rate, make_optimizer, select_trainable
+from pipeline_lib.sampling import Draws
+from tests.tiny_model import write_tiny_clip
+
+ROOT = Path(__file__).parents[1]
+B = 6
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return write_tiny_clip(tmp_path_factory.mktemp("model") / "clip", seed=1)
+
+
+@pytest.fixture(scope="module")
+def settings():
+    return config.load(ROOT / "params.yaml", "refine")
+
+
+def blocks():
+    return config.raw_section(ROOT / "params.yaml", "recipes")
+
+
+def case(directory, dtype=torch.float64):
+    """A student, a batch of B pairs, a teacher that is not the student, and the draws of a step."""
+    clip = model.load(directory, dtype=dtype)
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randint(0, 256, (B, 3, *clip.image_size), generator=generator, dtype=torch.uint8)
+    ids = clip.tokenize([f"picture number {i} of a {'very ' * i}small thing" for i in range(B)])[:, :32]
+    rows = [torch.randn(B, clip.embed_dim, generator=generator, dtype=dtype) for _ in range(2)]
+    teacher = Features(rows[0], rows[1], torch.tensor(12.0, dtype=dtype))
+    draws = Draws(seed=0, epoch=0, step=0, progress=0.0, key_digests=[bytes([i] * 16) for i in range(B)])
+    return clip, Inputs(images, ids), teacher, draws
+
+
+def gradients(clip):
+    return {name: p.grad.clone() for name, p in clip.module.named_parameters() if p.grad is not None}
+
+
+def plain_gradients(clip, recipe, inputs, teacher, draws):
+    """The reference: one graph, one backward, nothing of `backward`."""
+    clip.module.zero_grad(set_to_none=True)
+    student = Features(clip.encode_image(inputs.images), clip.encode_text(inputs.token_ids), clip.logit_scale)
+    recipes.total_loss(recipe(student, teacher, draws)).backward()
+    return gradients(clip)
+
+
+def largest_difference(found, expected):
+    assert found.keys() == expected.keys()
+    return max(float((found[k] - expected[k]).abs().max() / (expected[k].abs().max() + 1e-30)) for k in expected)
+
+
+@pytest.mark.parametrize("name", sorted(recipes.RECIPES))
+@pytest.mark.parametrize("micro_batch", [None, 1, 4])
+def test_chunks_give_the_gradient_of_the_whole_batch(directory, settings, name, micro_batch):
+    """Every recipe, learnable logit scale, uneven last chunk: equal to plain autograd to 1e-12."""
+    clip, inputs, teacher, draws = case(directory)
+    select_trainable(clip, replace(settings, train_logit_scale=True))
+    recipe = recipes.build(name, blocks())
+    expected = plain_gradients(clip, recipe, inputs, teacher, draws)
+    clip.module.zero_grad(set_to_none=True)
+    backward(Encoders(student=clip), recipe, inputs, teacher, draws, micro_batch=micro_batch)
+    assert largest_difference(gradients(clip), expected) < 1e-12
+
+
+def test_second_pass_repeats_the_first_with_dropout_on(tmp_path, settings):
+    """With stochastic layers the recomputed chunk must draw the same masks: equal to a hand-made reference."""
+    directory = write_tiny_clip(tmp_path / "clip", seed=1)
+    clip, inputs, teacher, draws = case(directory)
+    for block in clip.module.visual.transformer.resblocks:
+        block.ls_1 = torch.nn.Dropout(0.3)
+    select_trainable(clip, replace(settings, stochastic_layers=True))
+    recipe = recipes.build("hycd", blocks())
+    seen = []
+
+    class Recording(Encoders):
+        def __call__(self, chunk):
+            image, text = super().__call__(chunk)
+            seen.append((image.detach().clone(), text.detach().clone()))
+            return image, text
+
+    torch.manual_seed(5)
+    backward(Recording(student=clip), recipe, inputs, teacher, draws, micro_batch=2)
+    assert len(seen) == 6
+    for first, second in zip(seen[:3], seen[3:], strict=True):
+        assert torch.equal(first[0], second[0])
+        assert torch.equal(first[1], second[1])
+    clip.module.zero_grad(set_to_none=True)
+    torch.manual_seed(6)
+    backward(Encoders(student=clip), recipe, inputs, teacher, draws, micro_batch=2)
+    image_again = seen[0][0]
+    torch.manual_seed(5)
+    assert torch.equal(Encoders(student=clip)(Inputs(*(x[:2] for x in inputs)))[0], image_again)  # dropout was on
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keep_odd", [False, True])
+def test_two_processes_equal_one(directory, settings, tmp_path, keep_odd):
+    """torchrun with 2 Gloo processes: terms and gradients of one process, every recipe, to 1e-10 in fp64."""
+    result = tmp_path / "out.pt"
+    script = tmp_path / "world.py"
+    script.write_text(
+        "import sys, torch\n"
+        "from dataclasses import replace\n"
+        "from pathlib import Path\n"
+        "from tests.test_gradients import *\n"
+        "from pipeline_lib import distributed\n"
+        "world = distributed.join()\n"
+        "found = {}\n"
+        "for name in sorted(recipes.RECIPES):\n"
+        f"    clip, inputs, teacher, draws = case(Path({str(directory)!r}))\n"
+        f"    n = {B - 1 if keep_odd else B}\n"
+        "    inputs = Inputs(*(x[:n] for x in inputs))\n"
+        "    teacher = Features(teacher[0][:n], teacher[1][:n], teacher[2])\n"
+        "    draws = replace(draws, key_digests=draws.key_digests[:n])\n"
+        "    select_trainable(clip, replace(config.load(ROOT / 'params.yaml', 'refine'), train_logit_scale=True))\n"
+        "    own = Inputs(*(x[world.own_rows(n)] for x in inputs))\n"
+        "    terms = backward(Encoders(student=clip), recipes.build(name, blocks()), own, teacher, draws,\n"
+        "                     micro_batch=2, world=world)\n"
+        "    found[name] = {'terms': terms, 'gradients': gradients(clip)}\n"
+        "if world.is_main:\n"
+        f"    torch.save(found, {str(result)!r})\n"
+        "distributed.leave()\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    subprocess.run(command, check=True, env=env, cwd=ROOT, timeout=300)
+    found = torch.load(result, weights_only=True)
+    n = B - 1 if keep_odd else B
+    for name in recipes.RECIPES:
+        clip, inputs, teacher, draws = case(directory)
+        inputs = Inputs(*(x[:n] for x in inputs))
+        teacher = Features(teacher[0][:n], teacher[1][:n], teacher[2])
+        draws = replace(draws, key_digests=draws.key_digests[:n])
+        select_trainable(clip, replace(settings, train_logit_scale=True))
+        recipe = recipes.build(name, blocks())
+        clip.module.zero_grad(set_to_none=True)
+        terms = backward(Encoders(student=clip), recipe, inputs, teacher, draws)
+        for term, value in terms.items():
+            torch.testing.assert_close(found[name]["terms"][term], value, rtol=1e-10, atol=1e-12)
+        assert largest_difference(found[name]["gradients"], gradients(clip)) < 1e-10
+
+
+def test_world_shares_and_slices_cover_the_batch():
+    for size in (1, 2, 3, 5):
+        for rows in (5, 6, 7, 20):
+            covered = [i for rank in range(size) for i in range(rows)[World(rank, size).own_rows(rows)]]
+            assert covered == list(range(rows))
+
+
+@pytest.mark.parametrize(
+    ("change", "moves"),
+    [
+        ({"lock_image": True}, lambda name: not name.startswith("visual.") and name != "logit_scale"),
+        ({"lock_text": True}, lambda name: name.startswith("visual.")),
+        ({"trainable": "projections"}, lambda name: name in ("visual.proj", "text_projection")),
+        ({"train_logit_scale": True}, lambda name: True),
+        ({}, lambda name: name != "logit_scale"),
+    ],
+)
+def test_locked_weights_stay_bitwise_and_the_others_move(directory, settings, change, moves):
+    clip, inputs, teacher, draws = case(directory, torch.float32)
+    chosen = replace(settings, learning_rate=1e-2, **change)
+    select_trainable(clip, chosen)
+    before = {name: p.detach().clone() for name, p in clip.module.named_parameters()}
+    optimizer = make_optimizer(clip, chosen)
+    backward(Encoders(student=clip), recipes.build("contrastive", blocks()), inputs, teacher, draws)
+    optimizer.step()
+    for name, parameter in clip.module.named_parameters():
+        assert torch.equal(parameter, before[name]) != moves(name), name
+
+
+def test_fused_adamw_is_adamw(directory, settings):
+    """On the same gradients the fused kernel and the plain one agree to rounding after three steps."""
+    results = []
+    for fused in (True, False):
+        clip = model.load(directory)
+        select_trainable(clip, settings)
+        optimizer = make_optimizer(clip, settings)
+        optimizer.param_groups[0]["fused"] = fused
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(3):
+            for parameter in optimizer.param_groups[0]["params"]:
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+            optimizer.step()
+        results.append({k: v.detach().clone() for k, v in clip.module.named_parameters()})
+    for name, value in results[0].items():
+        torch.testing.assert_close(value, results[1][name], rtol=1e-5, atol=1e-7)
+
+
+def test_bf16_autocast_stays_within_two_per_cent(directory, settings):
+    """Terms in bf16 are close to fp32, and the losses themselves stay in fp32."""
+    clip, inputs, teacher, draws = case(directory, torch.float32)
+    select_trainable(clip, settings)
+    recipe = recipes.build("clip_refine", blocks())
+    exact = backward(Encoders(student=clip), recipe, inputs, teacher, draws)
+    clip.module.zero_grad(set_to_none=True)
+    rough = backward(Encoders(student=clip, bf16=True), recipe, inputs, teacher, draws)
+    for name, value in exact.items():
+        assert rough[name].dtype == torch.float32
+        assert float(rough[name]) == pytest.approx(float(value), rel=2e-2)
+
+
+def test_gradient_checkpointing_does_not_change_the_gradient(directory, settings):
+    found = []
+    for on in (False, True):
+        clip, inputs, teacher, draws = case(directory)
+        select_trainable(clip, replace(settings, grad_checkpointing=on))
+        backward(Encoders(student=clip), recipes.build("hycd", blocks()), inputs, teacher, draws)
+        found.append(gradients(clip))
+    assert largest_difference(found[1], found[0]) < 1e-12
+
+
+def test_schedule():
+    settings = config.load(ROOT / "params.yaml", "refine")
+    warm = replace(settings, learning_rate=1.0, warmup_steps=4, schedule="cosine")
+    rates = [learning_rate(warm, step, 12) for step in range(12)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[4] == 1.0
+    assert rates[8] == pytest.approx(0.5)
+    assert rates == sorted(rates[:4]) + sorted(rates[4:], reverse=True)
+    assert {learning_rate(settings, step, 12) for step in range(12)} == {settings.learning_rate}
