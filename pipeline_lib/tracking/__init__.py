@@ -1,0 +1,18 @@
+"""MLflow, behind one context manager: `stage_run` gives a `Run` whose methods never stand in the way of the work.
+
+Every configuration is one parent run (the *row*), every execution of a stage one child. What a stage logs goes first
+to a write-ahead file (`spool`); a thread (`sender`) brings it to the store in batches (`store`), and the file goes when
+everything has arrived. So a lost server costs nothing: the file stays, and `lineage sync` sends it later. Points are
+told apart by (run, name, step), so that neither a resumed run nor a second delivery doubles one.
+
+Modes (`tracking.mode`): `disabled` is a null object and never imports mlflow; `required` raises when the store fails;
+`best_effort` says once that it spools and goes on. The store is $MLFLOW_TRACKING_URI, else `mlflow.db` in the project's
+root: $DVC_ROOT, which is the main repository also in the temporary folders of DVC's queue.
+
+A stage that DVC took from its cache has no process and no new run: the next stage that does run marks it `reused` on
+the row, with the run that made its output (found by the output's digest) and that run's headline numbers.
+"""
+
+from pipeline_lib.tracking.run import Run, stage_run
+
+__all__ = ["Run", "stage_run"]

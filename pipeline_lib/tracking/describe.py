@@ -1,0 +1,174 @@
+"""What is said about a run before any store is asked: parameters, tags, names, and where store and spool live."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import platform
+import re
+import subprocess
+import time
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from pipeline_lib import config
+from pipeline_lib.artifacts import digest as digest_of
+from pipeline_lib.artifacts import sha256_file
+from pipeline_lib.tracking.spool import Op
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def describe(stage: str, params_file: Path, upstream: Mapping[str, str]) -> Op:
+    """The operation that begins a run: everything needed to create it and its row, now or later."""
+    dvc_stage = os.environ.get("DVC_STAGE", "")
+    name = safe_name(dvc_stage if dvc_stage.startswith(f"{stage}@") else stage)
+    root = project_root(params_file)
+    params = resolved(config.read_params(params_file))
+    tags = row_tags(params_file, root)
+    return {
+        "op": "start",
+        "uid": uuid.uuid4().hex,
+        "stage": name,
+        "time": now(),
+        "row": row_name(params, tags),
+        "note": row_note(params, tags),
+        "params": flatten(params),
+        "tags": tags,
+        "source": f"stages/{stage.split('@')[0]}.py",
+        "upstream": {safe_name(s): d for s, d in upstream.items()},
+    }
+
+
+def project_root(params_file: Path) -> Path:
+    """Where store and spool live: $DVC_ROOT, else the folder that holds .dvc, else .git, else that of params.yaml."""
+    if os.environ.get("DVC_ROOT"):
+        return Path(os.environ["DVC_ROOT"]).resolve()
+    folder = params_file.resolve().parent
+    marked = [p for mark in (".dvc", ".git") for p in (folder, *folder.parents) if (p / mark).exists()]
+    return marked[0] if marked else folder
+
+
+def store_uri(root: Path) -> str:
+    """$MLFLOW_TRACKING_URI, else the sqlite file in the project's root."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root}/mlflow.db"
+
+
+def store_name(root: Path) -> str:
+    """`store_uri` as one shows it: `mlflow.db` for the usual place, and without credentials."""
+    uri = store_uri(root)
+    return "mlflow.db" if uri == f"sqlite:///{root}/mlflow.db" else public(uri)
+
+
+def is_remote(uri: str) -> bool:
+    """Whether a network lies between us and the store."""
+    return uri.split(":")[0] in ("http", "https", "databricks")
+
+
+def resolved(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters without the blocks of recipes that are not chosen: they decide nothing and clutter every table."""
+    chosen = (params.get("refine") or {}).get("recipe")
+    return {**params, "recipes": {k: v for k, v in (params.get("recipes") or {}).items() if k == chosen}}
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested blocks as {dotted name: text}, within MLflow's limits and without what belongs to one machine."""
+    flat: dict[str, str] = {}
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{key}.")
+        else:
+            flat[safe_name(key)] = public(value if isinstance(value, str) else json.dumps(value))[:6000]
+    return flat
+
+
+def safe_name(name: str) -> str:
+    """`name` in the characters that MLflow allows in names (`@` is not one)."""
+    return re.sub(r"[^/\w.\- :]", "-", name)[:250]
+
+
+def public(text: str) -> str:
+    """`text` without the credentials of URLs; of an absolute path only the last part stays."""
+    text = re.sub(r"://[^/@\s]+@", "://***@", text)
+    return f".../{Path(text).name}" if text.startswith(("/", "~")) else text
+
+
+def configuration(params_file: Path) -> str:
+    """A hash of what decides the results: resolved parameters (not how they are run), dvc.yaml and the code."""
+    params = resolved(config.read_params(params_file))
+    code = sorted([*PACKAGE.rglob("*.py"), *PACKAGE.parent.glob("stages/*.py")])
+    files = {path.relative_to(PACKAGE.parent).as_posix(): sha256_file(path) for path in code}
+    if (graph := params_file.parent / "dvc.yaml").is_file():
+        files["dvc.yaml"] = sha256_file(graph)
+    return digest_of({"params": {k: v for k, v in params.items() if k not in ("runtime", "tracking")}, "files": files})
+
+
+def row_tags(params_file: Path, root: Path) -> dict[str, str]:
+    """The tags that row and child share; `pipeline.key` and `pipeline.workspace` together tell rows apart."""
+    configured, experiment = configuration(params_file), os.environ.get("DVC_EXP_NAME", "")
+    tags = {
+        "pipeline.config": configured[:16],
+        "pipeline.key": digest_of([configured, experiment])[:16],
+        "pipeline.workspace": digest_of([platform.node(), str(root)])[:12],
+        "dvc.exp_name": experiment,
+        "dvc.exp_baseline": os.environ.get("DVC_EXP_BASELINE_REV", ""),
+        "dvc.lock": lock_digest(params_file),
+        "mlflow.source.type": "LOCAL",
+        **git_tags(params_file.parent),
+    }
+    with suppress(KeyError, OSError):
+        tags["mlflow.user"] = getpass.getuser()
+    return {name: value for name, value in tags.items() if value}
+
+
+def lock_digest(params_file: Path) -> str:
+    """SHA-256 of dvc.lock as it is now (while a pipeline runs it holds the stages before this one), or ''."""
+    lock = params_file.parent / "dvc.lock"
+    return sha256_file(lock) if lock.is_file() else ""
+
+
+def git_tags(folder: Path) -> dict[str, str]:
+    """Commit, whether tracked files differ from it, and which; dvc.lock aside, which every run rewrites."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout  # noqa: S603
+
+    try:
+        commit = git("rev-parse", "HEAD").strip()
+        changed = [line[3:] for line in git("status", "--porcelain", "--untracked-files=no").splitlines()]
+    except (OSError, subprocess.SubprocessError):
+        return {}  # not a repository, no commit yet, or no git
+    changed = [name for name in changed if Path(name).name != "dvc.lock"]
+    dirty = {"git.dirty": "true", "git.changed": " ".join(changed)[:500]} if changed else {"git.dirty": "false"}
+    return {"mlflow.source.git.commit": commit, **dirty}
+
+
+def row_name(params: Mapping[str, Any], tags: Mapping[str, str]) -> str:
+    """The DVC experiment's name, else recipe and seed with some of the key."""
+    refine = params.get("refine") or {}
+    return tags.get("dvc.exp_name") or f"{refine.get('recipe')}-seed{refine.get('seed')}-{tags['pipeline.key'][:6]}"
+
+
+def row_note(params: Mapping[str, Any], tags: Mapping[str, str]) -> str:
+    """What the row's page says on top."""
+    refine = params.get("refine") or {}
+    again = "`dvc repro`"
+    if tags.get("dvc.exp_name"):
+        again = f"`dvc exp apply {tags['dvc.exp_name']}`, then `dvc repro`"
+    commit = tags.get("mlflow.source.git.commit", "")[:10]
+    at = f" at commit `{commit}`{' plus ' + tags['git.changed'] if 'git.changed' in tags else ''}" if commit else ""
+    return (
+        f"Recipe **{refine.get('recipe')}**, seed {refine.get('seed')}, learning rate {refine.get('learning_rate')}, "
+        f"batch {refine.get('batch_size')}.\n\nAgain: {again}{at}."
+    )
+
+
+def now() -> int:
+    """Milliseconds since 1970, MLflow's time."""
+    return time.time_ns() // 1_000_000

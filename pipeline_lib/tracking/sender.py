@@ -1,0 +1,102 @@
+"""The thread that brings a spool to the store while the stage works."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from pipeline_lib.tracking.spool import Spool
+from pipeline_lib.tracking.store import Store, Target, reason
+
+log = logging.getLogger("pipeline_lib.tracking")
+
+SEND_EVERY, SEND_SHARE = 2.0, 0.02  # seconds between deliveries, and the largest share of the time they may take
+RETRY_EVERY = 30.0  # seconds between attempts to reach a store that failed
+
+
+class Sender(threading.Thread):
+    """Sends a spool to the store, line after line, while the stage works; keeps trying when the store fails.
+
+    Args:
+        spool: What to send. Assign another one to drop the run just begun and send that (see `TrackedRun.resume`).
+        connect: Opens the store.
+        collect: Called before each delivery, to bring the latest points into the spool.
+        failed: Called when a delivery failed.
+    """
+
+    def __init__(
+        self, spool: Spool, connect: Callable[[], Store], collect: Callable[[], None], failed: Callable[[], None]
+    ) -> None:
+        super().__init__(name="tracking", daemon=True)
+        self.spool = self._sending = spool
+        self.position = 0  # bytes of the spool that the store has
+        self.target: Target | None = None  # the run in the store, once it is there
+        self.error: str | None = None  # why the last delivery failed
+        self._connect, self._collect, self._failed = connect, collect, failed
+        self._store: Store | None = None
+        self._moved, self._awake = threading.Condition(), threading.Event()
+        self._ending, self._retry_at = False, 0.0
+
+    def run(self) -> None:
+        """Deliver every `SEND_EVERY` seconds, or when woken, until `finish`."""
+        pause = 0.0
+        while True:
+            self._awake.wait(pause)
+            self._awake.clear()
+            ending = self._ending
+            self._collect()
+            began = time.monotonic()
+            if self.error is None or ending or began >= self._retry_at:
+                self._attempt()
+            if ending:
+                return
+            pause = min(60.0, max(SEND_EVERY, (time.monotonic() - began) / SEND_SHARE))
+
+    def wake(self) -> None:
+        """Deliver now."""
+        self._awake.set()
+
+    def wait_for(self, condition: Callable[[], bool], timeout: float | None) -> None:
+        """Block until `condition` holds after a delivery, or `timeout` seconds have passed."""
+        with self._moved:
+            self._moved.wait_for(condition, timeout)
+
+    def finish(self, timeout: float | None) -> None:
+        """Deliver what is left and end the thread; give up waiting for it after `timeout` seconds."""
+        self._ending = True
+        self._awake.set()
+        if self.is_alive():
+            self.join(timeout)
+
+    def is_done(self) -> bool:
+        """Whether the thread has ended and the store has everything."""
+        delivered = self._sending is self.spool and self.position >= self.spool.size()
+        return not self.is_alive() and self.error is None and delivered
+
+    def _attempt(self) -> None:
+        try:
+            self._deliver()
+            error = None
+        except Exception as failure:
+            log.debug("delivery failed", exc_info=True)
+            error = reason(failure)
+        with self._moved:
+            self.error = error
+            self._retry_at = time.monotonic() + RETRY_EVERY
+            self._moved.notify_all()
+        if error:
+            self._failed()
+
+    def _deliver(self) -> None:
+        if self._store is None:
+            self._store = self._connect()
+        if self._sending is not self.spool:
+            if self.target:
+                self._store.discard(self.target)
+            self._sending.delete()
+            self._sending, self.position, self.target = self.spool, 0, None
+        for op, position in self._sending.read(self.position):
+            self.target = self._store.apply(op, self._sending, self.target)
+            self.position = position

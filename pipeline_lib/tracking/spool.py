@@ -1,0 +1,122 @@
+"""The write-ahead file of one tracked run: a line per operation, kept until the tracking store has taken all of them.
+
+`.tracking-spool/<stage>-<id>.jsonl`, and a folder of the same name with the files to upload. The process that logs
+holds a lock on the file, so that a later delivery leaves living runs alone. A torn last line (the process was killed
+while writing) is passed over. Knows nothing of MLflow.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+HOME = ".tracking-spool"
+Op = dict[str, Any]  # one line; "op" names the operation
+
+
+class Spool:
+    """One run's operations on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: IO[bytes] | None = None
+
+    @classmethod
+    def of(cls, root: Path, stage: str, uid: str) -> Spool:
+        """The spool of run `uid` of `stage` in the project at `root`."""
+        return cls(root / HOME / f"{stage}-{uid[:12]}.jsonl")
+
+    @classmethod
+    def all(cls, root: Path) -> list[Spool]:
+        """Every spool of the project, the run that began first at the front."""
+        return sorted((cls(path) for path in (root / HOME).glob("*.jsonl")), key=lambda s: s.first().get("time", 0))
+
+    def open(self) -> bool:
+        """Open for appending and lock; False if another process has it."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        file = self.path.open("ab+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            return False
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")  # ends the torn line of a killed run
+        self._file = file
+        return True
+
+    def is_alive(self) -> bool:
+        """Whether some process is logging to it."""
+        if not self.path.exists():
+            return False
+        probe = Spool(self.path)
+        free = probe.open()
+        probe.close()
+        return not free
+
+    def append(self, op: Op) -> None:
+        """Add one operation; it survives the death of this process (and with `sync`, of the machine)."""
+        assert self._file is not None, "open() first"
+        self._file.write(json.dumps(op).encode() + b"\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Wait until what was appended is on the disk."""
+        assert self._file is not None, "open() first"
+        os.fsync(self._file.fileno())
+
+    def read(self, offset: int = 0) -> Iterator[tuple[Op, int]]:
+        """The operations from byte `offset` on, each with the offset behind it."""
+        with suppress(FileNotFoundError), self.path.open("rb") as file:
+            file.seek(offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                offset += len(line)
+                with suppress(ValueError):
+                    yield json.loads(line), offset
+
+    def first(self) -> Op:
+        """The operation that began the run; {} where not even that was written."""
+        return next((op for op, _ in self.read()), {})
+
+    def size(self) -> int:
+        """Bytes in the file."""
+        return self.path.stat().st_size
+
+    def place(self, name: str) -> Path:
+        """A new path in the spool's folder for a file called `name`; its parent exists."""
+        path = self.path.with_suffix("") / uuid.uuid4().hex[:8] / Path(name).name
+        path.parent.mkdir(parents=True)
+        return path
+
+    def file_of(self, op: Op) -> Path:
+        """The file that an operation names by its path below the spool's folder."""
+        return self.path.with_suffix("") / op["file"]
+
+    def name_of(self, path: Path) -> str:
+        """The name of a `place`d file in an operation."""
+        return path.relative_to(self.path.with_suffix("")).as_posix()
+
+    def close(self) -> None:
+        """Give the lock back; the file stays."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def delete(self) -> None:
+        """Remove the file and its folder, and the home of the spools when it is empty."""
+        shutil.rmtree(self.path.with_suffix(""), ignore_errors=True)
+        self.path.unlink(missing_ok=True)
+        self.close()
+        with suppress(OSError):
+            self.path.parent.rmdir()

@@ -1,0 +1,371 @@
+"""The store: everything here, and nothing elsewhere, talks to MLflow (always `MlflowClient`, imported when first used).
+
+Each operation of a spool may be carried out twice with the result of once: a run is found by its own id, a row by its
+configuration, and a point that is already there is left out.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline_lib.errors import UserError
+from pipeline_lib.tracking.describe import is_remote, now, public, store_uri
+from pipeline_lib.tracking.spool import Op, Spool
+
+log = logging.getLogger("pipeline_lib.tracking")
+
+MAX_POINTS, MAX_PARAMS = 1000, 100  # MLflow's limits for one request
+DONE = ("executed", "reused")
+STATES = {"FINISHED": "executed", "FAILED": "failed", "KILLED": "killed"}
+
+EXPERIMENT_NOTE = """One row is one configuration; below it, one run for each stage that was executed.
+
+- compare configurations: filter `tags.kind = 'pipeline'`
+- training curves: filter `tags.stage = 'refine'`
+- a row's tags `stage.<name>` say whether the stage was executed or reused, `stage.<name>.run_id` by which run
+"""
+
+
+def prepare_environment(mode: str) -> None:
+    """Short waits where the user has not set others, no telemetry, no chatter; precedes the import of mlflow."""
+    retries, seconds = {"required": ("3", "30")}.get(mode, ("1", "4"))
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", retries)
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", seconds)
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run as the store has it."""
+
+    run_id: str
+    name: str
+    status: str
+    tags: Mapping[str, str]
+    metrics: Mapping[str, float]
+
+
+@dataclass
+class Target:
+    """Where the operations of a spool go."""
+
+    run_id: str
+    row_id: str
+    stage: str
+    seen: set[tuple[Any, ...]]  # identities of the points that the run already had
+
+
+class Store:
+    """The MLflow store of a project: rows, runs, and the operations of a spool.
+
+    Args:
+        root: The project's root.
+        experiment: Name of the MLflow experiment, created where it is missing.
+        strict: Raise where MLflow refuses a value, instead of saying so and leaving it out.
+
+    Raises:
+        UserError: The experiment was deleted.
+        MlflowException: The store cannot be reached or is of another version.
+    """
+
+    def __init__(self, root: Path, experiment: str, *, strict: bool = True) -> None:
+        from mlflow import MlflowClient
+
+        self.root, self._strict = root, strict
+        self._operations = {
+            "metrics": self._metrics,
+            "headline": self._headline,
+            "artifact": self._artifact,
+            "dataset": self._dataset,
+            "output": self._output,
+            "end": self._end,
+        }
+        with self._locked():  # a fresh sqlite store is migrated by the constructor, which bears no company
+            self.client = MlflowClient(store_uri(root), registry_uri=store_uri(root))
+            self.experiment_id = self._experiment(experiment)
+
+    def apply(self, op: Op, spool: Spool, target: Target | None) -> Target | None:
+        """Carry out one operation; returns where the next ones go. Doing it twice leaves what doing it once does."""
+        from mlflow.exceptions import MlflowException
+
+        if op["op"] == "start":
+            with self._locked():
+                return self._start(op)
+        if target is None:
+            return None  # the line that began the run was lost: nothing can be sent
+        try:
+            self._operations[op["op"]](op, spool, target)
+        except MlflowException as error:
+            if self._strict or error.error_code != "INVALID_PARAMETER_VALUE":
+                raise
+            log.warning("MLflow refuses what the stage logged (%s): left out", reason(error))
+        return target
+
+    def discard(self, target: Target) -> None:
+        """Delete a run that was begun for nothing."""
+        self.client.delete_run(target.run_id)
+
+    def find(self, *, limit: int = 1, **tags: str) -> list[Record]:
+        """The newest runs with these tags (`__` in a name stands for a dot)."""
+        filters = [f"tags.`{name.replace('__', '.')}` = '{value}'" for name, value in tags.items()]
+        runs = self.client.search_runs(
+            [self.experiment_id], " and ".join(filters), max_results=limit, order_by=["attributes.start_time DESC"]
+        )
+        return [self._record(run) for run in runs]
+
+    def producer(self, stage: str, output: str) -> Record | None:
+        """The newest finished run of `stage` whose output has this digest."""
+        found = self.find(limit=20, kind="stage", stage=stage, out__digest=output)
+        return next((run for run in found if run.status == "FINISHED"), None)
+
+    @staticmethod
+    def _record(run: Any) -> Record:
+        return Record(run.info.run_id, run.info.run_name, run.info.status, run.data.tags, run.data.metrics)
+
+    def _experiment(self, name: str) -> str:
+        """The experiment's id. Its artifacts get an explicit place; the default is the current folder, which may go."""
+        from mlflow.exceptions import MlflowException
+
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            place = None if is_remote(store_uri(self.root)) else (self.root / "mlartifacts").as_uri()
+            try:
+                return self.client.create_experiment(name, place, {"mlflow.note.content": EXPERIMENT_NOTE})
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                found = self.client.get_experiment_by_name(name)  # another machine was faster
+        if found.lifecycle_stage != "active":
+            raise UserError(f"tracking.experiment: `{name}` was deleted; restore it in MLflow or choose another name")
+        return found.experiment_id
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One process of this project at a time: for creating the store and for finding or creating a row."""
+        with (self.root / "mlflow.db.lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    # Operations of a spool: (op, spool, target) -> None
+
+    def _start(self, op: Op) -> Target:
+        found = self.find(run__uid=op["uid"])
+        row = self.run(found[0].tags["mlflow.parentRunId"]) if found and not op.get("resumed") else self.join(op)
+        self._end_the_dead(row, op)
+        child = self._reopen(found[0], row, op) if found else self._create_child(row, op)
+        self._tag(row.run_id, {f"stage.{op['stage']}": "running", f"stage.{op['stage']}.run_id": child})
+        self._tag(row.run_id, op["tags"])
+        self.client.update_run(row.run_id, status="RUNNING")
+        self._link_upstream(row, child, op)
+        return Target(child, row.run_id, op["stage"], self._seen(found[0]) if found else set())
+
+    def _metrics(self, op: Op, spool: Spool, target: Target) -> None:
+        self._log_points(target.run_id, [p for p in op["points"] if _identity(*p) not in target.seen])
+
+    def _headline(self, op: Op, spool: Spool, target: Target) -> None:
+        self._metrics(op, spool, target)
+        self._log_points(target.row_id, op["points"])
+        known = self.run(target.run_id).tags.get("headline", "").splitlines()
+        names = dict.fromkeys([*known, *(name for name, *_ in op["points"])])
+        self._tag(target.run_id, {"headline": "\n".join(names)})
+
+    def _artifact(self, op: Op, spool: Spool, target: Target) -> None:
+        self.client.log_artifact(target.run_id, str(spool.file_of(op)), op["folder"] or None)
+
+    def _dataset(self, op: Op, spool: Spool, target: Target) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        source = json.dumps({"uri": op["name"]})
+        data = Dataset(op["name"], op["digest"][:36], "local", source, profile=json.dumps({"digest": op["digest"]}))
+        tags = [InputTag("mlflow.data.context", op["context"])]
+        self.client.log_inputs(target.run_id, [DatasetInput(data, tags)])
+
+    def _output(self, op: Op, spool: Spool, target: Target) -> None:
+        self._tag(target.run_id, {"out.digest": op["digest"]})
+        self._tag(target.row_id, {f"stage.{target.stage}.digest": op["digest"]})
+
+    def _end(self, op: Op, spool: Spool, target: Target) -> None:
+        if "seconds" in op:
+            point = [f"time/{target.stage}_seconds", op["seconds"], None, op["time"]]
+            self._log_points(target.run_id, [point])
+            self._log_points(target.row_id, [point])
+        if op.get("message"):
+            self._tag(target.run_id, {"error": op["message"]})
+        self._tag(target.row_id, {f"stage.{target.stage}": STATES[op["status"]]})
+        for run_id in (target.run_id, target.row_id):
+            self.client.set_terminated(run_id, op["status"], op["time"])
+
+    # Rows
+
+    def join(self, op: Op) -> Record:
+        """The row that this stage belongs to: the newest of its configuration, or a new one if that has the stage."""
+        same = {name.replace(".", "__"): op["tags"][name] for name in ("pipeline.key", "pipeline.workspace")}
+        newest = self.find(kind="pipeline", **same)
+        if newest and newest[0].tags.get(f"stage.{op['stage']}") not in DONE:
+            return newest[0]
+        return self._create_row(op)
+
+    def fill(self, op: Op, outputs: Mapping[str, str]) -> Record | None:
+        """Complete the row of a configuration whose outputs are all there, by whatever means they came.
+
+        Args:
+            op: `describe` of any stage.
+            outputs: Digest of the output's manifest, by stage.
+
+        Returns:
+            The newest row of the configuration, or a new one; None where the store knows none of the outputs.
+        """
+        same = {name.replace(".", "__"): op["tags"][name] for name in ("pipeline.config", "pipeline.workspace")}
+        with self._locked():
+            rows = self.find(kind="pipeline", **same)
+            if not rows and not any(self.producer(stage, output) for stage, output in outputs.items()):
+                return None
+            row = rows[0] if rows else self._create_row(op)
+            for stage, output in outputs.items():
+                self.mark_reused(self.run(row.run_id), stage, output)
+            self._tag(row.run_id, {"dvc.lock": op["tags"].get("dvc.lock", "")})
+            if not rows:
+                self.client.set_terminated(row.run_id, "FINISHED")
+            self._name_unknown(row)
+        return self.run(row.run_id)
+
+    def mark_reused(self, row: Record, stage: str, output: str) -> str:
+        """Mark `stage`, and what its output came from, as reused on the row, unless the row executed it.
+
+        Returns:
+            The run that made the output; `unknown` where the store has none (another store has, or it is in a spool).
+        """
+        tag = f"stage.{stage}"
+        if row.tags.get(tag) in DONE and row.tags.get(f"{tag}.digest") == output:
+            return row.tags[f"{tag}.run_id"]
+        if any(s.first().get("stage") == stage and _same_row(s.first(), row) for s in Spool.all(self.root)):
+            return "unknown"  # executed a moment ago and still to be sent: that will mark it
+        made_by = self.producer(stage, output)
+        run_id = made_by.run_id if made_by else "unknown"
+        if row.tags.get(tag) != "executed":
+            self._tag(row.run_id, {tag: "reused", f"{tag}.run_id": run_id, f"{tag}.digest": output})
+        if made_by is not None:
+            self._promote(made_by, row)
+            for further, digest in upstream_of(made_by).items():
+                self.mark_reused(self.run(row.run_id), further, digest)
+        return run_id
+
+    def run(self, run_id: str) -> Record:
+        """A run by its id."""
+        return self._record(self.client.get_run(run_id))
+
+    def _create_row(self, op: Op) -> Record:
+        tags = {"kind": "pipeline", "mlflow.note.content": op["note"], **op["tags"]}
+        run = self.client.create_run(self.experiment_id, op["time"], tags, op["row"])
+        self._log_params(run.info.run_id, op["params"])
+        return self._record(run)
+
+    def _promote(self, made_by: Record, row: Record) -> None:
+        """Copy a reused run's headline numbers to the row, where they are missing."""
+        names = [n for n in made_by.tags.get("headline", "").splitlines() if n not in row.metrics]
+        self._log_points(row.run_id, [[name, made_by.metrics[name], None, now()] for name in names])
+
+    def _link_upstream(self, row: Record, run_id: str, op: Op) -> None:
+        tags = {}
+        for stage, output in op["upstream"].items():
+            tags[f"upstream.{stage}.digest"] = output
+            tags[f"upstream.{stage}.run_id"] = self.mark_reused(self.run(row.run_id), stage, output)
+        self._tag(run_id, tags)
+
+    def _name_unknown(self, row: Record) -> None:
+        """Fill in the producers that the row's runs could not know, because they were delivered later."""
+        for child in self.find(limit=100, mlflow__parentRunId=row.run_id):
+            for stage, output in upstream_of(child).items():
+                if child.tags.get(f"upstream.{stage}.run_id") == "unknown" and (found := self.producer(stage, output)):
+                    self._tag(child.run_id, {f"upstream.{stage}.run_id": found.run_id})
+
+    # Runs
+
+    def _create_child(self, row: Record, op: Op) -> str:
+        tags = {
+            "kind": "stage",
+            "stage": op["stage"],
+            "run.uid": op["uid"],
+            "mlflow.parentRunId": row.run_id,
+            "mlflow.source.name": op["source"],
+            **op["tags"],
+        }
+        run = self.client.create_run(self.experiment_id, op["time"], tags, op["stage"])
+        self._log_params(run.info.run_id, op["params"])
+        return run.info.run_id
+
+    def _reopen(self, child: Record, row: Record, op: Op) -> str:
+        if op.get("resumed"):
+            times = int(child.tags.get("resumed", "0")) + 1
+            self._tag(child.run_id, {"mlflow.parentRunId": row.run_id, "resumed": str(times)})
+        self.client.update_run(child.run_id, status="RUNNING")
+        return child.run_id
+
+    def _end_the_dead(self, row: Record, op: Op) -> None:
+        """Runs of this row and stage that say RUNNING, but whose process is gone (SIGKILL, power), end KILLED."""
+        for run in self.find(limit=20, mlflow__parentRunId=row.run_id, stage=op["stage"]):
+            uid = run.tags["run.uid"]
+            if run.status == "RUNNING" and uid != op["uid"] and not Spool.of(self.root, op["stage"], uid).is_alive():
+                self.client.set_terminated(run.run_id, "KILLED")
+
+    def _seen(self, child: Record) -> set[tuple[Any, ...]]:
+        names = [name for name in child.metrics if not name.startswith("system/")]
+        points = [point for name in names for point in self.client.get_metric_history(child.run_id, name)]
+        return {(p.key, p.step) for p in points} | {(p.key, "at", p.timestamp) for p in points}
+
+    def _log_points(self, run_id: str, points: list[list[Any]]) -> None:
+        from mlflow.entities import Metric
+
+        metrics = [Metric(name, value, at, step or 0) for name, value, step, at in points]
+        for first in range(0, len(metrics), MAX_POINTS):
+            self.client.log_batch(run_id, metrics=metrics[first : first + MAX_POINTS])
+
+    def _log_params(self, run_id: str, params: Mapping[str, str]) -> None:
+        from mlflow.entities import Param
+
+        entities = [Param(name, value) for name, value in params.items()]
+        for first in range(0, len(entities), MAX_PARAMS):
+            self.client.log_batch(run_id, params=entities[first : first + MAX_PARAMS])
+
+    def _tag(self, run_id: str, tags: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        if tags:
+            self.client.log_batch(run_id, tags=[RunTag(name, value[:5000]) for name, value in tags.items()])
+
+
+def upstream_of(run: Record) -> dict[str, str]:
+    """The digests that a stage's run read, by stage."""
+    found = (re.fullmatch(r"upstream\.(.+)\.digest", name) for name in run.tags)
+    return {match[1]: run.tags[match[0]] for match in found if match}
+
+
+def _identity(name: str, value: float, step: int | None, at: int) -> tuple[Any, ...]:
+    """What makes a point the same point: its step in a curve, else the moment it was logged."""
+    return (name, "at", at) if step is None or name.startswith("system/") else (name, step)
+
+
+def _same_row(start: Op, row: Record) -> bool:
+    return start.get("tags", {}).get("pipeline.key") == row.tags.get("pipeline.key")
+
+
+def reason(error: Exception) -> str:
+    """The short form of an exception, fit for one line."""
+    text = str(error)
+    if system := re.search(r"\[Errno -?\d+\] ([\w ]+)", text):
+        return system[1]
+    if "timed out" in text.lower():
+        return "no answer in time"
+    return public(text.splitlines()[0][:200]) if text else type(error).__name__
