@@ -240,6 +240,14 @@ for _tag, _pattern, _first in (
     Yaml12Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
 
 
+def _construct_int(_loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    prefixes = {"0o": 8, "0x": 16}
+    return int(node.value, prefixes.get(node.value[:2], 10))  # YAML 1.1 reads 017 as octal
+
+
+Yaml12Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+
+
 def read_params(params_file: Path) -> dict[str, Any]:
     """The whole of params.yaml as plain values.
 

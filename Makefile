@@ -1,0 +1,58 @@
+# Linux, Python >= 3.11 and git. `make run` does all the set-up; everything else uses the same .venv.
+PYTHON ?= python3
+VENV   := $(CURDIR)/.venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+# The `python` in a stage's command comes from PATH; DVC and MLflow stay silent towards their makers.
+export PATH := $(BIN):$(PATH)
+export DVC_NO_ANALYTICS := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+export HF_HUB_DISABLE_TELEMETRY := 1
+# `dvc exp` needs an author; a clone without a configured one still works.
+ifeq ($(shell git config user.email),)
+export GIT_AUTHOR_NAME := clip-refine
+export GIT_AUTHOR_EMAIL := clip-refine@localhost
+export GIT_COMMITTER_NAME := clip-refine
+export GIT_COMMITTER_EMAIL := clip-refine@localhost
+endif
+
+.PHONY: run test test-slow lint bench ablate ui clean help
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo,dev]'
+	touch $@
+
+install: $(STAMP) ## make .venv with everything
+
+run: $(STAMP) ## the whole pipeline on params.yaml, then the before/after table
+	dvc repro
+	@python -m pipeline_lib.report
+
+test: $(STAMP) ## the quick tests
+	python -m pytest
+
+test-slow: $(STAMP) ## the slow proofs: processes, kills, real DVC and MLflow
+	python -m pytest -m slow
+
+lint: $(STAMP) ## ruff, mypy, import-linter
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+
+bench: $(STAMP) ## measurements as ratios, into bench.json
+	python -m tests.bench
+
+ablate: $(STAMP) ## queue and run every file in ablations/ (SEEDS=0..2 for several seeds)
+	python -m pipeline_lib.compare queue --seeds '$(or $(SEEDS),0)'
+
+ui: $(STAMP) ## the MLflow UI on http://127.0.0.1:5000 (takes half a minute to start)
+	mlflow ui --backend-store-uri sqlite:///mlflow.db
+
+clean: ## remove outputs and checkpoints, keep .venv, the DVC cache and mlflow.db
+	rm -rf data/base data/shards data/teacher data/pixels data/refined data/eval data/report .checkpoints

@@ -1,0 +1,106 @@
+"""Whole files or none: atomic writes, manifests that notice every change, work folders that follow the fingerprint."""
+
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from pipeline_lib import artifacts
+from pipeline_lib.errors import UserError
+
+
+def folder(tmp_path):
+    directory = tmp_path / "out"
+    (directory / "sub").mkdir(parents=True)
+    (directory / "a.txt").write_text("a")
+    (directory / "sub" / "b.txt").write_text("b")
+    artifacts.write_manifest(directory, "shard", num_samples=2)
+    return directory
+
+
+def test_manifest_is_a_pure_function_of_the_content(tmp_path):
+    first, second = folder(tmp_path / "one"), folder(tmp_path / "two")
+    assert (first / "manifest.json").read_bytes() == (second / "manifest.json").read_bytes()
+    body = artifacts.read_manifest(first, stage="shard")
+    assert body["num_samples"] == 2
+    assert body["files"]["sub/b.txt"] == {"sha256": artifacts.sha256_bytes(b"b"), "bytes": 1}
+    assert artifacts.verify(first) == []
+
+
+@pytest.mark.parametrize(
+    ("harm", "problem"),
+    [
+        (lambda d: (d / "a.txt").write_text("x"), "SHA-256 differs"),
+        (lambda d: (d / "a.txt").write_text("xx"), "2 bytes, manifest says 1"),
+        (lambda d: (d / "a.txt").unlink(), "missing"),
+        (lambda d: (d / "new.txt").write_text(""), "not in the manifest"),
+    ],
+)
+def test_verify_sees_every_change(tmp_path, harm, problem):
+    directory = folder(tmp_path)
+    harm(directory)
+    [line] = artifacts.verify(directory)
+    assert problem in line
+
+
+def test_edited_foreign_or_missing_manifest_is_refused(tmp_path):
+    directory = folder(tmp_path)
+    with pytest.raises(UserError, match="written by stage `shard`, expected `refine`"):
+        artifacts.read_manifest(directory, stage="refine")
+    path = directory / "manifest.json"
+    path.write_text(path.read_text().replace('"num_samples": 2', '"num_samples": 3'))
+    with pytest.raises(UserError, match="digest does not fit"):
+        artifacts.read_manifest(directory)
+    path.unlink()
+    with pytest.raises(UserError, match="missing or unfinished"):
+        artifacts.read_manifest(directory)
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "x.json"
+    artifacts.write_json(path, {"old": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        artifacts.write_json(path, {"bad": float("nan")})
+    with pytest.raises(TypeError, match="bytes"), artifacts.atomic_open(path) as file:
+        file.write("half of a text where bytes belong")
+    assert artifacts.read_json(path) == {"old": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_a_full_disk_leaves_no_half_written_output(tmp_path):
+    """A real write failure (file size limit) inside output_directory: the target keeps its old content."""
+    target = tmp_path / "out"
+    with artifacts.output_directory(target, "shard") as place:
+        place("old.txt").write_text("old")
+    code = (
+        "import sys; from pathlib import Path; from pipeline_lib import artifacts\n"
+        "with artifacts.output_directory(Path(sys.argv[1]), 'shard') as place:\n"
+        "    artifacts.write_bytes(place('big.bin'), b'x' * 1_000_000)\n"
+    )
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    done = subprocess.run([sys.executable, "-c", code, target], capture_output=True, text=True, preexec_fn=limit)
+    assert done.returncode != 0
+    assert "File too large" in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert (target / "old.txt").read_text() == "old"
+    assert artifacts.verify(target) == []
+
+
+def test_publish_replaces_a_folder_whole(tmp_path):
+    for content in ("one", "two"):
+        work = artifacts.work_directory("refine", content * 20, root=tmp_path / ".checkpoints")
+        (work / "file").write_text(content)
+        artifacts.publish(work, tmp_path / "data" / "refined")
+    assert (tmp_path / "data" / "refined" / "file").read_text() == "two"
+    assert sorted(p.name for p in (tmp_path / "data").iterdir()) == ["refined"]
+
+
+def test_another_fingerprint_is_another_work_folder(tmp_path):
+    one = artifacts.work_directory("refine", "a" * 64, root=tmp_path)
+    (one / "checkpoint.pt").write_text("old")
+    assert list(artifacts.work_directory("refine", "b" * 64, root=tmp_path).iterdir()) == []
+    assert artifacts.work_directory("refine", "a" * 64, root=tmp_path) == one
