@@ -1,0 +1,534 @@
+"""Every number of the evaluation, defined once: pure functions of tensors. No model, no file, no global random state.
+
+Shapes: N images or pairs, M captions, K classes, D feature width, Q queries. Notable:
+
+- Rows are L2-normalised inside each function, so that a metric of directions never sees a norm by accident.
+- Scalars come back in the type of the features (fp64 in, fp64 out); sums over many terms are taken in fp64.
+- What would need an N x N matrix is done block by block, in bounded memory and without approximation.
+- A candidate's place among equal scores is drawn by lot, and the expected hit of that lot is reported in closed form,
+  so that a model that says the same of everything scores chance. Candidates with equal features get equal scores by
+  construction: a matrix product may round the same dot product differently in different columns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+BLOCK_ELEMENTS = 2**24  # scores held at a time: 64 MB in fp32
+
+
+def _unit_rows(features: torch.Tensor, name: str, minimum: int = 1) -> torch.Tensor:
+    """`features` [N, D] detached, at least fp32, rows divided by their norm; ValueError for any other shape."""
+    if features.ndim != 2 or len(features) < minimum or features.shape[1] == 0 or not features.is_floating_point():
+        raise ValueError(
+            f"{name} must be floating point [N, D] with N >= {minimum}, got {features.dtype} {list(features.shape)}"
+        )
+    features = features.detach()
+    return F.normalize(features if features.dtype == torch.float64 else features.float(), dim=-1)
+
+
+def _unit_pairs(
+    image_features: torch.Tensor, text_features: torch.Tensor, minimum: int = 1
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both sides of N pairs with unit rows; ValueError unless they have one shape."""
+    if image_features.shape != text_features.shape:
+        raise ValueError(
+            "pairs need image_features and text_features of one shape [N, D], got "
+            f"{list(image_features.shape)} and {list(text_features.shape)}"
+        )
+    return (
+        _unit_rows(image_features, "image_features", minimum),
+        _unit_rows(text_features, "text_features", minimum),
+    )
+
+
+def _row_blocks(num_rows: int, num_columns: int) -> Iterator[slice]:
+    """Slices over the rows of a [num_rows, num_columns] matrix, of at most BLOCK_ELEMENTS elements each."""
+    step = max(1, BLOCK_ELEMENTS // max(1, num_columns))
+    for start in range(0, num_rows, step):
+        yield slice(start, min(start + step, num_rows))
+
+
+# ---- the modality gap, on N pairs ----
+
+
+def centroid_distance(image_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
+    """Distance between the mean image and the mean text direction: ‖mean(f̂) − mean(ĝ)‖, in [0, 2].
+
+    Source: Liang et al., "Mind the Gap", NeurIPS 2022 (arXiv 2203.02053), the norm of their Δ_gap.
+
+    Args:
+        image_features: [N, D].
+        text_features: [N, D].
+
+    Raises:
+        ValueError: The shapes differ or are not [N, D].
+
+    >>> centroid_distance(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[0.0, 1.0], [0.0, 2.0]]))
+    tensor(1.4142)
+    """
+    return _gap_vector(image_features, text_features).norm()
+
+
+def centroid_mse(image_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
+    """The same gap as a mean square over dimensions, in units of 10⁻³: 1000 · ‖mean(f̂) − mean(ĝ)‖² / D.
+
+    Source: the "modality gap" of CLIP-Refine (arXiv 2504.12717), whose tables print it without the unit.
+    """
+    return 1000 * _gap_vector(image_features, text_features).square().mean()
+
+
+def _gap_vector(image_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
+    """Δ = mean(f̂) − mean(ĝ), [D]."""
+    image, text = _unit_pairs(image_features, text_features)
+    return image.mean(0) - text.mean(0)
+
+
+def gap_concentration(image_features: torch.Tensor, text_features: torch.Tensor, *, top: int) -> torch.Tensor:
+    """Share of the squared centroid distance that lies in its `top` largest dimensions: Σ_top Δ_k² / Σ_k Δ_k².
+
+    Near 1 for a small `top`: a few dimensions carry the gap. Source: the observation of Schrodi et al., "Two Effects,
+    One Trigger", ICLR 2025 (arXiv 2404.07983). 0 where there is no gap at all.
+    """
+    squares = _gap_vector(image_features, text_features).square()
+    total = squares.sum()
+    return squares.topk(min(top, len(squares))).values.sum() / total if total > 0 else total
+
+
+def alignment(image_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
+    """Mean squared distance within pairs: mean ‖f̂_i − ĝ_i‖² = 2 − 2·mean cos, in [0, 4].
+
+    Source: Wang & Isola, ICML 2020 (arXiv 2005.10242), their L_align with exponent 2.
+
+    >>> alignment(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]))
+    tensor(2.)
+    """
+    image, text = _unit_pairs(image_features, text_features)
+    return (image - text).square().sum(1).mean()
+
+
+def pair_cosine(image_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
+    """Mean cosine within pairs: mean f̂_i · ĝ_i, in [-1, 1]."""
+    image, text = _unit_pairs(image_features, text_features)
+    return (image * text).sum(1).mean()
+
+
+def uniformity(features: torch.Tensor) -> torch.Tensor:
+    """How evenly directions fill the sphere: log mean over pairs i < j of exp(−2 ‖x_i − x_j‖²), at most 0.
+
+    Lower is more uniform. Of one modality, or of both joined (`torch.cat`). Source: Wang & Isola, ICML 2020
+    (arXiv 2005.10242), t = 2; as there the logarithm is part of it.
+
+    Args:
+        features: [N, D], N >= 2.
+
+    >>> uniformity(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))  # one pair at distance 2
+    tensor(-8.)
+    """
+    unit = _unit_rows(features, "features", minimum=2)
+    count = len(unit)
+    total = torch.zeros((), dtype=torch.float64, device=unit.device)
+    for rows in _row_blocks(count, count):
+        total += _gaussian_kernel(unit[rows], unit[rows.start :]).triu_(1).sum(dtype=torch.float64)
+    return (total / (count * (count - 1) / 2)).log().to(unit.dtype)
+
+
+def cross_modal_uniformity(image_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
+    """Uniformity between the modalities: log mean over i ≠ j of exp(−2 ‖f̂_i − ĝ_j‖²).
+
+    Source: Fahim et al., "It's Not a Modality Gap" (arXiv 2405.18570).
+    """
+    image, text = _unit_pairs(image_features, text_features, minimum=2)
+    count = len(image)
+    total = torch.zeros((), dtype=torch.float64, device=image.device)
+    for rows in _row_blocks(count, count):
+        kernel = _gaussian_kernel(image[rows], text)
+        kernel.diagonal(offset=rows.start).zero_()
+        total += kernel.sum(dtype=torch.float64)
+    return (total / (count * (count - 1))).log().to(image.dtype)
+
+
+def _gaussian_kernel(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """exp(−2 ‖x − y‖²) of unit rows, as exp(4 x·y − 4): [A, D], [B, D] -> [A, B]."""
+    return (left @ right.T).mul_(4).sub_(4).exp_()
+
+
+def relative_modality_gap(image_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
+    """How dissimilar pairs are, relative to the spread within the modalities: c / (c + (a + b) / 2), in [0, 1].
+
+    c is the mean of (1 − cos)/2 over the pairs, a and b its means over i ≠ j within images and within texts.
+    Source: Schrodi et al., ICLR 2025 (arXiv 2404.07983); the diagonal is excluded and the halving kept, unlike in
+    some copies in circulation.
+
+    >>> pairs = torch.eye(2)
+    >>> relative_modality_gap(pairs, pairs)  # paired exactly, so c = 0
+    tensor(0.)
+    >>> relative_modality_gap(pairs, -pairs)  # c = 1, a = b = 1/2
+    tensor(0.6667)
+    """
+    image, text = _unit_pairs(image_features, text_features, minimum=2)
+    between = (1 - pair_cosine(image, text)) / 2
+    within = (_mean_dissimilarity(image) + _mean_dissimilarity(text)) / 2
+    total = between + within
+    return between / total if total > 0 else total
+
+
+def _mean_dissimilarity(unit: torch.Tensor) -> torch.Tensor:
+    """Mean (1 − cos)/2 over i ≠ j in O(N·D): the off-diagonal cosines sum to ‖Σx‖² − Σ‖x‖²."""
+    rows = unit.double()
+    off_diagonal = rows.sum(0).square().sum() - rows.square().sum()
+    return ((1 - off_diagonal / (len(rows) * (len(rows) - 1))) / 2).to(unit.dtype)
+
+
+def frechet_parts(image_features: torch.Tensor, text_features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fréchet distance between the modalities as Gaussians, split: (‖Δ‖², tr(C_x + C_y − 2 (C_x C_y)^½)).
+
+    The first part is the gap between the centroids, the second between the shapes; mean-centring can only remove the
+    first. Source: Dowson & Landau 1982, as in FID (Heusel et al., NeurIPS 2017); covariances divide by N − 1.
+    """
+    image, text = (side.double() for side in _unit_pairs(image_features, text_features, minimum=2))
+    covariance_image, covariance_text = _covariance(image), _covariance(text)
+    values, vectors = torch.linalg.eigh(covariance_image)
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ covariance_text @ root).clamp(min=0).sqrt().sum()
+    shape = (covariance_image.trace() + covariance_text.trace() - 2 * cross).clamp(min=0)
+    dtype = torch.float64 if image_features.dtype == torch.float64 else torch.float32
+    return (image.mean(0) - text.mean(0)).square().sum().to(dtype), shape.to(dtype)
+
+
+def _covariance(rows: torch.Tensor) -> torch.Tensor:
+    centred = rows - rows.mean(0)
+    return centred.T @ centred / (len(rows) - 1)
+
+
+def modality_purity(image_features: torch.Tensor, text_features: torch.Tensor, *, neighbours: int = 10) -> torch.Tensor:
+    """Mean share of a point's nearest neighbours (by cosine, itself excluded) that are of its own modality.
+
+    1: the modalities are apart; (N − 1)/(2N − 1), about ½: they are mixed.
+    """
+    image, text = _unit_pairs(image_features, text_features)
+    joined, count = torch.cat([image, text]), len(image)
+    if neighbours >= 2 * count:
+        raise ValueError(f"{neighbours} neighbours need more than {neighbours} points, got {2 * count}")
+    own = 0
+    for rows in _row_blocks(2 * count, 2 * count):
+        cosines = joined[rows] @ joined.T
+        cosines.diagonal(offset=rows.start).fill_(-torch.inf)
+        is_image = torch.arange(rows.start, rows.stop, device=joined.device) < count
+        own += int(((cosines.topk(neighbours).indices < count) == is_image[:, None]).sum())
+    return torch.tensor(own / (2 * count * neighbours), dtype=image.dtype)
+
+
+def linear_separability(image_features: torch.Tensor, text_features: torch.Tensor, *, seed: int = 0) -> torch.Tensor:
+    """Accuracy with which a linear classifier tells images from texts on held-out pairs; ½: it cannot.
+
+    Half of the pairs, drawn with `seed`, train an L2-regularised logistic regression (scikit-learn, C = 1) on
+    standardised features, the other half is scored. Source: Welle 2023 and Fahim et al. (arXiv 2405.18570), who hold
+    out a fifth. Features centred with the means of these same pairs score below chance, so centre with others.
+
+    Args:
+        image_features: [N, D], N >= 4.
+        text_features: [N, D].
+        seed: Decides the halves.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    image, text = (side.cpu().numpy() for side in _unit_pairs(image_features, text_features, minimum=4))
+    order = np.random.default_rng(seed).permutation(len(image))
+    train, held_out = order[: len(order) // 2], order[len(order) // 2 :]
+
+    def points(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.concatenate([image[rows], text[rows]]), np.repeat([0, 1], len(rows))
+
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=1000)).fit(*points(train))
+    accuracy = classifier.score(*points(held_out))
+    return torch.tensor(accuracy, dtype=torch.float64 if image_features.dtype == torch.float64 else torch.float32)
+
+
+def raw_norm(raw_features: torch.Tensor) -> torch.Tensor:
+    """Mean L2 norm of the rows before normalisation. HyCD's raw logits are cosines times two of these."""
+    if raw_features.ndim != 2:
+        raise ValueError(f"raw_features must be [N, D], got {list(raw_features.shape)}")
+    return raw_features.detach().norm(dim=1).mean()
+
+
+def gap_suite(image_features: torch.Tensor, text_features: torch.Tensor, *, seed: int = 0) -> dict[str, float]:
+    """Every metric of the gap on N >= 6 pairs, by the name under which it is reported."""
+    image, text = _unit_pairs(image_features, text_features, minimum=6)
+    frechet_mean, frechet_covariance = frechet_parts(image, text)
+    values = {
+        "centroid_distance": centroid_distance(image, text),
+        "centroid_mse_e3": centroid_mse(image, text),
+        "alignment": alignment(image, text),
+        "pair_cosine": pair_cosine(image, text),
+        "uniformity": uniformity(torch.cat([image, text])),
+        "uniformity_image": uniformity(image),
+        "uniformity_text": uniformity(text),
+        "uniformity_cross": cross_modal_uniformity(image, text),
+        "relative_modality_gap": relative_modality_gap(image, text),
+        "linear_separability": linear_separability(image, text, seed=seed),
+        "gap_share_top_1": gap_concentration(image, text, top=1),
+        "gap_share_top_2": gap_concentration(image, text, top=2),
+        "gap_share_top_8": gap_concentration(image, text, top=8),
+        "frechet_mean": frechet_mean,
+        "frechet_covariance": frechet_covariance,
+        "modality_purity_at_10": modality_purity(image, text, neighbours=10),
+    }
+    return {name: value.item() for name, value in values.items()}
+
+
+# ---- mean-centring, the free baseline ----
+
+
+def modality_mean(features: torch.Tensor) -> torch.Tensor:
+    """Mean direction of a calibration set, not normalised: [N, D] -> [D]."""
+    return _unit_rows(features, "features").mean(0)
+
+
+def mean_centre(features: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    """Unit rows minus their modality's `mean` [D], with unit norm again: [N, D] -> [N, D].
+
+    `mean` must come from other data than `features`: centred with its own mean, a set has no gap by construction.
+    Source: I0T_post of An et al., "I0T: Embedding Standardization Method Towards Zero Modality Gap", ACL 2025.
+    """
+    if mean.shape != features.shape[-1:]:
+        raise ValueError(f"mean must be [D] = {list(features.shape[-1:])}, got {list(mean.shape)}")
+    unit = _unit_rows(features, "features")
+    return F.normalize(unit - mean.to(unit), dim=-1)
+
+
+# ---- ranks: retrieval and classification ----
+
+
+class Ranks(NamedTuple):
+    """Where Q queries find the best of their own candidates, ties kept open."""
+
+    better: torch.Tensor  # [Q] int64: candidates that score above the best own one
+    tied: torch.Tensor  # [Q] int64: candidates that share its score, itself included
+    own_tied: torch.Tensor  # [Q] int64: own ones among those
+
+    def hit_at(self, k: int) -> torch.Tensor:
+        """Probability that an own candidate is in the first `k` places, ties ordered by lot: [Q] float64.
+
+        m = k − better places are left for the tied ones, so P = 1 − C(tied − own, m) / C(tied, m) (hypergeometric).
+
+        >>> Ranks(torch.tensor([0]), torch.tensor([4]), torch.tensor([1])).hit_at(1)  # one of four equals
+        tensor([0.2500], dtype=torch.float64)
+        """
+        tied = self.tied.double()
+        places = torch.minimum((k - self.better).clamp(min=0).double(), tied)
+        miss = torch.ones_like(tied)
+        for taken in range(int(self.own_tied.max()) if len(tied) else 0):
+            chance = (tied - places - taken).clamp(min=0) / (tied - taken).clamp(min=1)
+            miss = torch.where(taken < self.own_tied, miss * chance, miss)
+        return 1 - miss
+
+    def expected(self) -> torch.Tensor:
+        """Expected place of the best own candidate, 1 the first: better + (tied + 1)/(own_tied + 1), [Q] float64.
+
+        A query without own candidates stands behind the last place.
+        """
+        return self.better + (self.tied + 1) / (self.own_tied + 1).double()
+
+
+def _distinct_rows(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows that differ, how often each occurs, and which of them each row is: [U, D], [U] and [N]."""
+    index_of: dict[bytes, int] = {}
+    rows = (features + 0.0).cpu().numpy()  # + 0.0: a negative zero equals zero
+    index = [index_of.setdefault(hashlib.blake2b(row.data, digest_size=16).digest(), len(index_of)) for row in rows]
+    inverse = torch.tensor(index, dtype=torch.int64, device=features.device)
+    counts = torch.bincount(inverse, minlength=len(index_of))
+    if len(index_of) == len(features):
+        return features, counts, inverse
+    first = np.unique(index, return_index=True)[1]
+    return features[torch.as_tensor(first, device=features.device)], counts, inverse
+
+
+def _rank(queries: torch.Tensor, candidates: torch.Tensor, own: tuple[torch.Tensor, torch.Tensor]) -> Ranks:
+    """Ranks of the best own candidate of each query by cosine; unit rows [Q, D], [C, D], own pairs [P] and [P].
+
+    One matrix product per block of queries; the own scores are read from the same product as the others. What lives
+    through the loop is allocated before it: small tensors kept from each round would leave holes between large ones,
+    and the process would grow by the size of a block per round.
+    """
+    distinct, counts, inverse = _distinct_rows(candidates)
+    order = own[0].argsort(stable=True)
+    own_query, own_candidate = own[0][order], inverse[own[1][order]]
+    weights = counts.to(queries.dtype)  # sums of counts are exact in fp32 below 2^24 candidates
+    ranks = Ranks(*torch.zeros(3, len(queries), dtype=torch.int64, device=queries.device))
+    flags = torch.empty(0, dtype=queries.dtype, device=queries.device)
+    for rows in _row_blocks(len(queries), len(distinct)):
+        scores = queries[rows] @ distinct.T
+        flags.resize_(scores.shape)
+        first, last = torch.searchsorted(own_query, torch.tensor([rows.start, rows.stop], device=own_query.device))
+        row = own_query[first:last] - rows.start
+        own_scores = scores[row, own_candidate[first:last]]
+        best = torch.full((len(scores), 1), torch.inf, dtype=scores.dtype, device=scores.device)
+        best[:, 0].scatter_reduce_(0, row, own_scores, "amax", include_self=False)
+        ranks.better[rows] = (torch.gt(scores, best, out=flags) @ weights).long()
+        ranks.better[rows][best[:, 0].isinf()] = len(candidates)  # no own candidate: behind the last place
+        ranks.tied[rows] = (torch.eq(scores, best, out=flags) @ weights).long()
+        ranks.own_tied[rows].index_add_(0, row, (own_scores == best[row, 0]).long())
+    return ranks
+
+
+def retrieval_ranks(
+    image_features: torch.Tensor, text_features: torch.Tensor, text_image_index: torch.Tensor
+) -> tuple[Ranks, Ranks]:
+    """Ranks of every image's best own caption among all captions, and of every caption's image among all images.
+
+    Exact at any size in bounded memory. An image without captions is a candidate like others and is never found.
+
+    Args:
+        image_features: [N, D].
+        text_features: [M, D].
+        text_image_index: [M] integers, each caption's row in `image_features`.
+
+    Returns:
+        Image to text [N] and text to image [M].
+
+    Raises:
+        ValueError: Shapes do not fit, or an index is outside the images.
+    """
+    image, text = _unit_rows(image_features, "image_features"), _unit_rows(text_features, "text_features")
+    if image.shape[1] != text.shape[1]:
+        raise ValueError(f"image_features have width {image.shape[1]}, text_features {text.shape[1]}")
+    if text_image_index.shape != (len(text),) or text_image_index.is_floating_point():
+        raise ValueError(f"text_image_index must be {len(text)} integers, got {list(text_image_index.shape)}")
+    index = text_image_index.to(device=image.device, dtype=torch.int64)
+    if index.min() < 0 or index.max() >= len(image):
+        raise ValueError(f"text_image_index must lie in [0, {len(image)}), got {index.min()} to {index.max()}")
+    captions = torch.arange(len(text), device=image.device)
+    return _rank(image, text, (index, captions)), _rank(text, image, (captions, index))
+
+
+def retrieval_recall(
+    image_features: torch.Tensor,
+    text_features: torch.Tensor,
+    text_image_index: torch.Tensor,
+    ks: Sequence[int] = (1, 5, 10),
+) -> dict[str, float]:
+    """Share of queries with an own counterpart among the first k, both directions, all captions.
+
+    A hit if any own caption is in the first k (the CLIP convention: Radford et al., ICML 2021, arXiv 2103.00020);
+    ties share the places.
+
+    Args:
+        image_features: [N, D].
+        text_features: [M, D].
+        text_image_index: [M] integers, each caption's image row.
+        ks: Places that count.
+
+    Returns:
+        `image_to_text_recall_at_1`, …, `text_to_image_recall_at_1`, …, each in [0, 1].
+
+    >>> images, texts = torch.eye(2), torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.9, 0.2]])
+    >>> retrieval_recall(images, texts, torch.tensor([0, 0, 1]), ks=(1,))
+    {'image_to_text_recall_at_1': 1.0, 'text_to_image_recall_at_1': 0.6666666666666666}
+    """
+    directions = retrieval_ranks(image_features, text_features, text_image_index)
+    return {
+        f"{direction}_recall_at_{k}": ranks.hit_at(k).mean().item()
+        for direction, ranks in zip(("image_to_text", "text_to_image"), directions, strict=True)
+        for k in ks
+    }
+
+
+# ---- zero-shot classification ----
+
+
+def class_embeddings(prompt_features: torch.Tensor) -> torch.Tensor:
+    """One direction per class from its P prompts: normalise, mean over the prompts, normalise. [K, P, D] -> [K, D].
+
+    Source: the prompt ensembling of Radford et al., ICML 2021 (arXiv 2103.00020), section 3.1.4.
+    """
+    if prompt_features.ndim != 3:
+        raise ValueError(f"prompt_features must be [K, P, D], got {list(prompt_features.shape)}")
+    return F.normalize(F.normalize(prompt_features.detach(), dim=-1).mean(1), dim=-1)
+
+
+class Classification(NamedTuple):
+    """What a zero-shot classifier says of N images."""
+
+    ranks: Ranks  # [N] of the true class among the K
+    prediction: torch.Tensor  # [N] int64, the likeliest class
+    confidence: torch.Tensor  # [N], its probability
+
+
+def classify(
+    image_features: torch.Tensor, class_features: torch.Tensor, labels: torch.Tensor, logit_scale: float
+) -> Classification:
+    """Classify images by the cosine with each class's direction.
+
+    Args:
+        image_features: [N, D].
+        class_features: [K, D], see `class_embeddings`.
+        labels: [N] integers in [0, K).
+        logit_scale: The model's multiplier on cosines, already exponentiated; decides the confidence only.
+
+    Raises:
+        ValueError: Shapes do not fit, or a label is not a class.
+    """
+    image, classes = _unit_rows(image_features, "image_features"), _unit_rows(class_features, "class_features")
+    if labels.shape != (len(image),) or image.shape[1] != classes.shape[1]:
+        raise ValueError(
+            f"expected labels [N] and features of one width, got labels {list(labels.shape)}, image_features "
+            f"{list(image.shape)}, class_features {list(classes.shape)}"
+        )
+    labels = labels.to(device=image.device, dtype=torch.int64)
+    if labels.min() < 0 or labels.max() >= len(classes):
+        raise ValueError(f"labels must lie in [0, {len(classes)}), got {labels.min()} to {labels.max()}")
+    ranks = _rank(image, classes, (torch.arange(len(image), device=image.device), labels))
+    predictions, confidences = [], []
+    for rows in _row_blocks(len(image), len(classes)):
+        confidence, prediction = (logit_scale * (image[rows] @ classes.T)).softmax(1).max(1)
+        predictions.append(prediction)
+        confidences.append(confidence)
+    return Classification(ranks, torch.cat(predictions), torch.cat(confidences))
+
+
+def expected_calibration_error(confidence: torch.Tensor, correct: torch.Tensor, *, bins: int = 15) -> torch.Tensor:
+    """Mean |accuracy − confidence| over equally wide bins of confidence, weighted by their share of the items.
+
+    Source: Guo et al., ICML 2017 (arXiv 1706.04599), 15 bins (a, b].
+
+    Args:
+        confidence: [N] probabilities of the predicted classes.
+        correct: [N], 1 where the prediction was right.
+        bins: How many.
+
+    >>> expected_calibration_error(torch.tensor([0.9, 0.9, 0.3]), torch.tensor([1, 1, 1]), bins=2)
+    tensor(0.3000)
+    """
+    if confidence.shape != correct.shape or confidence.ndim != 1 or not len(confidence):
+        raise ValueError(f"expected two vectors [N], got {list(confidence.shape)} and {list(correct.shape)}")
+    bin_of = (confidence.double() * bins).ceil().long().clamp(1, bins) - 1
+    excess = torch.zeros(bins, dtype=torch.float64, device=confidence.device)
+    excess.index_add_(0, bin_of, correct.double() - confidence.double())
+    return (excess.abs().sum() / len(confidence)).to(confidence.dtype)
+
+
+def class_means(values: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Mean of `values` [N] within each class: [K] float64, NaN for a class that does not occur."""
+    sums = torch.zeros(num_classes, dtype=torch.float64, device=values.device).index_add_(0, labels, values.double())
+    return sums / torch.bincount(labels, minlength=num_classes)
+
+
+def confusions(prediction: torch.Tensor, labels: torch.Tensor, *, top: int = 20) -> list[tuple[int, int, int]]:
+    """The most frequent mistakes as (true class, predicted class, how often), most frequent first, then by class.
+
+    >>> confusions(torch.tensor([1, 1, 0, 2]), torch.tensor([0, 0, 0, 1]))
+    [(0, 1, 2), (1, 2, 1)]
+    """
+    wrong = prediction != labels
+    pairs, counts = torch.stack([labels[wrong], prediction[wrong]], 1).unique(dim=0, return_counts=True)
+    order = counts.argsort(descending=True, stable=True)[:top].tolist()
+    return [(int(pairs[i, 0]), int(pairs[i, 1]), int(counts[i])) for i in order]

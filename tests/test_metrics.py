@@ -1,0 +1,394 @@
+"""Every metric against a slow independent reference, hand-sized cases, and the known answers on real CLIP features."""
+
+import doctest
+import math
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline_lib import metrics
+
+KNOWN_ANSWERS = Path(__file__).parents[2] / "shared" / "known_answers" / "clip_vitb16_coco500.npy"
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Blocks of a few rows, so that the seams between them are crossed."""
+    monkeypatch.setattr(metrics, "BLOCK_ELEMENTS", 40)
+
+
+def random_pairs(count=13, width=6, seed=0, dtype=torch.float64):
+    """Features with a gap: two clouds around different centres, norms far from 1."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(3, count, width, generator=generator, dtype=dtype)
+    shift = torch.linspace(-1, 2, width, dtype=dtype)
+    return 3 * (noise[0] + noise[1] + shift), 5 * (noise[0] + noise[2] - shift)
+
+
+def unit(rows):
+    return [[x / math.sqrt(sum(y * y for y in row)) for x in row] for row in rows.tolist()]
+
+
+def dot(x, y):
+    return sum(a * b for a, b in zip(x, y, strict=True))
+
+
+def squared_distance(x, y):
+    return sum((a - b) ** 2 for a, b in zip(x, y, strict=True))
+
+
+def mean(values):
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def kernel(x, y):
+    return math.exp(-2 * squared_distance(x, y))
+
+
+def test_docstring_examples():
+    result = doctest.testmod(metrics)
+    assert result.failed == 0
+    assert result.attempted >= 10
+
+
+@pytest.mark.skipif(not KNOWN_ANSWERS.is_file(), reason=f"{KNOWN_ANSWERS} is not here")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_known_answers_on_real_clip_features(dtype):
+    image, text = torch.from_numpy(np.load(KNOWN_ANSWERS).astype(np.float64)).to(dtype)
+    values = metrics.gap_suite(image, text)
+    known = {
+        "centroid_distance": 0.85135,
+        "centroid_mse_e3": 1.41562,
+        "alignment": 1.38016,
+        "pair_cosine": 0.30992,
+        "relative_modality_gap": 0.59146,
+        "linear_separability": 1.0,
+        "modality_purity_at_10": 1.0,
+    }
+    assert {name: values[name] for name in known} == pytest.approx(known, abs=1e-4)
+    known = {"uniformity": -2.31, "uniformity_image": -1.79, "uniformity_text": -1.84, "uniformity_cross": -3.33}
+    assert {name: values[name] for name in known} == pytest.approx(known, abs=0.01)
+    known = {"gap_share_top_1": 0.346, "gap_share_top_2": 0.686, "frechet_mean": 0.725, "frechet_covariance": 0.380}
+    assert {name: values[name] for name in known} == pytest.approx(known, abs=5e-4)
+    recall = metrics.retrieval_recall(image, text, torch.arange(500))
+    assert recall["image_to_text_recall_at_1"] == pytest.approx(0.552, abs=1e-9)
+    assert recall["text_to_image_recall_at_1"] == pytest.approx(0.506, abs=1e-9)
+
+
+def test_gap_metrics_equal_slow_loops(small_blocks):
+    image, text = random_pairs()
+    x, y, joint = unit(image), unit(text), unit(torch.cat([image, text]))
+    count, width = len(x), len(x[0])
+    delta = [mean(row[k] for row in x) - mean(row[k] for row in y) for k in range(width)]
+    shares = sorted((d * d for d in delta), reverse=True)
+    between = mean((1 - dot(a, b)) / 2 for a, b in zip(x, y, strict=True))
+    within = [mean((1 - dot(side[i], side[j])) / 2 for i, j in combinations(range(count), 2)) for side in (x, y)]
+    expected = {
+        "centroid_distance": math.sqrt(sum(shares)),
+        "centroid_mse_e3": 1000 * sum(shares) / width,
+        "alignment": mean(squared_distance(a, b) for a, b in zip(x, y, strict=True)),
+        "pair_cosine": mean(dot(a, b) for a, b in zip(x, y, strict=True)),
+        "uniformity": math.log(mean(kernel(a, b) for a, b in combinations(joint, 2))),
+        "uniformity_image": math.log(mean(kernel(a, b) for a, b in combinations(x, 2))),
+        "uniformity_text": math.log(mean(kernel(a, b) for a, b in combinations(y, 2))),
+        "uniformity_cross": math.log(mean(kernel(x[i], y[j]) for i in range(count) for j in range(count) if i != j)),
+        "relative_modality_gap": between / (between + sum(within) / 2),
+        "gap_share_top_1": shares[0] / sum(shares),
+        "gap_share_top_2": sum(shares[:2]) / sum(shares),
+        "frechet_mean": sum(shares),
+    }
+    neighbours = []
+    for i, point in enumerate(joint):
+        nearest = sorted((j for j in range(2 * count) if j != i), key=lambda j: -dot(point, joint[j]))[:10]
+        neighbours.append(mean((j < count) == (i < count) for j in nearest))
+    expected["modality_purity_at_10"] = mean(neighbours)
+    values = metrics.gap_suite(image, text)
+    assert {name: values[name] for name in expected} == pytest.approx(expected, rel=1e-10)
+
+
+def test_frechet_covariance_part_equals_scipys_matrix_root():
+    from scipy.linalg import sqrtm
+
+    image, text = random_pairs(count=40)
+    cx, cy = (np.cov(np.array(unit(side)).T) for side in (image, text))
+    expected = np.trace(cx + cy - 2 * sqrtm(cx @ cy).real)
+    assert metrics.frechet_parts(image, text)[1].item() == pytest.approx(expected, rel=1e-8)
+    assert metrics.frechet_parts(image, image)[1].item() == pytest.approx(0, abs=1e-12)
+
+
+def test_fewer_pairs_than_dimensions_leave_the_frechet_distance_finite():
+    image, text = random_pairs(count=3, width=8)
+    assert all(part.isfinite() for part in metrics.frechet_parts(image, text))
+
+
+def test_relative_modality_gap_is_neither_of_the_circulating_variants():
+    """Neither without the halving of the intra-modal part nor with the diagonal kept."""
+    image, text = random_pairs()
+    x, y = torch.nn.functional.normalize(image), torch.nn.functional.normalize(text)
+    between = (1 - (x * y).sum(1).mean()) / 2
+    full = ((1 - x @ x.T) / 2).mean() + ((1 - y @ y.T) / 2).mean()
+    value = metrics.relative_modality_gap(image, text)
+    assert not torch.isclose(value, between / (between + full / 2), rtol=1e-3)
+    assert not torch.isclose(value, between / (between + full), rtol=1e-3)
+
+
+def test_norms_change_nothing():
+    """Alignment and uniformity on raw features were a defect of the published code: here rows are always directions."""
+    image, text = random_pairs()
+    scaled = metrics.gap_suite(image * torch.linspace(0.1, 90, 13)[:, None], text * 7)
+    assert scaled == pytest.approx(metrics.gap_suite(image, text), rel=1e-9)
+
+
+def test_type_of_the_features_is_kept():
+    for dtype in (torch.float32, torch.float64):
+        image, text = random_pairs(dtype=dtype)
+        values = [
+            metrics.centroid_distance(image, text),
+            metrics.centroid_mse(image, text),
+            metrics.alignment(image, text),
+            metrics.pair_cosine(image, text),
+            metrics.uniformity(image),
+            metrics.cross_modal_uniformity(image, text),
+            metrics.relative_modality_gap(image, text),
+            metrics.gap_concentration(image, text, top=2),
+            *metrics.frechet_parts(image, text),
+            metrics.modality_purity(image, text),
+            metrics.linear_separability(image, text),
+        ]
+        assert [value.dtype for value in values] == [dtype] * len(values)
+        assert all(value.ndim == 0 for value in values)
+
+
+def test_features_that_carry_a_gradient_are_only_read():
+    image, text = (side.requires_grad_() for side in random_pairs())
+    assert not metrics.alignment(image, text).requires_grad
+    metrics.gap_suite(image, text)
+
+
+def test_linear_separability_is_certain_with_a_gap_and_chance_without():
+    image, text = random_pairs(count=400)
+    assert metrics.linear_separability(image, text) > 0.95
+    generator = torch.Generator().manual_seed(1)
+    one_cloud = torch.randn(2, 400, 6, generator=generator)
+    assert metrics.linear_separability(*one_cloud) == pytest.approx(0.5, abs=0.08)
+    assert metrics.linear_separability(*one_cloud) == metrics.linear_separability(*one_cloud, seed=0)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: metrics.centroid_distance(torch.zeros(3, 2), torch.zeros(4, 2)),
+        lambda: metrics.alignment(torch.zeros(3), torch.zeros(3)),
+        lambda: metrics.uniformity(torch.zeros(1, 2)),
+        lambda: metrics.uniformity(torch.zeros(3, 2, dtype=torch.int64)),
+        lambda: metrics.relative_modality_gap(torch.zeros(3, 2), torch.zeros(3, 3)),
+        lambda: metrics.modality_purity(torch.zeros(3, 2), torch.zeros(3, 2), neighbours=6),
+        lambda: metrics.mean_centre(torch.zeros(3, 2), torch.zeros(3)),
+        lambda: metrics.retrieval_recall(torch.zeros(3, 2), torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64)),
+        lambda: metrics.retrieval_recall(torch.zeros(3, 2), torch.zeros(4, 2), torch.zeros(3, dtype=torch.int64)),
+        lambda: metrics.retrieval_recall(torch.zeros(3, 2), torch.zeros(2, 2), torch.tensor([0, 3])),
+        lambda: metrics.retrieval_recall(torch.zeros(3, 2), torch.zeros(2, 2), torch.tensor([0.0, 1.0])),
+        lambda: metrics.classify(torch.zeros(3, 2), torch.zeros(2, 2), torch.tensor([0, 1, 2]), 1.0),
+        lambda: metrics.classify(torch.zeros(3, 2), torch.zeros(2, 2), torch.tensor([0, 1]), 1.0),
+        lambda: metrics.class_embeddings(torch.zeros(3, 2)),
+        lambda: metrics.expected_calibration_error(torch.zeros(3), torch.zeros(2)),
+        lambda: metrics.raw_norm(torch.zeros(3)),
+    ],
+)
+def test_wrong_shapes_are_refused(call):
+    with pytest.raises(ValueError, match=r"must|need|expected|width"):
+        call()
+
+
+# ---- mean-centring ----
+
+
+def test_mean_centring_with_held_out_means_removes_most_of_the_gap():
+    image, text = random_pairs(count=400)
+    means = [metrics.modality_mean(side[:200]) for side in (image, text)]
+    centred = [metrics.mean_centre(side[200:], m) for side, m in zip((image, text), means, strict=True)]
+    assert metrics.centroid_distance(*centred) < 0.15 * metrics.centroid_distance(image[200:], text[200:])
+    assert torch.allclose(centred[0].norm(dim=1), torch.ones(200, dtype=torch.float64))
+
+
+# ---- retrieval ----
+
+
+def slow_recall(scores, text_image_index, k):
+    """Recall by sorting each row of a tie-free score matrix in Python: (image to text, text to image)."""
+    images, texts = range(len(scores)), range(len(scores[0]))
+    image_hits = [any(text_image_index[j] == i for j in sorted(texts, key=lambda j: -scores[i][j])[:k]) for i in images]
+    text_hits = [text_image_index[j] in sorted(images, key=lambda i: -scores[i][j])[:k] for j in texts]
+    return mean(image_hits), mean(text_hits)
+
+
+def test_recall_on_a_matrix_checked_by_eye():
+    """Two images; captions 0 and 1 belong to image 0, caption 2 to image 1, whose own comes second for it."""
+    image = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    text = torch.tensor([[0.6, 0.8], [1.0, 0.1], [0.8, 0.6]])
+    recall = metrics.retrieval_recall(image, text, torch.tensor([0, 0, 1]), ks=(1, 2))
+    assert recall == pytest.approx(
+        {
+            "image_to_text_recall_at_1": 0.5,
+            "image_to_text_recall_at_2": 1.0,
+            "text_to_image_recall_at_1": 1 / 3,
+            "text_to_image_recall_at_2": 1.0,
+        }
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), images=st.integers(1, 9), extra=st.integers(0, 20))
+def test_recall_equals_sorting_every_row(seed, images, extra):
+    """Any number of captions per image, in any order, some images without, blocks of any size: as by sorting."""
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.cat([torch.arange(1), torch.randint(images, (extra,), generator=generator)])
+    index = index[torch.randperm(len(index), generator=generator)]
+    image = torch.randn(images, 5, generator=generator, dtype=torch.float64)
+    text = torch.randn(len(index), 5, generator=generator, dtype=torch.float64)
+    scores = [[dot(x, y) for y in unit(text)] for x in unit(image)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "BLOCK_ELEMENTS", 1 + seed % 50)
+        recall = metrics.retrieval_recall(image, text, index)
+    for k in (1, 5, 10):
+        expected = slow_recall(scores, index.tolist(), k)
+        found = recall[f"image_to_text_recall_at_{k}"], recall[f"text_to_image_recall_at_{k}"]
+        assert found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("captions", [[1, 1, 1, 1], [5, 1, 3, 7]])
+@pytest.mark.parametrize("constant", ["both", "images", "texts"])
+def test_a_constant_model_scores_chance(captions, constant, small_blocks):
+    """With every score equal, recall is the chance of an own item among k drawn without replacement."""
+    index = torch.repeat_interleave(torch.arange(4), torch.tensor(captions))
+    image, text = torch.randn(4, 3, dtype=torch.float64), torch.randn(len(index), 3, dtype=torch.float64)
+    if constant in ("both", "images"):
+        image = image[:1].expand(4, 3)
+    if constant in ("both", "texts"):
+        text = text[:1].expand(len(index), 3)
+    recall = metrics.retrieval_recall(image, text, index, ks=(1, 2))
+    for k in (1, 2):
+        if constant != "images":  # every image then ties all captions
+            chance = mean(1 - math.comb(len(index) - n, k) / math.comb(len(index), k) for n in captions)
+            assert recall[f"image_to_text_recall_at_{k}"] == pytest.approx(chance)
+        if constant != "texts":
+            assert recall[f"text_to_image_recall_at_{k}"] == pytest.approx(k / 4)
+
+
+def test_ties_score_the_mean_over_all_orders():
+    """Duplicated captions and images: the closed form equals the average over many random orders of the equals."""
+    generator = torch.Generator().manual_seed(3)
+    image = torch.randn(4, 3, generator=generator)[[0, 1, 1, 2, 3, 3]]
+    index = torch.tensor([0, 0, 1, 2, 2, 3, 4, 5, 5])
+    text = torch.randn(4, 3, generator=generator)[[0, 1, 1, 1, 2, 0, 3, 3, 2]]
+    ranks = metrics.retrieval_ranks(image, text, index)
+    scores = torch.nn.functional.normalize(image).double() @ torch.nn.functional.normalize(text).double().T
+    scores = scores.round(decimals=6)
+    rounds = 4000
+    jitter = torch.rand(rounds, *scores.shape, generator=generator, dtype=torch.float64) * 1e-9
+    order = (scores + jitter).argsort(dim=2, descending=True)
+    own = index[order] == torch.arange(6)[None, :, None]
+    for k in (1, 2, 3):
+        simulated = own[:, :, :k].any(2).double().mean(0)
+        assert torch.allclose(ranks[0].hit_at(k), simulated, atol=0.04)
+    place = own.double().argmax(2).double().mean(0) + 1
+    assert torch.allclose(ranks[0].expected(), place, atol=0.1)
+
+
+def test_hit_probability_equals_the_hypergeometric_formula():
+    better, tied, own = np.array(list(np.ndindex(4, 6, 5))).T
+    keep = (tied >= own) & (own >= 1)
+    better, tied, own = better[keep], tied[keep], own[keep]
+    ranks = metrics.Ranks(*(torch.from_numpy(a) for a in (better, tied, own)))
+    for k in range(1, 12):
+        places = np.clip(k - better, 0, tied)
+        expected = [1 - math.comb(t - o, m) / math.comb(t, m) for t, o, m in zip(tied, own, places, strict=True)]
+        assert ranks.hit_at(k).tolist() == pytest.approx(expected)
+
+
+def test_equal_captions_share_their_place_whatever_their_column():
+    """Two copies of every caption: text rows are equal bitwise, so each image finds an own one half of the time."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(301, 64, generator=generator)
+    text = torch.cat([image, image])
+    index = torch.cat([torch.arange(301), torch.arange(301).roll(1)])  # the second copies belong to another image
+    recall = metrics.retrieval_recall(image, text, index)
+    assert recall["image_to_text_recall_at_1"] == pytest.approx(0.5)
+
+
+def test_expected_rank_counts_from_one():
+    image = torch.eye(3)
+    ranks = metrics.retrieval_ranks(image, image[[1, 0, 2]], torch.arange(3))
+    assert ranks[0].expected().tolist() == [2.5, 2.5, 1.0]  # own score 0 ties with another's
+    assert metrics.retrieval_ranks(image, image, torch.arange(3))[1].expected().tolist() == [1.0, 1.0, 1.0]
+
+
+def test_an_image_without_captions_is_a_distractor_that_is_never_found():
+    image = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    to_text, to_image = metrics.retrieval_ranks(image, image[:1], torch.tensor([0]))
+    assert to_text.hit_at(10).tolist() == [1.0, 0.0]
+    assert to_text.expected().tolist() == [1.0, 2.0]
+    assert to_image.hit_at(1).tolist() == [1.0]
+
+
+# ---- zero-shot ----
+
+
+def test_class_embeddings_average_directions_not_vectors():
+    prompts = torch.tensor([[[2.0, 0.0], [0.0, 0.5]], [[0.0, 1.0], [0.0, 3.0]]])
+    expected = torch.tensor([[2**-0.5, 2**-0.5], [0.0, 1.0]])
+    assert torch.allclose(metrics.class_embeddings(prompts), expected)
+
+
+def test_classification_equals_a_slow_loop(small_blocks):
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(30, 4, generator=generator, dtype=torch.float64)
+    classes = torch.randn(7, 4, generator=generator, dtype=torch.float64)
+    labels = torch.randint(7, (30,), generator=generator)
+    found = metrics.classify(image, classes, labels, 20.0)
+    for i, x in enumerate(unit(image)):
+        logits = [20 * dot(x, y) for y in unit(classes)]
+        order = sorted(range(7), key=lambda c: -logits[c])
+        assert found.prediction[i] == order[0]
+        total = sum(math.exp(v) for v in logits)
+        assert found.confidence[i].item() == pytest.approx(math.exp(max(logits)) / total)
+        assert found.ranks.expected()[i] == order.index(labels[i]) + 1
+
+
+def test_classes_of_one_name_share_the_first_place():
+    classes = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    found = metrics.classify(torch.tensor([[1.0, 0.2]]), classes, torch.tensor([1]), 1.0)
+    assert found.ranks.hit_at(1).tolist() == [0.5]
+    assert found.ranks.hit_at(2).tolist() == [1.0]
+
+
+def test_calibration_error_equals_binning_by_hand():
+    generator = np.random.default_rng(0)
+    confidence, correct = generator.random(200), generator.random(200) < 0.5
+    expected = 0.0
+    for b in range(15):
+        inside = (confidence > b / 15) & (confidence <= (b + 1) / 15)
+        if inside.any():
+            expected += inside.mean() * abs(correct[inside].mean() - confidence[inside].mean())
+    found = metrics.expected_calibration_error(torch.from_numpy(confidence), torch.from_numpy(correct))
+    assert found.item() == pytest.approx(expected)
+    assert metrics.expected_calibration_error(torch.ones(4), torch.ones(4)) == 0
+
+
+def test_class_means_skip_nothing_and_invent_nothing():
+    values = metrics.class_means(torch.tensor([1.0, 0.0, 1.0]), torch.tensor([0, 0, 2]), 3)
+    assert values[[0, 2]].tolist() == [0.5, 1.0]
+    assert values[1].isnan()
+
+
+def test_confusions_are_sorted_by_how_often():
+    labels = torch.tensor([0, 0, 0, 1, 1, 2])
+    prediction = torch.tensor([2, 2, 1, 0, 1, 0])
+    assert metrics.confusions(prediction, labels) == [(0, 2, 2), (0, 1, 1), (1, 0, 1), (2, 0, 1)]
+    assert metrics.confusions(labels, labels) == []

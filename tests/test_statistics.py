@@ -1,0 +1,142 @@
+"""Intervals and tests against slow resampling, hand-worked cases and scipy; and that they cover what they promise."""
+
+import doctest
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from pipeline_lib import statistics
+from pipeline_lib.statistics import Mean
+
+
+def test_docstring_examples():
+    result = doctest.testmod(statistics)
+    assert result.failed == 0
+    assert result.attempted >= 2
+
+
+def test_resamples_draw_every_image_once_on_average(monkeypatch):
+    monkeypatch.setattr(statistics, "BLOCK_COUNTS", 100)
+    blocks = list(statistics.resample_counts(30, 500, seed=0))
+    assert len(blocks) > 1
+    counts = np.concatenate(blocks)
+    assert counts.shape == (500, 30)
+    assert (counts.sum(1) == 30).all()
+    assert np.abs(counts.mean(0) - 1).max() < 0.25
+    assert counts.var() == pytest.approx(1 - 1 / 30, rel=0.05)  # multinomial
+
+
+def test_bootstrap_equals_drawing_the_images_one_by_one():
+    """Captions follow their image: each resample's mean is the plain mean over the drawn images' captions."""
+    generator = np.random.default_rng(0)
+    index = np.sort(generator.integers(8, size=25))
+    values, labels = generator.random(25), generator.integers(3, size=25)
+    means = {"plain": Mean(values, index), "by_class": Mean(values, index, labels)}
+    found = statistics.bootstrap(means, 8, num_samples=20, seed=5)
+    for r, counts in enumerate(np.concatenate(list(statistics.resample_counts(8, 20, seed=5)))):
+        items = [item for image in range(8) for _ in range(counts[image]) for item in np.flatnonzero(index == image)]
+        assert found["plain"][r] == pytest.approx(values[items].mean())
+        drawn = [values[items][labels[items] == c].mean() for c in range(3) if (labels[items] == c).any()]
+        assert found["by_class"][r] == pytest.approx(np.mean(drawn))
+
+
+def test_value_is_the_statistic_itself():
+    mean = Mean(np.array([1.0, 0.0, 1.0]), np.array([0, 0, 1]))
+    assert mean.value == pytest.approx(2 / 3)
+    assert mean._replace(group=np.array([0, 0, 2])).value == pytest.approx(0.75)  # class 1 does not occur
+    assert math.isnan(Mean(np.array([]), np.array([], dtype=int)).value)
+
+
+def test_seed_decides_and_order_of_names_does_not():
+    values = {name: Mean(np.random.default_rng(i).random(50), np.arange(50)) for i, name in enumerate("ab")}
+    settings = {"num_samples": 50, "confidence": 0.9}
+    first = statistics.intervals(values, 50, seed=1, **settings)
+    assert first == statistics.intervals(dict(reversed(values.items())), 50, seed=1, **settings)
+    assert first != statistics.intervals(values, 50, seed=2, **settings)
+
+
+def test_intervals_agree_with_scipys_bootstrap():
+    values = np.random.default_rng(0).random(200) ** 2
+    found = statistics.intervals({"x": Mean(values, np.arange(200))}, 200, num_samples=4000, confidence=0.95, seed=0)[
+        "x"
+    ]
+    reference = stats.bootstrap(
+        (values,), np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(1)
+    ).confidence_interval
+    assert (found.low, found.high) == pytest.approx((reference.low, reference.high), abs=0.004)
+    assert found.low < found.value < found.high
+
+
+def test_captions_of_one_image_do_not_narrow_the_interval():
+    """Ten captions that repeat their image's value bring no information: the interval is that of the images alone."""
+    values = np.random.default_rng(0).random(100)
+    settings = {"num_samples": 500, "confidence": 0.95, "seed": 0}
+    alone = statistics.intervals({"x": Mean(values, np.arange(100))}, 100, **settings)["x"]
+    repeated = {"x": Mean(values.repeat(10), np.arange(100).repeat(10))}
+    assert statistics.intervals(repeated, 100, **settings)["x"] == pytest.approx(alone)
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say():
+    generator = np.random.default_rng(0)
+    covered = 0
+    for seed in range(200):
+        sample = Mean((generator.random(80) < 0.4).astype(float), np.arange(80))
+        low, high = statistics.intervals({"x": sample}, 80, num_samples=200, confidence=0.9, seed=seed)["x"][1:]
+        covered += low <= 0.4 <= high
+    assert 0.83 <= covered / 200 <= 0.96
+
+
+def test_paired_test_sees_what_two_intervals_do_not():
+    """The same small gain on every hard or easy item: the intervals overlap, the paired difference is certain."""
+    generator = np.random.default_rng(0)
+    base = generator.random(100)
+    refined = base + 0.02 + 0.01 * generator.standard_normal(100)
+    settings = {"num_samples": 999, "confidence": 0.95, "seed": 0}
+    both = {"base": Mean(base, np.arange(100)), "refined": Mean(refined, np.arange(100))}
+    found = statistics.intervals(both, 100, **settings)
+    assert found["base"].high > found["refined"].low
+    test = statistics.paired_tests({"x": Mean(refined - base, np.arange(100))}, 100, **settings)["x"]
+    assert test.low > 0
+    assert test.p_value == pytest.approx(2 / 1000)
+
+
+def test_no_difference_has_p_value_one():
+    test = statistics.paired_tests(
+        {"x": Mean(np.zeros(20), np.arange(20))}, 20, num_samples=99, confidence=0.95, seed=0
+    )["x"]
+    assert test == (0.0, 0.0, 0.0, 1.0)
+
+
+def test_p_values_are_about_uniform_when_nothing_differs():
+    generator = np.random.default_rng(1)
+    p_values = [
+        statistics.paired_tests(
+            {"x": Mean(generator.standard_normal(60), np.arange(60))}, 60, num_samples=199, confidence=0.95, seed=s
+        )["x"].p_value
+        for s in range(200)
+    ]
+    assert 0.01 <= np.mean(np.array(p_values) < 0.05) <= 0.12
+    assert np.mean(p_values) == pytest.approx(0.5, abs=0.08)
+
+
+@pytest.mark.parametrize(("lost", "gained"), [(0, 0), (0, 6), (1, 5), (3, 3), (40, 60)])
+def test_mcnemar_is_the_exact_binomial_test_of_the_disagreements(lost, gained):
+    base = np.array([1] * lost + [0] * gained + [1] * 7 + [0] * 2)
+    refined = np.array([0] * lost + [1] * gained + [1] * 7 + [0] * 2)
+    total = lost + gained
+    tail = sum(math.comb(total, i) for i in range(min(lost, gained) + 1)) / 2**total
+    assert statistics.mcnemar(base, refined) == pytest.approx(min(1.0, 2 * tail))
+
+
+def test_mcnemar_needs_the_same_items():
+    with pytest.raises(ValueError, match="same items"):
+        statistics.mcnemar(np.ones(3), np.ones(4))
+
+
+def test_holm_by_hand():
+    """0.01 x 4; 0.02 x 3; 0.03 x 2; then 0.04 may not be smaller than the one before."""
+    assert statistics.holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert statistics.holm([0.9, 0.8]) == [1.0, 1.0]
+    assert statistics.holm([]) == []
