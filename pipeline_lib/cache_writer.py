@@ -54,7 +54,7 @@ class _ImageRows(Dataset[Any]):
         for shard_index, row in places:
             shard = self.part.shards[shard_index]
             if shard_index not in self.entries:
-                self.entries = {shard_index: shard.samples()}
+                self.entries = {shard_index: list(shards.read_index(shard.index_path))}
             entry = self.entries[shard_index][row]
             try:
                 image_bytes = shard.read_image(entry)
@@ -133,7 +133,7 @@ class Writer:
         longest = 1
         for part in parts:
             for shard in part.shards:
-                captions = [caption for entry in shard.samples() for caption in entry.captions]
+                captions = [caption for entry in shards.read_index(shard.index_path) for caption in entry.captions]
                 for clip in {id(c): c for c in (self.student, self.teacher)}.values():
                     token_ids = clip.tokenize(captions)
                     if len(token_ids):
@@ -190,7 +190,7 @@ class Writer:
 
     def _write_unit(self, part: shards.Part, index: int, chunks: Iterator[Any]) -> None:
         shard = part.shards[index]
-        entries = shard.samples()
+        entries = list(shards.read_index(shard.index_path))
         features, invalid = [], {}
         path = self._pixels_path(part, index)
         path.parent.mkdir(parents=True, exist_ok=True)

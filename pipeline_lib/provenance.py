@@ -60,3 +60,8 @@ def package_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "not installed"
     return versions
+
+
+if __name__ == "__main__":
+    for stage_script in sorted(Path("stages").glob("[a-z]*.py")):
+        print(f"{stage_script.stem}:", *(f"  - {dep.as_posix()}" for dep in import_closure(stage_script)), sep="\n")

@@ -176,7 +176,7 @@ def _check_identity(path: Path, unit: dict[str, torch.Tensor], record: dict[str,
     """
     if record["shard"] != shard.sha256:
         raise UserError(f"{path}: made from another shard ({record['shard'][:12]}, now {shard.sha256[:12]}); dvc repro")
-    entries = shard.samples()
+    entries = list(shards.read_index(shard.index_path))
     expected = {
         "key_digests": [shards.key_digest(entry.key) for entry in entries],
         "caption_digests": [shards.caption_digest(caption) for entry in entries for caption in entry.captions],

@@ -1,0 +1,130 @@
+"""The shell around a stage: exit codes, one line for the user, tracebacks for us, orderly ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline_lib import runtime
+from pipeline_lib.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(body, *arguments, **options):
+    """A script whose main has the given body, run as a stage."""
+    code = (
+        "import sys, time\nfrom pipeline_lib import runtime\nfrom pipeline_lib.errors import UserError\n"
+        f"def main(params_file):\n    {body}\n"
+        "sys.argv[0] = 'stage'\nruntime.run_stage(main, 'What it does.')\n"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, **options)
+
+
+def test_success_is_exit_0_and_help_tells():
+    assert run("print(params_file)").stdout == "params.yaml\n"
+    assert run("pass", "--params", "x.yaml").returncode == 0
+    shown = run("pass", "--help").stdout
+    assert "What it does." in shown
+    assert "--params" in shown
+
+
+def test_user_errors_are_one_line_and_exit_1():
+    done = run("raise UserError('params.yaml: refine.x: wrong; mend it')")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "error: params.yaml: refine.x: wrong; mend it\n")
+    debug = run("raise UserError('wrong')", "--debug")
+    assert debug.returncode == 1
+    assert "Traceback" in debug.stderr
+
+
+def test_a_missing_file_is_a_user_error_too():
+    done = run("open('/nowhere/file')")
+    assert done.returncode == 1
+    assert done.stderr == "error: [Errno 2] No such file or directory: '/nowhere/file'\n"
+
+
+def test_other_exceptions_keep_their_traceback_and_fail():
+    """A failed run never exits 0: DVC would record it as a success."""
+    done = run("1 / 0")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "ZeroDivisionError" in done.stderr
+
+
+def start(body):
+    code = (
+        "import os, time\nfrom pipeline_lib import runtime\n"
+        f"def main(params_file):\n    print('ready', flush=True)\n    {body}\n"
+        "runtime.run_stage(main, None)\n"
+    )
+    return [sys.executable, "-c", code]
+
+
+WAIT = (
+    "\n    for _ in range(600):\n        time.sleep(0.05)\n        if runtime.stop_requested(): raise runtime.Stopped\n"
+)
+
+
+def test_sigterm_is_an_orderly_end():
+    process = subprocess.Popen(start(WAIT.strip() + "\n"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert b"stopping at the next step" in errors
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
+def test_the_stage_ends_when_its_parent_is_killed(tmp_path):
+    """Killing dvc must not leave a stage running: a killed parent's child ends by itself."""
+    pid_file = tmp_path / "pid"
+    body = f"open({str(pid_file)!r}, 'w').write(str(os.getpid()))" + WAIT
+    parent = subprocess.Popen(
+        [sys.executable, "-c", f"import subprocess; subprocess.run({start(body)!r})"], stdout=subprocess.PIPE, cwd=ROOT
+    )
+    parent.stdout.readline()
+    for _ in range(100):
+        if pid_file.exists() and pid_file.read_text():
+            break
+        time.sleep(0.05)
+    child = int(pid_file.read_text())
+    parent.kill()
+    parent.wait()
+    for _ in range(100):
+        if not alive(child):
+            return
+        time.sleep(0.1)
+    os.kill(child, signal.SIGKILL)
+    pytest.fail("the child outlived its parent")
+
+
+def alive(pid):
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+
+
+def test_devices():
+    assert runtime.pick_device("cpu") == torch.device("cpu")
+    assert runtime.pick_device("auto").type in ("cpu", "cuda", "mps")
+    with pytest.raises(UserError, match=r"runtime\.device: `cuda:99` is not usable here"):
+        runtime.pick_device("cuda:99")
+    with pytest.raises(UserError, match=r"runtime\.device: `gpu` is not usable here"):
+        runtime.pick_device("gpu")
+
+
+def test_importing_the_leaves_imports_nothing_heavy():
+    """Start-up: config, runtime, artifacts and tracking load neither torch nor mlflow nor matplotlib."""
+    code = (
+        "import sys\nfrom pipeline_lib import artifacts, config, runtime, tracking, shards, sources\n"
+        "print(sorted({'torch', 'mlflow', 'matplotlib', 'sklearn', 'pandas', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout == "[]\n"
