@@ -1,0 +1,403 @@
+"""One shard is one job: validated samples written to a tar, or a tar that lies elsewhere indexed in place.
+
+A job runs in a worker process and is the unit of resumption. When it is done it leaves a record in the work folder;
+a job that is run again compares the record with its sources (names, sizes, times) and the shard with its hash, and
+does nothing if both fit. Each byte is hashed while it is written. Two runs give the same bytes: order of the set, fixed
+owner and time in the headers, image files byte for byte.
+
+An image is checked by its header, its number of pixels and its end (a file that was cut is decoded as a whole); that
+every pixel decodes is the business of the stage that decodes. What fails is quarantined: named, with its reason.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import urllib.parse
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from PIL import Image
+
+from pipeline_lib import artifacts, config
+from pipeline_lib.errors import UserError
+from pipeline_lib.samples import CLASS_TASK, Sample, Splitter, TarFile, TarImage, Task
+from pipeline_lib.shards import IndexEntry, key_digest
+from pipeline_lib.tars import list_tar
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+_LAST_BYTES = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82", "GIF": b";"}
+_HEADER = 512  # bytes before a member of the tar
+_LONGEST_KEY = 80  # a tar header holds names of 100 bytes
+
+
+# --- one image --------------------------------------------------------------------------------------------------
+
+
+def image_fault(data: bytes, max_pixels: int) -> str | None:
+    """Why `data` is no acceptable image file, or None.
+
+    The header must open and hold at most `max_pixels`, checksums (PNG) must fit, and the file must end as its format
+    does; one that does not is decoded as a whole, since harmless bytes may follow the end.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                return f"{width} x {height} pixels, more than shard.max_image_pixels"
+            kind = image.format or ""
+            image.verify()
+        if not _ends_well(data, kind):
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                image.load()
+    except Image.DecompressionBombError:
+        return "more pixels than shard.max_image_pixels"
+    except Image.UnidentifiedImageError:
+        return "not an image in a known format"
+    except Exception as error:  # decoders meet broken files with almost any exception
+        return f"does not decode ({error})"
+    return None
+
+
+def _ends_well(data: bytes, kind: str) -> bool:
+    if kind == "WEBP":
+        return len(data) >= int.from_bytes(data[4:8], "little") + 8
+    return kind in _LAST_BYTES and data.endswith(_LAST_BYTES[kind])
+
+
+def escape_key(key: str) -> str:
+    """`key` as a name in a tar that webdataset's rule (up to the first dot) keeps whole: ASCII, no dot, no slash.
+
+    >>> escape_key("a.b/c")
+    'a%2Eb%2Fc'
+    """
+    escaped = urllib.parse.quote(key, safe="").replace(".", "%2E")
+    if len(escaped) > _LONGEST_KEY:
+        return f"{escaped[: _LONGEST_KEY - 33]}~{key_digest(key).hex()}"
+    return escaped
+
+
+# --- one shard: a job for a worker ------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Record:
+    """What one shard of one part holds, as it goes into the manifest and the work folder."""
+
+    job: str
+    part: str
+    file: str
+    index: str
+    sha256: str = ""
+    index_sha256: str = ""
+    num_bytes: int = 0
+    num_samples: int = 0
+    num_captions: int = 0
+    max_caption_chars: int = 0
+    dropped_captions: int = 0
+    quarantined: list[tuple[str, str]] = field(default_factory=list)  # (key, reason)
+    excluded: list[tuple[str, str]] = field(default_factory=list)  # (key, reason)
+
+    @property
+    def read(self) -> int:
+        """Samples of the source, whatever became of them."""
+        return self.num_samples + len(self.quarantined) + len(self.excluded)
+
+    def add(self, sample: Sample) -> None:
+        """Count a sample that is used."""
+        self.num_samples += 1
+        self.num_captions += len(sample.captions)
+        self.max_caption_chars = max(self.max_caption_chars, *map(len, sample.captions), 0)
+
+
+@dataclass(slots=True)
+class Result:
+    """What a job returns."""
+
+    records: list[Record] = field(default_factory=list)
+    in_no_part: int = 0
+    ignored: Counter[str] = field(default_factory=Counter)  # members of a tar, by reason
+    resumed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What all jobs of a set share."""
+
+    work: Path
+    settings: config.Shard
+    captioned: bool
+    tasks: Mapping[str, Task]
+
+    @property
+    def output(self) -> Path:
+        """What will be published."""
+        return self.work / "output"
+
+    def fault(self, sample: Sample) -> str | None:
+        """Why a sample is quarantined before its image is read, or None."""
+        if self.captioned and not sample.captions:
+            return "no caption" if sample.empty_captions == 0 else "only empty captions"
+        if any(len(caption) > self.settings.max_caption_chars for caption in sample.captions):
+            return "a caption is longer than shard.max_caption_chars"
+        return None
+
+    def read(self, sample: Sample) -> tuple[bytes, str | None]:
+        """The image file's bytes, and why the sample is quarantined, or None."""
+        reason = self.fault(sample)
+        if reason:
+            return b"", reason
+        try:
+            if sample.image.size > self.settings.max_image_bytes:
+                return b"", f"{sample.image.size} bytes, more than shard.max_image_bytes"
+            data = sample.image.read()
+        except FileNotFoundError:
+            return b"", f"no such file: {sample.image.where}"
+        except OSError as error:
+            return b"", f"cannot be read ({error.strerror}): {sample.image.where}"
+        return data, image_fault(data, self.settings.max_image_pixels) if data else "an empty file"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileJob:
+    """Write samples to one tar."""
+
+    name: str
+    rules: Rules
+    part: str
+    samples: tuple[Sample, ...]
+    excluded: Mapping[tuple[str, str], str] = field(default_factory=dict)  # (part, key) -> reason
+
+    def plan(self) -> str:
+        """A digest of everything that the shard's content depends on beyond the work folder's fingerprint."""
+        return artifacts.digest([[_identity(sample) for sample in self.samples], sorted(self.excluded)])
+
+    def files(self, record: Record) -> Iterator[tuple[Path, str]]:
+        """The files of a record with their hashes."""
+        folder = self.rules.output / record.part
+        yield folder / record.file, record.sha256
+        yield folder / record.index, record.index_sha256
+
+    def run(self) -> Result:
+        """Write the tar and its index.
+
+        Raises:
+            UserError: They cannot be written (a full disk).
+        """
+        number = self.name.rsplit("/", 1)[1]
+        record = Record(self.name, self.part, f"{number}.tar", f"{number}.jsonl")
+        folder = self.rules.output / self.part
+        with _hashed_file(folder / record.file) as tar, _hashed_file(folder / record.index) as index:
+            self._write(tar, index, record)
+        record.sha256, record.index_sha256, record.num_bytes = tar.hexdigest(), index.hexdigest(), tar.num_bytes
+        if not record.num_samples:
+            (folder / record.file).unlink()
+            (folder / record.index).unlink()
+        return Result([record])
+
+    def _write(self, tar: HashedFile, index: HashedFile, record: Record) -> None:
+        from webdataset.writer import TarWriter
+
+        writer = TarWriter(tar, user="clip", group="clip", mtime=0, encoder=False, compress=False)
+        for sample in self.samples:
+            record.dropped_captions += sample.empty_captions
+            if (self.part, sample.key) in self.excluded:
+                record.excluded.append((sample.key, self.excluded[self.part, sample.key]))
+                continue
+            data, reason = self.rules.read(sample)
+            if reason:
+                record.quarantined.append((sample.key, reason))
+                continue
+            entry = _entry(
+                sample, f"{escape_key(sample.key)}.{sample.extension}", writer.tarstream.offset + _HEADER, data
+            )
+            writer.write({"__key__": escape_key(sample.key), sample.extension: data})
+            writer.write({"__key__": escape_key(sample.key), **self._texts(sample)})
+            index.write(entry.line().encode())
+            record.add(sample)
+        writer.close()
+
+    def _texts(self, sample: Sample) -> dict[str, bytes]:
+        """The members beside the image: everything as .json, and .cls where there is one class task."""
+        content = {"key": sample.key, "captions": sample.captions, "labels": sample.labels}
+        texts = {"json": artifacts.canonical_json(content).encode()}
+        if tuple(self.rules.tasks) == (CLASS_TASK,) and CLASS_TASK in sample.labels:
+            texts["cls"] = str(sample.labels[CLASS_TASK]).encode()
+        return texts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TarJob:
+    """Index one tar in place, for all parts that its samples belong to."""
+
+    name: str
+    rules: Rules
+    tar: TarFile
+    splitter: Splitter
+    excluded: Mapping[tuple[str, str], str] = field(default_factory=dict)  # (part, key) -> reason
+
+    def plan(self) -> str:
+        """A digest of everything that the index depends on beyond the work folder's fingerprint."""
+        status = self.tar.path.stat()
+        claims = sorted(self.splitter.claims.items())
+        stamp = [str(self.tar.path), status.st_size, status.st_mtime_ns, self.tar.sha256, self.tar.limit]
+        return artifacts.digest([stamp, claims, sorted(self.excluded)])
+
+    def files(self, record: Record) -> Iterator[tuple[Path, str]]:
+        """The files of a record with their hashes."""
+        yield self.tar.path, record.sha256
+        yield self.rules.output / record.part / record.index, record.index_sha256
+
+    def run(self) -> Result:
+        """Write the indexes.
+
+        Raises:
+            UserError: The tar is broken or is not the listed one, or the indexes cannot be written.
+        """
+        sha256 = artifacts.sha256_file(self.tar.path)
+        if self.tar.sha256 not in (None, sha256):
+            raise UserError(f"{self.tar.path}: SHA-256 is {sha256}, listed as {self.tar.sha256}; fetch it again")
+        listing = list_tar(self.tar.path, self.rules.tasks, self.tar.limit)
+        result, records, lines = Result(ignored=listing.ignored), dict[str, Record](), dict[str, list[str]]()
+        index = f"{self.name.rsplit('/', 1)[1]}.jsonl"
+
+        def record_of(part: str) -> Record:
+            return records.setdefault(part, Record(self.name, part, str(self.tar.path), index, sha256))
+
+        for key, reason in listing.rejected:
+            part = self.splitter.part_of(key)
+            if part is None:
+                result.in_no_part += 1
+            else:
+                record_of(part).quarantined.append((key, reason))
+        for sample in listing.samples:
+            part = self.splitter(sample)
+            if part is None:
+                result.in_no_part += 1
+                continue
+            line = self._examine(sample, record_of(part))
+            if line is not None:
+                lines.setdefault(part, []).append(line)
+        for part, record in records.items():
+            record.num_bytes = self.tar.path.stat().st_size
+            if record.num_samples:
+                with _hashed_file(self.rules.output / part / index) as file:
+                    file.write("".join(lines[part]).encode())
+                record.index_sha256 = file.hexdigest()
+        result.records = [records[part] for part in sorted(records)]
+        return result
+
+    def _examine(self, sample: Sample, record: Record) -> str | None:
+        """The index line of a sample, or None if it is not used; counted in `record` either way."""
+        record.dropped_captions += sample.empty_captions
+        if (record.part, sample.key) in self.excluded:
+            record.excluded.append((sample.key, self.excluded[record.part, sample.key]))
+            return None
+        data, reason = self.rules.read(sample)
+        if reason:
+            record.quarantined.append((sample.key, reason))
+            return None
+        record.add(sample)
+        image = sample.image
+        assert isinstance(image, TarImage)
+        return _entry(sample, image.member, image.offset, data).line()
+
+
+Job = FileJob | TarJob
+
+
+def _identity(sample: Sample) -> list[Any]:
+    try:
+        stamp = sample.image.stamp()
+    except OSError:
+        stamp = []
+    return [sample.key, sample.captions, dict(sample.labels), stamp]
+
+
+def _entry(sample: Sample, member: str, offset: int, data: bytes) -> IndexEntry:
+    digest = artifacts.sha256_bytes(data)
+    return IndexEntry(sample.key, member, offset, len(data), digest, sample.captions, dict(sample.labels))
+
+
+class HashedFile:
+    """A file that hashes what is written to it; after `abandon`, what is written goes nowhere."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file: IO[bytes] | None = file
+        self._hash = hashlib.sha256()
+        self.num_bytes = 0
+
+    def write(self, data: bytes) -> int:
+        """Write and hash `data`."""
+        if self._file is not None:
+            self._hash.update(data)
+            self._file.write(data)
+            self.num_bytes += len(data)
+        return len(data)
+
+    def abandon(self) -> None:
+        """Ignore whatever a writer still wants to write when it is thrown away."""
+        self._file = None
+
+    def hexdigest(self) -> str:
+        """SHA-256 of everything written."""
+        return self._hash.hexdigest()
+
+
+@contextmanager
+def _hashed_file(path: Path) -> Iterator[HashedFile]:
+    """Write `path` atomically through a `HashedFile`; a failure to write is the user's to mend."""
+    try:
+        with artifacts.atomic_open(path) as file:
+            hashed = HashedFile(file)
+            try:
+                yield hashed
+            except BaseException:
+                hashed.abandon()
+                raise
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); make room and run again, finished shards are kept"
+        ) from None
+
+
+def run_job(job: Job) -> Result:
+    """Run a job in a worker, unless its finished shard lies in the work folder and is still right."""
+    done = job.rules.work / "done" / f"{job.name}.json"
+    plan = job.plan()
+    finished = _finished(job, done, plan)
+    if finished is not None:
+        return finished
+    done.unlink(missing_ok=True)
+    Image.MAX_IMAGE_PIXELS = job.rules.settings.max_image_pixels
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of images between one and two times the limit: image_fault says it
+        result = job.run()
+    content = {"plan": plan, **dataclasses.asdict(result)}
+    artifacts.write_json(done, content)
+    return result
+
+
+def _finished(job: Job, done: Path, plan: str) -> Result | None:
+    if not done.is_file():
+        return None
+    content = json.loads(done.read_text(encoding="utf-8"))
+    if content["plan"] != plan:
+        return None
+    records = [Record(**{**record, **_pairs(record)}) for record in content["records"]]
+    for record in records:
+        for path, sha256 in job.files(record) if record.num_samples else ():
+            if not path.is_file() or artifacts.sha256_file(path) != sha256:
+                return None
+    return Result(records, content["in_no_part"], Counter(content["ignored"]), resumed=True)
+
+
+def _pairs(record: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
+    return {name: [(key, reason) for key, reason in record[name]] for name in ("quarantined", "excluded")}

@@ -1,0 +1,42 @@
+"""Write the image-text set and the evaluation sets as tar shards: data.root, data.evaluation_root -> data/shards.
+
+One folder per part (but `base`) and per evaluation set, each with a manifest. Needs data/base, which lists the images
+that it was trained on: none of them may be in a part. A killed run goes on at the next shard.
+
+    python -m stages.shard
+"""
+
+from pathlib import Path
+
+from pipeline_lib import artifacts, config, provenance, shard_writer, tracking
+from pipeline_lib.runtime import run_stage
+
+SECTIONS = ("paths", "data", "shard", "runtime", "tracking")
+TRAINED_ON = "trained_on.jsonl"
+
+
+def main(params_file: Path = Path("params.yaml")) -> None:
+    """Write all parts and sets, and log what each of them holds."""
+    paths, data, settings, how = (config.load(params_file, name) for name in SECTIONS[:4])
+    base = artifacts.read_manifest(paths.base)["digest"]
+    code = provenance.code_digest(Path("stages/shard.py"), Path(__file__).parents[1])
+    choices = [config.raw_section(params_file, name) for name in ("data", "shard")]
+    with tracking.stage_run("shard", params_file, upstream={"base": base}) as run:
+        manifest = shard_writer.write(
+            data,
+            settings,
+            trained_on=paths.base / TRAINED_ON,
+            target=paths.shards,
+            fingerprint=artifacts.digest([base, code, choices, provenance.package_versions()]),
+            progress=how.progress,
+        )
+        for part, numbers in manifest["numbers"].items():
+            run.log_metrics({f"shard/{part}/{name}": count for name, count in numbers.items()})
+            run.dataset(part, manifest["parts"][part], "refine" if part in shard_writer.TRAINING else "evaluate")
+        for name in shard_writer.LISTS:
+            run.log_artifact(paths.shards / name)
+        run.output(manifest["digest"])
+
+
+if __name__ == "__main__":
+    run_stage(main, __doc__)
