@@ -18,8 +18,10 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
+import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +31,7 @@ import numpy as np
 import open_clip
 import open_clip.factory
 import open_clip.hf_model
+import open_clip.tokenizer
 import open_clip.transform
 import open_clip.transformer
 import safetensors
@@ -311,13 +314,13 @@ def load(
     Raises:
         UserError: A file is missing or broken, the weights do not fit, or the manifest says otherwise.
     """
-    if not open_clip.factory._find_checkpoint_in_dir(directory):
-        raise UserError(f"{directory / WEIGHTS}: no such file; run `dvc repro`, or give a folder saved by open_clip")
+    if not (directory / CONFIG).is_file() or not weights_file(directory):
+        raise UserError(f"{directory}: no {CONFIG} and weights in it; run `dvc repro`, or check the path")
     clip = build(directory, load_weights=True)
-    recorded = _recorded_facts(directory)
+    recorded = recorded_facts(directory)
     if verify or not recorded:
         clip.facts = {**recorded, **describe(clip)}
-        _compare_facts(directory, clip.facts, recorded)
+        compare_facts(directory, clip.facts, recorded)
     else:
         clip.facts = recorded
     clip.module.to(device=device, dtype=dtype)
@@ -339,12 +342,59 @@ def build(directory: Path, *, load_weights: bool = False) -> Clip:
             raise UserError(f"{directory / TOWER_CONFIG}: no such file; the text tower's configuration belongs there")
         text_config |= {"hf_model_name": place, "hf_model_pretrained": False}
     try:
-        module = open_clip.create_model(
-            f"local-dir:{place}", load_weights=load_weights, pretrained_text=False, text_cfg=text_config
-        )
+        with _quiet():
+            module = open_clip.create_model(
+                f"local-dir:{place}", load_weights=load_weights, pretrained_text=False, text_cfg=text_config
+            )
     except (RuntimeError, ValueError, TypeError, OSError, safetensors.SafetensorError) as error:
         raise UserError(f"{directory}: does not load as an open_clip model: {_first_lines(error)}") from error
     return Clip(module.eval().requires_grad_(True), config, directory)
+
+
+def load_weights(clip: Clip, state_dict: Mapping[str, torch.Tensor], origin: str) -> None:
+    """Copy `state_dict` into `clip`: every tensor of the model, each in its shape, and nothing else.
+
+    open_clip's own conversions apply (older names of separate text towers, Apple's MobileCLIP names); a position table
+    of another length is refused instead of being interpolated, since that would be another model.
+
+    Args:
+        clip: A model from `build`.
+        state_dict: Tensors by open_clip's names, of any floating type.
+        origin: What to name in an error.
+
+    Raises:
+        UserError: It does not fit; names the first tensors that are missing, unexpected or of another shape.
+    """
+    tensors = open_clip.factory.convert_state_dict(clip.module, dict(state_dict))
+    if "positional_embedding" in tensors and not hasattr(clip.module, "positional_embedding"):
+        tensors = open_clip.model.convert_to_custom_text_state_dict(tensors)
+    tensors.pop("text.transformer.embeddings.position_ids", None)  # a buffer that transformers < 4.31 saved
+    own = clip.module.state_dict()
+    for name in ("logit_scale", "logit_bias"):  # 0-d in some versions, 1-d in others
+        if name in tensors and name in own and tensors[name].numel() == own[name].numel():
+            tensors[name] = tensors[name].reshape(own[name].shape)
+    problems = _misfits(own, tensors)
+    if problems:
+        raise UserError(f"{origin}: does not fit the architecture: {'; '.join(problems)}")
+    clip.module.load_state_dict(tensors)
+
+
+def _misfits(own: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> list[str]:
+    shapes = [
+        f"{name} {list(given[name].shape)} instead of {list(own[name].shape)}"
+        for name in own
+        if name in given and given[name].shape != own[name].shape
+    ]
+    groups = {
+        "missing": [name for name in own if name not in given],
+        "unexpected": [name for name in given if name not in own],
+        "of another shape": shapes,
+    }
+    return [f"{len(found)} {kind} ({_some(found)})" for kind, found in groups.items() if found]
+
+
+def _some(names: list[str], count: int = 2) -> str:
+    return ", ".join(names[:count]) + (", …" if len(names) > count else "")
 
 
 def describe(clip: Clip) -> dict[str, Any]:
@@ -387,6 +437,13 @@ def save_weights(state_dict: Mapping[str, torch.Tensor], path: Path) -> None:
     artifacts.write_bytes(path, safetensors.torch.save(tensors, metadata={"format": "pt"}))
 
 
+def weights_file(directory: Path) -> Path | None:
+    """The checkpoint that open_clip would load from `directory`, or None."""
+    with _quiet():
+        found = open_clip.factory._find_checkpoint_in_dir(directory)
+    return Path(found) if found else None
+
+
 def weights_digest(state_dict: Mapping[str, torch.Tensor]) -> str:
     """Hex SHA-256 over names, types, shapes and bytes of the tensors, in order of name."""
     digest = hashlib.sha256()
@@ -395,6 +452,72 @@ def weights_digest(state_dict: Mapping[str, torch.Tensor]) -> str:
         digest.update(artifacts.canonical_json([name, str(data.dtype), list(data.shape)]).encode())
         digest.update(data.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def architectures() -> list[str]:
+    """Names of the architectures that open_clip knows."""
+    return open_clip.list_models()
+
+
+def architecture(name: str) -> dict[str, Any] | None:
+    """open_clip's `model_cfg` for an architecture name, or None."""
+    return open_clip.get_model_config(name)
+
+
+def pretrained_tags(name: str) -> dict[str, dict[str, Any]]:
+    """The published weights of an architecture: open_clip's own record (preprocessing, quick_gelu, place) by tag."""
+    return {tag: open_clip.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)}
+
+
+def download(tag_config: Mapping[str, Any]) -> Path:
+    """Fetch the weights of a `pretrained_tags` record (or find them in the local cache); the only network access.
+
+    Raises:
+        UserError: They cannot be had.
+    """
+    try:
+        return Path(open_clip.factory.download_pretrained(dict(tag_config)))
+    except Exception as error:  # every HTTP, hub and cache error there is
+        place = tag_config.get("hf_hub") or tag_config.get("url")
+        raise UserError(f"{place}: download failed: {_first_lines(error)}") from error
+
+
+def write_config(directory: Path, model_config: Mapping[str, Any], preprocess: Mapping[str, Any]) -> None:
+    """Write `open_clip_config.json`, and fetch what a Hugging Face text tower or tokenizer needs beside it.
+
+    Files that are there already are kept, so that only a directory without them needs the network.
+
+    Args:
+        directory: Where the model is being put together.
+        model_config: open_clip's `model_cfg`.
+        preprocess: Keys of open_clip's `preprocess_cfg`; the rest take its defaults. The size is the image tower's.
+
+    Raises:
+        UserError: A file is missing and cannot be fetched.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    complete = open_clip.transform.merge_preprocess_dict(open_clip.transform.PreprocessCfg(), dict(preprocess))
+    complete["size"] = model_config["vision_cfg"].get("image_size", 224)
+    artifacts.write_json(directory / CONFIG, {"model_cfg": dict(model_config), "preprocess_cfg": complete})
+    text_config = model_config["text_cfg"]
+    tower, tokenizer = text_config.get("hf_model_name"), text_config.get("hf_tokenizer_name")
+    try:
+        if tower and not (directory / TOWER_CONFIG).is_file():
+            import transformers
+
+            transformers.AutoConfig.from_pretrained(tower).save_pretrained(directory)
+        if tokenizer and not any((directory / name).is_file() for name in TOKENIZER_FILES):
+            open_clip.tokenizer.HFTokenizer(tokenizer, **(text_config.get("tokenizer_kwargs") or {})).save_pretrained(
+                directory
+            )
+    except Exception as error:  # every HTTP and hub error, and a missing transformers package
+        raise UserError(f"{tower or tokenizer}: cannot be fetched: {_first_lines(error)}") from error
+
+
+def standard_vocabulary() -> dict[str, int]:
+    """Token ids by token of open_clip's own tokenizer, its two special tokens spelled as Hugging Face spells them."""
+    names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    return {names.get(token, token): row for token, row in open_clip.tokenizer.SimpleTokenizer().encoder.items()}
 
 
 def imagenet_templates() -> list[str]:
@@ -420,14 +543,19 @@ def _tokenizer_digest(clip: Clip) -> str:
     return artifacts.digest({"files": files, "context_length": clip.context_length, **settings})
 
 
-def _recorded_facts(directory: Path) -> dict[str, Any]:
+def recorded_facts(directory: Path) -> dict[str, Any]:
     """The `model` block of the directory's manifest; empty where there is no manifest."""
     if not (directory / artifacts.MANIFEST).is_file():
         return {}
     return artifacts.read_manifest(directory).get("model", {})
 
 
-def _compare_facts(directory: Path, found: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:
+def compare_facts(directory: Path, found: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:
+    """Refuse a model whose weights, configuration, preprocessing, activation or tokenizer are not the recorded ones.
+
+    Raises:
+        UserError: They differ; says in what.
+    """
     differing = [key for key in GUARDED if key in recorded and found[key] != recorded[key]]
     if differing:
         what = "; ".join(f"{key} is {_short(found[key])}, recorded {_short(recorded[key])}" for key in differing)
@@ -435,6 +563,21 @@ def _compare_facts(directory: Path, found: Mapping[str, Any], recorded: Mapping[
             f"{directory}: not the model that its {artifacts.MANIFEST} describes: {what}; "
             "the folder was changed after it was written, run `dvc repro -f` on the stage that writes it"
         )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Drop open_clip's warnings on the root logger: `build` without weights is no mistake here."""
+
+    def errors_only(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
+
+    root = logging.getLogger()
+    root.addFilter(errors_only)
+    try:
+        yield
+    finally:
+        root.removeFilter(errors_only)
 
 
 def _short(value: Any) -> str:

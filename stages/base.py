@@ -1,0 +1,29 @@
+"""Materialise the pre-trained model of params.yaml as an open_clip directory: `python -m stages.base`.
+
+Reads section `base` (and, for the demo base, part `base` of the source data); writes `paths.base`.
+"""
+
+from pathlib import Path
+
+from pipeline_lib import artifacts, base, config, runtime, tracking
+
+SECTIONS = ("paths", "data", "base", "runtime", "tracking")
+
+
+def main(params_file: Path = Path("params.yaml")) -> None:
+    """Write the base model and its manifest."""
+    paths, data, settings, how = (config.load(params_file, name) for name in SECTIONS[:4])
+    runtime.prepare(seed=settings.demo.seed, num_threads=how.num_threads, deterministic=how.deterministic)
+    with tracking.stage_run("base", params_file) as run:
+        made = base.materialise(
+            settings, data, paths.base, device=runtime.pick_device(how.device), progress=how.progress
+        )
+        for epoch, loss in enumerate(made.losses):
+            run.log_metrics({"base/heads_loss": loss}, step=epoch)
+        run.log_metrics({"base/logit_scale": made.clip.facts["logit_scale"], "base/num_images": len(made.trained_on)})
+        run.log_artifact(paths.base / artifacts.MANIFEST)
+        run.output(artifacts.read_manifest(paths.base)["digest"])
+
+
+if __name__ == "__main__":
+    runtime.run_stage(main, __doc__)
