@@ -1,0 +1,252 @@
+"""A set of images, captions and prompts through a model, once: the only part of the evaluation that runs it.
+
+Notable:
+
+- What is equal is embedded once: images with one content hash, texts with one sequence of token ids. Their features are
+  then equal bitwise, which the sharing of places among ties relies on, and nothing is computed twice.
+- Every forward pass has the same number of rows (the last one is filled up), so that a row does not depend on how many
+  others there are. Texts are sorted by length and cut behind the longest of their pass where that is exact.
+- An image that `shard` accepted but that does not decode, and features that are constant, zero or not finite, end the
+  stage: such numbers would look like results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline_lib import model, runtime
+from pipeline_lib.distributed import World
+from pipeline_lib.errors import UserError
+from pipeline_lib.model import Clip, Preprocess
+from pipeline_lib.shards import IndexEntry, Part, Shard
+
+CUT_MULTIPLE = 8  # token ids are cut at a multiple of this
+SAME = 1e-5  # relative spread below which rows count as one and the same
+
+
+@dataclass(frozen=True)
+class EmbeddedTask:
+    """A classification task of a set: K classes, P prompts per class, D features, N images."""
+
+    classnames: tuple[str, ...]
+    labels: torch.Tensor  # [N] int64
+    raw_prompt_features: dict[str, torch.Tensor]  # "single" [K, 1, D], "ensemble" [K, P, D]
+
+
+@dataclass(frozen=True)
+class EmbeddedSet:
+    """A set as the model sees it: N images, M captions, D features, all on the CPU. Everything is scored from this."""
+
+    name: str
+    digest: str  # of the set's manifest
+    image_hashes: tuple[str, ...]  # [N]
+    captions: tuple[str, ...]  # [M], in the order of their images
+    text_image_index: torch.Tensor  # [M] int64, each caption's image
+    raw_image_features: torch.Tensor  # [N, D] float32
+    raw_text_features: torch.Tensor  # [M, D] float32
+    logit_scale: float
+    tasks: dict[str, EmbeddedTask]
+
+    @property
+    def num_images(self) -> int:
+        """N."""
+        return len(self.image_hashes)
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """A model and how to run it."""
+
+    clip: Clip
+    batch_size: int
+    prompt: str  # single zero-shot prompt, with {} for the class name
+    ensemble: str  # `set`: the set's own templates where it has them; else open_clip's for ImageNet
+    max_pixels: int
+    num_workers: int = 0
+    progress: bool = True
+    world: World = field(default_factory=World)
+
+    def embed(self, part: Part) -> EmbeddedSet:
+        """Embed all images, captions and prompts of a part.
+
+        Raises:
+            UserError: Images do not decode, or the features are constant, zero or not finite.
+        """
+        entries = [entry for shard in part.shards for entry in shard.samples()]
+        captions = [caption for entry in entries for caption in entry.captions]
+        prompts = {name: self._prompts(name, task) for name, task in _complete_tasks(part, entries).items()}
+        texts = [*captions, *(t for of_task in prompts.values() for kind in of_task.values() for t in kind)]
+        raw_image_features, raw_text_features = self.embed_images(part), self._embed_texts(part, texts)
+        tasks, start = {}, len(captions)
+        for name, of_task in prompts.items():
+            classnames, features = tuple(part.tasks[name]["classnames"]), {}
+            for kind, kind_texts in of_task.items():
+                rows = raw_text_features[start : start + len(kind_texts)]
+                features[kind] = rows.reshape(len(classnames), -1, rows.shape[1])
+                start += len(kind_texts)
+            tasks[name] = EmbeddedTask(classnames, labels(entries, name), features)
+        counts = torch.tensor([len(entry.captions) for entry in entries])
+        return EmbeddedSet(
+            name=part.name,
+            digest=part.digest,
+            image_hashes=tuple(entry.sha256 for entry in entries),
+            captions=tuple(captions),
+            text_image_index=torch.arange(len(entries)).repeat_interleave(counts),
+            raw_image_features=raw_image_features,
+            raw_text_features=raw_text_features[: len(captions)],
+            logit_scale=self.clip.logit_scale.item(),
+            tasks=tasks,
+        )
+
+    def _prompts(self, name: str, task: Any) -> dict[str, list[str]]:
+        """Texts of both kinds of prompts, class after class."""
+        templates = list(task["templates"]) if self.ensemble == "set" else []
+        kinds = {"single": [self.prompt], "ensemble": templates or model.imagenet_templates()}
+        for template in kinds["single"]:
+            if template.count("{}") != 1:
+                raise UserError(f"evaluate.prompt: {template!r} must hold {{}} once, for the class name of `{name}`")
+        return {
+            kind: [template.replace("{}", classname) for classname in task["classnames"] for template in of_kind]
+            for kind, of_kind in kinds.items()
+        }
+
+    # images
+
+    def embed_images(self, part: Part) -> torch.Tensor:
+        """Raw features of every image of a part: float32 [N, D]."""
+        places = [(shard, entry) for shard in part.shards for entry in shard.samples()]
+        first_of = {entry.sha256: place for place, (_, entry) in reversed(list(enumerate(places)))}
+        distinct = sorted(first_of.values())
+        own = [places[i] for i in distinct][self.world.own_rows(len(distinct))]
+        features = self._run_images(part, own)
+        features = self._gather(features, len(distinct))
+        self._check(part, "image", features)
+        row_of = {places[i][1].sha256: row for row, i in enumerate(distinct)}
+        return features[[row_of[entry.sha256] for _, entry in places]]
+
+    def _run_images(self, part: Part, places: Sequence[tuple[Shard, IndexEntry]]) -> torch.Tensor:
+        images = _Images(places, self.clip.preprocess, self.max_pixels)
+        loader = DataLoader(
+            images, batch_size=self.batch_size, num_workers=min(self.num_workers, len(places)), collate_fn=_collate
+        )
+        features, reasons = [], []
+        label = f"{part.name}: images"
+        with runtime.progress(None, label=label, total=len(places), unit="img", enabled=self._shows_progress) as bar:
+            for pixels, failed in loader:
+                reasons += failed
+                if not reasons:
+                    features.append(self._forward(self.clip.encode_image, pixels))
+                bar.update(len(pixels) + len(failed))
+        if reasons:
+            raise UserError(
+                f"{part.directory}: {len(reasons)} of {len(places)} images cannot be read, though `shard` accepted "
+                f"them ({'; '.join(reasons[:3])}); see to shard.max_image_pixels, or run `dvc repro -f shard`"
+            )
+        return torch.cat(features) if features else torch.empty(0, self.clip.embed_dim)
+
+    # texts
+
+    def _embed_texts(self, part: Part, texts: Sequence[str]) -> torch.Tensor:
+        """Raw features of texts, float32 [len(texts), D]; texts with the same tokens are embedded once."""
+        if not texts:
+            return torch.empty(0, self.clip.embed_dim)
+        distinct_texts = list(dict.fromkeys(texts))
+        token_ids = self.clip.tokenize(distinct_texts)
+        row_of_tokens: dict[bytes, int] = {}
+        row_of_text = {
+            text: row_of_tokens.setdefault(ids.tobytes(), len(row_of_tokens))
+            for text, ids in zip(distinct_texts, token_ids.numpy(), strict=True)
+        }
+        first = {row: place for place, row in reversed(list(enumerate(row_of_text.values())))}
+        token_ids = token_ids[[first[row] for row in range(len(first))]]
+        own = token_ids[self.world.own_rows(len(token_ids))]
+        features = self._gather(self._run_texts(part, own), len(token_ids))
+        self._check(part, "text", features)
+        return features[[row_of_text[text] for text in texts]]
+
+    def _run_texts(self, part: Part, token_ids: torch.Tensor) -> torch.Tensor:
+        lengths = self.clip.text_lengths(token_ids)
+        features = torch.empty(len(token_ids), self.clip.embed_dim)
+        label = f"{part.name}: texts"
+        with runtime.progress(
+            None, label=label, total=len(token_ids), unit="text", enabled=self._shows_progress
+        ) as bar:
+            for rows in lengths.argsort(stable=True).split(self.batch_size):
+                cut = -(-int(lengths[rows].max()) // CUT_MULTIPLE) * CUT_MULTIPLE
+                features[rows] = self._forward(self.clip.encode_text, token_ids[rows, :cut])
+                bar.update(len(rows))
+        return features
+
+    # both
+
+    @property
+    def _shows_progress(self) -> bool:
+        return self.progress and self.world.is_main
+
+    def _forward(self, encode: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
+        """One pass of exactly `batch_size` rows: a pass of another size rounds differently. float32 on the CPU."""
+        if runtime.stop_requested():
+            raise runtime.Stopped
+        missing = self.batch_size - len(rows)
+        full = torch.cat([rows, rows[:1].expand(missing, *rows.shape[1:])]) if missing else rows
+        with torch.inference_mode():
+            return encode(full.to(self.clip.device))[: len(rows)].float().cpu()
+
+    def _gather(self, own: torch.Tensor, count: int) -> torch.Tensor:
+        """The features of every process, on each."""
+        if self.world.size == 1:
+            return own
+        return torch.cat(self.world.gather_rows(own.to(self.clip.device), count)).cpu()
+
+    def _check(self, part: Part, side: str, features: torch.Tensor) -> None:
+        """Refuse features that cannot mean anything; `features` are of distinct inputs."""
+        norms = features.norm(dim=1)
+        problem = None
+        if not features.isfinite().all():
+            problem = f"{int((~features.isfinite().all(1)).sum())} of {len(features)} {side} features are not finite"
+        elif not (norms > 0).all():
+            problem = f"{int((norms == 0).sum())} of {len(features)} {side} features are zero"
+        elif len(features) > 1 and float((features - features[0]).abs().max()) <= SAME * float(norms[0]):
+            problem = f"all {len(features)} {side} features are the same, whatever the {side}"
+        if problem:
+            raise UserError(
+                f"{self.clip.directory}: on `{part.name}`, {problem}; the model is broken, check its weights"
+            )
+
+
+class _Images(Dataset[Any]):
+    """Decoded images, or why one cannot be read. Picklable, so that decoders may be processes."""
+
+    def __init__(self, places: Sequence[tuple[Shard, IndexEntry]], preprocess: Preprocess, max_pixels: int) -> None:
+        self.places, self.preprocess, self.max_pixels = places, preprocess, max_pixels
+
+    def __getitem__(self, index: int) -> np.ndarray | str:
+        shard, entry = self.places[index]
+        try:
+            return self.preprocess.decode(shard.read_image(entry), self.max_pixels)
+        except (ValueError, UserError) as error:
+            return f"{entry.key}: {error}"
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+def _collate(items: Sequence[np.ndarray | str]) -> tuple[torch.Tensor, list[str]]:
+    pixels = [item for item in items if not isinstance(item, str)]
+    return torch.from_numpy(np.stack(pixels)) if pixels else torch.empty(0), [i for i in items if isinstance(i, str)]
+
+
+def _complete_tasks(part: Part, entries: Sequence[IndexEntry]) -> dict[str, Any]:
+    """The tasks of a part for which every image has a label."""
+    return {name: task for name, task in part.tasks.items() if all(name in entry.labels for entry in entries)}
+
+
+def labels(entries: Sequence[IndexEntry], task: str) -> torch.Tensor:
+    """Class indices of `entries` in `task`: [N] int64."""
+    return torch.tensor([entry.labels[task] for entry in entries], dtype=torch.int64)

@@ -1,0 +1,399 @@
+"""One model on every set: embed, score, probe, interpolate; and what is written to data/eval/<model>/.
+
+    results.json                 facts and numbers with intervals, see `evaluate`
+    items/<set>.safetensors      per-item arrays, from which two models are compared on the same items
+    features/<set>.safetensors   raw features and each caption's image, from which the report draws
+    ../<model>.json              the flat numbers, a DVC metrics file
+
+The calibration part lends its means to the mean-centred variant and is scored like a set under `selection`: recipes,
+weights and mixes are to be chosen there, and the other sets looked at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+import safetensors.torch
+import torch
+
+from pipeline_lib import artifacts, config, model, runtime
+from pipeline_lib.distributed import World
+from pipeline_lib.errors import UserError
+from pipeline_lib.evaluation import forgetting, scoring
+from pipeline_lib.evaluation.embedding import EmbeddedSet, Embedder, labels
+from pipeline_lib.evaluation.forgetting import Labelled
+from pipeline_lib.evaluation.scoring import Block, Items
+from pipeline_lib.features import l2_normalize
+from pipeline_lib.shards import Part, read_part
+
+log = logging.getLogger(__name__)
+TRAINING_PARTS = ("refine", "val")  # what `refine` and `cache_teacher` read: never evaluated on
+COMMON_ITEMS = ("text_image_index", ".label")  # per-item arrays that every variant has alike
+FLAT_GAP = ("centroid_distance", "alignment", "uniformity", "relative_modality_gap", "linear_separability")
+
+
+@dataclass
+class Evaluated:
+    """What the stage writes."""
+
+    results: dict[str, Any]
+    items: dict[str, Items]
+    features: dict[str, dict[str, torch.Tensor]]
+    seconds: dict[str, float] = field(default_factory=dict)  # by part of the work; differs from run to run
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a model is evaluated on."""
+
+    sets: Sequence[Part]
+    calibration: Part  # its means centre the mean-centred variant; choices are made on it
+    probe: Part | None = (
+        None  # trains the linear probe, with `calibration` to choose its strength, if both carry labels
+    )
+    base_weights: Mapping[str, torch.Tensor] | None = None  # of the other end of the WiSE-FT sweep
+
+    @property
+    def all_sets(self) -> list[Part]:
+        """The calibration part and the sets."""
+        return [self.calibration, *self.sets]
+
+
+def evaluate(embedder: Embedder, name: str, inputs: Inputs, settings: config.Evaluate) -> Evaluated | None:
+    """Evaluate one model.
+
+    Args:
+        embedder: The model and how to run it.
+        name: `base` or `refined`.
+        inputs: What to evaluate on.
+        settings: What to measure.
+
+    Returns:
+        `results` with {"model", "weights_digest", "sets": {set: facts and "variants": {"plain": block, "mean_centred":
+        block}}, "selection": {calibration part: the same, plain}, "linear_probe": {set: {task: {"top1", …}}},
+        "wise_ft": [{"mix", "sets": {set: {headline: value}}}]}, and the arrays. None on all processes but the first.
+
+    Raises:
+        UserError: Images cannot be read, features mean nothing, or a known answer is missed.
+    """
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "embed"):
+        embedded = [embedder.embed(part) for part in inputs.all_sets]
+    with _timed(seconds, "probe"):
+        training = _probe_training(embedder, inputs, embedded[0]) if settings.linear_probe else {}
+    with _timed(seconds, "wise_ft"):
+        wise_ft = _wise_ft(embedder, inputs, settings.wise_ft)
+    if not embedder.world.is_main:
+        return None
+    with _timed(seconds, "score"):
+        scored = _score(embedded, settings)
+    if name == "base":
+        for part in inputs.all_sets:
+            check_known_answers(part, scored.results)
+    scored.results = {"model": name, "weights_digest": embedder.clip.facts["weights_digest"], **scored.results}
+    if settings.linear_probe:
+        with _timed(seconds, "probe"):
+            scored.results["linear_probe"] = _linear_probes(embedded[1:], training, settings)
+    if wise_ft:
+        scored.results["wise_ft"] = wise_ft
+    scored.seconds = seconds
+    log.info("%s: %s", name, ", ".join(f"{part} {value:.1f} s" for part, value in seconds.items()))
+    return scored
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+# ---- scores ----
+
+
+def _score(embedded: Sequence[EmbeddedSet], settings: config.Evaluate) -> Evaluated:
+    """Score the calibration set (first) and the others, these also centred with its means."""
+    calibration, *sets = embedded
+    means = scoring.modality_means(calibration)
+    if means is None:
+        log.warning("%s has no captions, so there is no mean-centred variant", calibration.name)
+    found = Evaluated({"sets": {}, "selection": {}}, {}, {})
+    for one in embedded:
+        _warn_of_gaps(one)
+        group = "selection" if one is calibration else "sets"
+        centre = None if one is calibration else means
+        found.results[group][one.name], found.items[one.name] = _score_set(one, settings, centre)
+    for one in sets:
+        found.features[one.name] = {
+            "raw_image_features": one.raw_image_features,
+            "raw_text_features": one.raw_text_features,
+            "text_image_index": one.text_image_index,
+        }
+    return found
+
+
+def _score_set(one: EmbeddedSet, settings: config.Evaluate, means: scoring.Means | None) -> tuple[Block, Items]:
+    plain, items = scoring.score(one, settings)
+    variants = {"plain": plain}
+    if means is not None:
+        variants["mean_centred"], centred = scoring.score(one, settings, means)
+        items |= {f"mean_centred.{key}": value for key, value in centred.items() if not key.endswith(COMMON_ITEMS)}
+    facts = {
+        "digest": one.digest,
+        "num_images": one.num_images,
+        "num_captions": len(one.captions),
+        "duplicates": scoring.duplicates(one),
+    }
+    return {**facts, "variants": scoring.with_intervals(variants, one.num_images, settings)}, items
+
+
+def _warn_of_gaps(one: EmbeddedSet) -> None:
+    if one.captions and not scoring.is_captioned(one):
+        missing = one.num_images - len(one.text_image_index.unique())
+        log.warning("%s: %d of %d images have no caption, so there is no retrieval", one.name, missing, one.num_images)
+    repeated = scoring.duplicates(one)
+    if any(repeated.values()):
+        log.info("%s: %d images and %d captions are repetitions", one.name, repeated["images"], repeated["captions"])
+
+
+def check_known_answers(part: Part, results: Mapping[str, Any]) -> None:
+    """Compare the base model's headlines with those that the set pins, if it does.
+
+    A set's manifest may hold `known_answers`: {headline: {"value": x, "tolerance": t}}.
+
+    Raises:
+        UserError: A headline is farther from its known answer than the tolerance.
+    """
+    known = part.manifest.get("known_answers") or {}
+    block = (results["sets"].get(part.name) or results["selection"][part.name])["variants"]["plain"]
+    found = scoring.headlines(block)
+    for name, answer in known.items():
+        if name not in found:
+            raise UserError(f"{part.directory}: known_answers.{name}: not a headline; there are {', '.join(found)}")
+        if not abs(found[name] - answer["value"]) <= answer["tolerance"]:
+            raise UserError(
+                f"{part.directory}: the base model scores {name} {found[name]:.4f}, its known answer is "
+                f"{answer['value']} ± {answer['tolerance']}; check preprocessing, weights and data, or mend the answer"
+            )
+
+
+# ---- forgetting ----
+
+
+def _probe_training(embedder: Embedder, inputs: Inputs, calibration: EmbeddedSet) -> dict[str, tuple[Any, ...]]:
+    """By task: class names and data to train and to validate on, where `probe` and `calibration` carry its labels."""
+    part = inputs.probe
+    if part is None:
+        return {}
+    entries = list(part.entries())
+    shared = {
+        name: task
+        for name, task in calibration.tasks.items()
+        if tuple(part.tasks.get(name, {}).get("classnames", ())) == task.classnames
+        and all(name in entry.labels for entry in entries)
+        and any(one.tasks.keys() >= {name} for one in inputs.sets)
+    }
+    if not shared:
+        return {}
+    features = _unit(embedder.embed_images(part))
+    return {
+        name: (
+            task.classnames,
+            Labelled(features, labels(entries, name).numpy()),
+            Labelled(_unit(calibration.raw_image_features), task.labels.numpy()),
+            [part.name, calibration.name],
+        )
+        for name, task in shared.items()
+    }
+
+
+def _unit(raw_features: torch.Tensor) -> np.ndarray:
+    return l2_normalize(raw_features).numpy()
+
+
+def _linear_probes(
+    sets: Sequence[EmbeddedSet], training: Mapping[str, tuple[Any, ...]], settings: config.Evaluate
+) -> Block:
+    """Probes of every task of every set; a set whose task has no training data is split in halves."""
+    block: Block = {}
+    for one in sets:
+        for name, task in one.tasks.items():
+            data = Labelled(_unit(one.raw_image_features), task.labels.numpy())
+            found = training.get(name)
+            if found and found[0] == task.classnames:
+                _, train, validation, trained_on = found
+                test = np.arange(one.num_images)
+            else:
+                train, validation, test = _split(data, settings.seed)
+                trained_on = [f"half of {one.name}"]
+            if min(len(train.labels), len(validation.labels), len(test)) == 0 or len(np.unique(train.labels)) < 2:
+                log.warning("%s: too few images per class of `%s` for a linear probe", one.name, name)
+                continue
+            held_out = Labelled(data.features[test], data.labels[test])
+            probe = forgetting.linear_probe(train, validation, held_out, test)
+            facts = {"trained_on": trained_on, "num_train": probe.num_train, "C": probe.strength, "num_test": len(test)}
+            scored = scoring.with_intervals({"top1": probe.top1}, one.num_images, settings)
+            block.setdefault(one.name, {})[name] = {**scored, **facts}
+    return block
+
+
+def _split(data: Labelled, seed: int) -> tuple[Labelled, Labelled, np.ndarray]:
+    """A quarter to train on, a quarter to choose the strength on, and the numbers of the other half."""
+    both, test = forgetting.stratified_halves(data.labels, seed)
+    train, validation = (both[half] for half in forgetting.stratified_halves(data.labels[both], seed))
+    return (
+        Labelled(data.features[train], data.labels[train]),
+        Labelled(data.features[validation], data.labels[validation]),
+        test,
+    )
+
+
+def _wise_ft(embedder: Embedder, inputs: Inputs, mixes: Sequence[float]) -> list[Block]:
+    """Headlines of every set with weights between base and refined; the ends are the two models themselves."""
+    if inputs.base_weights is None or not mixes:
+        return []
+    module = embedder.clip.module
+    refined = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    rows = []
+    try:
+        for mix in mixes:
+            log.info("evaluating %.0f %% refined, %.0f %% base", 100 * mix, 100 * (1 - mix))
+            module.load_state_dict(forgetting.interpolate(inputs.base_weights, refined, mix))
+            embedded = [embedder.embed(part) for part in inputs.all_sets]
+            if embedder.world.is_main:
+                rows.append({"mix": mix, "sets": {one.name: scoring.headline_values(one) for one in embedded}})
+    finally:
+        module.load_state_dict(refined)
+    return rows
+
+
+# ---- output ----
+
+
+def flat_metrics(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """The numbers of a set by name, plain and (headlines and gap only) mean-centred: what DVC and MLflow compare."""
+    flat = {}
+    for name, one in {**results["sets"], **results["selection"]}.items():
+        plain = one["variants"]["plain"]
+        values = {key: _number(leaf) for key, leaf in plain.get("retrieval", {}).items()}
+        for task, kinds in plain.get("zero_shot", {}).items():
+            for key in ("top1", "top5", "mean_per_class", "ece"):
+                values[f"zero_shot_{task}_{key}"] = _number(kinds["ensemble"][key])
+            values[f"zero_shot_{task}_single_top1"] = _number(kinds["single"]["top1"])
+        values |= plain["gap"]
+        for task, probe in results.get("linear_probe", {}).get(name, {}).items():
+            values[f"linear_probe_{task}_top1"] = _number(probe["top1"])
+        centred = one["variants"].get("mean_centred")
+        if centred is not None:
+            also = scoring.headlines(centred) | {k: v for k, v in centred["gap"].items() if k in FLAT_GAP}
+            values |= {f"mean_centred_{key}": value for key, value in also.items()}
+        flat[name] = values
+    return flat
+
+
+def _number(leaf: Any) -> float:
+    return leaf["value"] if isinstance(leaf, dict) else leaf
+
+
+def write(evaluated: Evaluated, directory: Path, metrics_file: Path) -> str:
+    """Write the folder and the metrics file; returns the digest of the folder's manifest."""
+    with artifacts.output_directory(directory, "evaluate") as place:
+        artifacts.write_json(place("results.json"), evaluated.results)
+        for name, items in evaluated.items.items():
+            artifacts.write_bytes(place(f"items/{name}.safetensors"), safetensors.numpy.save(items))
+        for name, features in evaluated.features.items():
+            artifacts.write_bytes(place(f"features/{name}.safetensors"), safetensors.torch.save(features))
+        place(model=evaluated.results["model"], weights_digest=evaluated.results["weights_digest"])
+    artifacts.write_json(metrics_file, flat_metrics(evaluated.results))
+    return artifacts.read_manifest(directory)["digest"]
+
+
+# ---- the whole stage ----
+
+
+def build(
+    name: str, paths: config.Paths, settings: config.Evaluate, how: config.Runtime, world: World, *, max_pixels: int
+) -> dict[str, Any] | None:
+    """Load a model and its sets, evaluate, and write `paths.eval`/<name>.
+
+    Args:
+        name: `base` or `refined`.
+        paths: Where things are.
+        settings: What to measure.
+        how: Device, decoding processes, progress.
+        world: The processes that share the embedding.
+        max_pixels: Larger images are not decoded.
+
+    Returns:
+        `digest` of what was written, `metrics` {set: {name: number}}, `seconds`; None on all processes but the first.
+
+    Raises:
+        UserError: The model or the shards are missing, or see `evaluate`.
+    """
+    clip, base_weights = open_model(name, paths, runtime.pick_device(how.device))
+    inputs = dataclasses.replace(open_inputs(paths.shards, settings), base_weights=base_weights)
+    embedder = Embedder(
+        clip=clip,
+        batch_size=settings.batch_size,
+        prompt=settings.prompt,
+        ensemble=settings.ensemble,
+        max_pixels=max_pixels,
+        num_workers=how.num_workers,
+        progress=how.progress,
+        world=world,
+    )
+    evaluated = evaluate(embedder, name, inputs, settings)
+    if evaluated is None:
+        return None
+    digest = write(evaluated, paths.eval / name, paths.eval / f"{name}.json")
+    return {"digest": digest, "metrics": flat_metrics(evaluated.results), "seconds": evaluated.seconds}
+
+
+def open_model(
+    name: str, paths: config.Paths, device: torch.device
+) -> tuple[model.Clip, Mapping[str, torch.Tensor] | None]:
+    """The model `name`, and for the refined one the weights of the base model that it came from.
+
+    Raises:
+        UserError: A model is missing or unfinished, or the refined one came from another base model.
+    """
+    folder, stage = {"base": (paths.base, "base"), "refined": (paths.refined, "refine")}[name]
+    artifacts.read_manifest(folder, stage=stage)  # never another model in its place
+    clip = model.load(folder, device=device)
+    if name == "base":
+        return clip, None
+    base = model.load(paths.base, device=device)
+    if clip.facts.get("refined_from") != base.facts["weights_digest"]:
+        raise UserError(f"{folder}: was not refined from the model in {paths.base}; run `dvc repro refine`")
+    return clip, base.module.state_dict()
+
+
+def open_inputs(shards: Path, settings: config.Evaluate) -> Inputs:
+    """The parts and sets below `shards` that a model is evaluated on, from the manifest of the whole folder.
+
+    Raises:
+        UserError: The folder is missing or unfinished, there is nothing to evaluate on, or no calibration part.
+    """
+    names = list(artifacts.read_manifest(shards, stage="shard")["parts"])
+    if settings.calibration not in names:
+        there = ", ".join(names)
+        raise UserError(f"evaluate.calibration: `{settings.calibration}` is not among the parts in {shards}: {there}")
+    sets = [name for name in names if name not in {*TRAINING_PARTS, settings.calibration}]
+    if not sets:
+        raise UserError(
+            f"{shards}: nothing to evaluate on; add a part (`eval: 0.2`) to data.parts or a set to data.evaluation"
+        )
+    return Inputs(
+        sets=[read_part(shards / name) for name in sets],
+        calibration=read_part(shards / settings.calibration),
+        probe=read_part(shards / "refine") if "refine" in names else None,
+    )

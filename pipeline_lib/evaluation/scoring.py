@@ -1,0 +1,264 @@
+"""What an embedded set scores: retrieval, zero-shot classification and the modality gap, as the model is and centred.
+
+Pure functions of an `EmbeddedSet`. A block of results is a nested dict whose leaves are numbers or `Mean`s, statistics
+that still know their items; `with_intervals` replaces those by {"value", "low", "high"} in one pass over the resamples.
+Beside the blocks come the per-item arrays, from which two models are compared on the same items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from pipeline_lib import config, metrics, statistics
+from pipeline_lib.evaluation.embedding import EmbeddedSet, EmbeddedTask
+from pipeline_lib.features import l2_normalize
+from pipeline_lib.statistics import Mean
+
+Block = dict[str, Any]
+Items = dict[str, np.ndarray]
+MIN_PAIRS = 6  # of the gap suite: ten neighbours need eleven points
+
+
+class Means(NamedTuple):
+    """Mean direction of each modality on the calibration part, [D]."""
+
+    image: torch.Tensor
+    text: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Directions:
+    """The unit features of a set in one variant: as they are, or centred with the means of another set."""
+
+    image: torch.Tensor  # [N, D]
+    text: torch.Tensor  # [M, D]
+    means: Means | None
+
+    @classmethod
+    def of(cls, embedded: EmbeddedSet, means: Means | None) -> Directions:
+        """Unit features of `embedded`, centred if there are `means`."""
+        image, text = l2_normalize(embedded.raw_image_features), l2_normalize(embedded.raw_text_features)
+        if means is not None:
+            image = metrics.mean_centre(image, means.image)
+            text = metrics.mean_centre(text, means.text) if len(text) else text
+        return cls(image, text, means)
+
+    def classes(self, raw_prompt_features: torch.Tensor) -> torch.Tensor:
+        """Class directions from prompts [K, P, D], centred like captions: [K, D]."""
+        prompts = raw_prompt_features
+        if self.means is not None:
+            prompts = metrics.mean_centre(prompts.flatten(0, 1), self.means.text).reshape(prompts.shape)
+        return metrics.class_embeddings(prompts)
+
+
+def modality_means(calibration: EmbeddedSet) -> Means | None:
+    """Means over a calibration set's images and captions; None where it has no captions."""
+    if not calibration.captions:
+        return None
+    return Means(
+        metrics.modality_mean(calibration.raw_image_features), metrics.modality_mean(calibration.raw_text_features)
+    )
+
+
+def score(embedded: EmbeddedSet, settings: config.Evaluate, means: Means | None = None) -> tuple[Block, Items]:
+    """Everything that is measured on a set in one variant.
+
+    Args:
+        embedded: The set.
+        settings: Places of recall, seed of the separability's halves.
+        means: Centre with these; None: the features as they are.
+
+    Returns:
+        The block (`retrieval`, `retrieval_distinct`, `zero_shot`, `gap`; absent where the set has nothing for it) and
+        the per-item arrays.
+    """
+    directions = Directions.of(embedded, means)
+    block: Block = {}
+    items: Items = {}
+    if is_captioned(embedded):
+        block["retrieval"], items = _retrieval(directions, embedded.text_image_index, settings.recall_at)
+        if sum(duplicates(embedded).values()):
+            block["retrieval_distinct"] = _retrieval_distinct(directions, embedded, settings.recall_at)
+    if embedded.tasks:
+        block["zero_shot"] = {}
+    for name, task in embedded.tasks.items():
+        block["zero_shot"][name], of_task = _zero_shot(directions, task, embedded.logit_scale)
+        items |= {f"zero_shot.{name}.{key}": value for key, value in of_task.items()}
+    block["gap"] = _gap(directions, embedded, settings.seed)
+    return block, items
+
+
+def is_captioned(embedded: EmbeddedSet) -> bool:
+    """Whether every image has a caption, so that the set can be searched."""
+    return len(embedded.text_image_index.unique()) == embedded.num_images
+
+
+def duplicates(embedded: EmbeddedSet) -> dict[str, int]:
+    """How many images and captions repeat an earlier one of the set, by content."""
+    return {
+        "images": len(embedded.image_hashes) - len(set(embedded.image_hashes)),
+        "captions": len(embedded.captions) - len(set(embedded.captions)),
+    }
+
+
+# ---- retrieval ----
+
+
+def _retrieval(directions: Directions, text_image_index: torch.Tensor, ks: Sequence[int]) -> tuple[Block, Items]:
+    both = metrics.retrieval_ranks(directions.image, directions.text, text_image_index)
+    image_of = {"image_to_text": np.arange(len(directions.image)), "text_to_image": text_image_index.numpy()}
+    block: Block = {}
+    items: Items = {"text_image_index": text_image_index.numpy()}
+    for (direction, image_index), ranks in zip(image_of.items(), both, strict=True):
+        for k in sorted({1, *ks}):
+            hits = ranks.hit_at(k).numpy()
+            block[f"{direction}_recall_at_{k}"] = Mean(hits, image_index)
+            items[f"{direction}_hit_at_{k}"] = hits.astype(np.float32)
+        places = ranks.expected().numpy()
+        block[f"{direction}_median_rank"] = float(np.median(places))
+        items[f"{direction}_rank"] = places.astype(np.float32)
+    return block, items
+
+
+def _retrieval_distinct(directions: Directions, embedded: EmbeddedSet, ks: Sequence[int]) -> Block:
+    """Retrieval without repeated images and captions, on the set's own image numbers for the resampling."""
+    images, texts = distinct_rows(embedded)
+    index = torch.searchsorted(images, embedded.text_image_index[texts])
+    subset = Directions(directions.image[images], directions.text[texts], directions.means)
+    block, _ = _retrieval(subset, index, ks)
+    numbers = images.numpy()
+    return {
+        name: leaf._replace(image_index=numbers[leaf.image_index]) if isinstance(leaf, Mean) else leaf
+        for name, leaf in {**block, "num_images": len(images), "num_captions": len(texts)}.items()
+    }
+
+
+def distinct_rows(embedded: EmbeddedSet) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of the images and captions that remain when repetitions go: the first of each stays.
+
+    A repeated image goes with its captions; an image whose captions all repeat earlier ones goes as well.
+    """
+    first_image = {sha: row for row, sha in reversed(list(enumerate(embedded.image_hashes)))}
+    kept_images = set(first_image.values())
+    first_text: dict[str, int] = {}
+    for row, (caption, image) in enumerate(zip(embedded.captions, embedded.text_image_index.tolist(), strict=True)):
+        if image in kept_images:
+            first_text.setdefault(caption, row)
+    texts = torch.tensor(list(first_text.values()), dtype=torch.int64)
+    return embedded.text_image_index[texts].unique(), texts
+
+
+# ---- zero-shot ----
+
+
+def _zero_shot(directions: Directions, task: EmbeddedTask, logit_scale: float) -> tuple[Block, Items]:
+    block: Block = {}
+    items: Items = {"label": task.labels.numpy()}
+    image_index = np.arange(len(task.labels))
+    for kind, prompts in task.raw_prompt_features.items():
+        found = metrics.classify(directions.image, directions.classes(prompts), task.labels, logit_scale)
+        hits = found.ranks.hit_at(1)
+        block[kind] = {
+            "top1": Mean(hits.numpy(), image_index),
+            "top5": Mean(found.ranks.hit_at(5).numpy(), image_index),
+            "mean_per_class": Mean(hits.numpy(), image_index, task.labels.numpy()),
+            "ece": metrics.expected_calibration_error(found.confidence, hits).item(),
+        }
+        items[f"{kind}.hit_at_1"] = hits.numpy().astype(np.float32)
+        items[f"{kind}.correct"] = (hits == 1).numpy().astype(np.uint8)
+        items[f"{kind}.prediction"] = found.prediction.numpy()
+        if kind == "ensemble":
+            block[kind] |= _per_class(task, hits, found.prediction)
+    return block, items
+
+
+def _per_class(task: EmbeddedTask, hits: torch.Tensor, prediction: torch.Tensor) -> Block:
+    """Accuracy of each class that occurs, worst first, and the most frequent confusions."""
+    accuracy = metrics.class_means(hits, task.labels, len(task.classnames)).tolist()
+    counts = torch.bincount(task.labels, minlength=len(task.classnames)).tolist()
+    order = sorted((c for c in range(len(counts)) if counts[c]), key=lambda c: (accuracy[c], c))
+    return {
+        "per_class": [{"class": task.classnames[c], "top1": accuracy[c], "num_images": counts[c]} for c in order],
+        "confusions": [
+            {"true": task.classnames[true], "predicted": task.classnames[predicted], "count": count}
+            for true, predicted, count in metrics.confusions(prediction, task.labels)
+        ],
+    }
+
+
+# ---- gap ----
+
+
+def _gap(directions: Directions, embedded: EmbeddedSet, seed: int) -> Block:
+    """The gap suite on each image with its first caption; raw norms of the features as they are."""
+    block: Block = {}
+    index = embedded.text_image_index
+    if is_captioned(embedded) and embedded.num_images >= MIN_PAIRS:
+        first = torch.searchsorted(index, torch.arange(embedded.num_images))
+        block = metrics.gap_suite(directions.image, directions.text[first], seed=seed)
+    if directions.means is None:
+        block["raw_image_norm"] = metrics.raw_norm(embedded.raw_image_features).item()
+        if len(index):
+            block["raw_text_norm"] = metrics.raw_norm(embedded.raw_text_features).item()
+    return block
+
+
+# ---- blocks ----
+
+
+def with_intervals(block: Block, num_images: int, settings: config.Evaluate) -> Block:
+    """`block` with each `Mean` as {"value", "low", "high"}, all from the same resamples of the images."""
+    means = dict(_means(block, ()))
+    found = statistics.intervals(
+        {"/".join(path): mean for path, mean in means.items()},
+        num_images,
+        num_samples=settings.bootstrap_samples,
+        confidence=settings.confidence,
+        seed=settings.seed,
+    )
+
+    def replace(value: Any, path: tuple[str, ...]) -> Any:
+        if isinstance(value, Mean):
+            return found["/".join(path)]._asdict()
+        return {k: replace(v, (*path, k)) for k, v in value.items()} if isinstance(value, dict) else value
+
+    return replace(block, ())
+
+
+def _means(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Mean]]:
+    if isinstance(value, Mean):
+        yield path, value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _means(inner, (*path, key))
+
+
+def headlines(block: Block) -> dict[str, float]:
+    """The numbers that a verdict names: recall at 1 in both directions, top-1 of the ensemble of each task."""
+
+    def value(leaf: Any) -> float:
+        return leaf.value if isinstance(leaf, Mean) else leaf["value"]
+
+    retrieval = block.get("retrieval", {})
+    names = [f"{direction}_recall_at_1" for direction in ("image_to_text", "text_to_image")]
+    found = {name: value(retrieval[name]) for name in names if name in retrieval}
+    for task, kinds in block.get("zero_shot", {}).items():
+        found[f"zero_shot_{task}_top1"] = value(kinds["ensemble"]["top1"])
+    return found
+
+
+def headline_values(embedded: EmbeddedSet) -> dict[str, float]:
+    """`headlines` of a set without measuring the rest."""
+    directions = Directions.of(embedded, None)
+    block: Block = {}
+    if is_captioned(embedded):
+        block["retrieval"] = _retrieval(directions, embedded.text_image_index, (1,))[0]
+    block["zero_shot"] = {
+        name: _zero_shot(directions, task, embedded.logit_scale)[0] for name, task in embedded.tasks.items()
+    }
+    return headlines(block)

@@ -1,0 +1,46 @@
+"""Evaluate the base or the refined model: data/base, data/refined and data/shards -> data/eval/<model>/.
+
+Retrieval, zero-shot classification, modality gap, linear probe and WiSE-FT mixes with intervals, per-item results and
+features, and the flat numbers in data/eval/<model>.json.
+
+    python -m stages.evaluate [base|refined]
+"""
+
+from pathlib import Path
+
+from pipeline_lib import artifacts, config, distributed, evaluation, tracking
+from pipeline_lib.runtime import prepare, run_stage
+
+SECTIONS = ("paths", "shard", "evaluate", "runtime", "tracking")
+MODELS = ("base", "refined")
+
+
+def main(params_file: Path = Path("params.yaml"), chosen: str | None = None) -> None:
+    """Evaluate the chosen model, or both if none is named."""
+    settings, how = config.load(params_file, "evaluate"), config.load(params_file, "runtime")
+    if how.processes > 1:
+        distributed.relaunch_if_asked(how.processes, "stages.evaluate", params_file, *([chosen] if chosen else []))
+    prepare(seed=settings.seed, num_threads=how.num_threads, deterministic=how.deterministic)
+    world = distributed.join()
+    for name in [chosen] if chosen else MODELS:
+        evaluate(name, params_file, world)
+    distributed.leave()
+
+
+def evaluate(name: str, params_file: Path, world: distributed.World) -> None:
+    """Evaluate one model and log its numbers; those of the base model carry `base/` in front."""
+    paths, shard, settings, how = (config.load(params_file, section) for section in SECTIONS[:4])
+    inputs = {"base": paths.base, "shard": paths.shards, **({"refine": paths.refined} if name == "refined" else {})}
+    upstream = {stage: artifacts.read_manifest(path)["digest"] for stage, path in inputs.items()}
+    with tracking.stage_run(f"evaluate@{name}", params_file, upstream=upstream) as run:
+        made = evaluation.build(name, paths, settings, how, world, max_pixels=shard.max_image_pixels)
+        if made:
+            front = "" if name == "refined" else "base/"
+            for set_name, numbers in made["metrics"].items():
+                run.headline({f"{front}eval/{set_name}/{metric}": value for metric, value in numbers.items()})
+            run.log_metrics({f"evaluate/{part}_seconds": value for part, value in made["seconds"].items()})
+            run.output(made["digest"])
+
+
+if __name__ == "__main__":
+    run_stage(main, __doc__, choice=("model", MODELS))
