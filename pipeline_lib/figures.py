@@ -1,0 +1,428 @@
+"""Every picture of the report, drawn from arrays with matplotlib: pure functions, no files, no pyplot state.
+
+A `Figure` holds panels; each becomes an SVG of its own in the page (two beside each other on a desk, one below the
+other on a phone), and all of them together one PNG for DVC plots and MLflow. Colours are named once, here: the page
+replaces each by a CSS variable (`to_svgs`), so that one drawing serves light, dark and print. Hues are Okabe and Ito's,
+told apart under the common colour-vision deficiencies, and never the only carrier of a meaning.
+The bytes depend on the arrays alone: no date, no version, no random ids, no user's matplotlibrc.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Array = np.ndarray[Any, Any]
+Panel = Callable[["Axes"], None]
+Interval = tuple[float, float, float]  # value, low, high
+
+COLOURS = {  # name of the CSS variable: its light value, unique, as matplotlib writes it
+    "ink": "#1c2126",
+    "muted": "#5c6670",
+    "rule": "#d5dade",
+    "paper": "#fefefe",
+    "image": "#0072b2",
+    "text": "#d55e00",
+    "base": "#7d8790",
+    "centred": "#b0689a",
+    "refined": "#00805e",
+    "rose": "#00815f",
+    "fell": "#c4431c",
+    "still": "#7d8791",
+}
+MODEL_COLOURS = {"base": "base", "mean-centred": "centred", "refined": "refined"}
+MAX_POINTS = 250  # pairs drawn in the projection; beyond this a cloud is a blot
+MAX_STEPS = 1000  # points of a training curve
+_PANEL_INCHES = (4.4, 3.2)
+_RC: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text: the page's own font, selectable, small
+    "svg.hashsalt": "figures",
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the PNGs look the same everywhere
+    "font.size": 9.5,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "axes.edgecolor": COLOURS["muted"],
+    "axes.labelcolor": COLOURS["ink"],
+    "axes.titlecolor": COLOURS["ink"],
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "text.color": COLOURS["ink"],
+    "xtick.color": COLOURS["muted"],
+    "ytick.color": COLOURS["muted"],
+    "grid.color": COLOURS["rule"],
+    "grid.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "lines.linewidth": 1.6,
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One picture: what it is called, how it is read, and how each of its panels is drawn."""
+
+    name: str  # file name stem, and prefix of the SVG's ids
+    title: str
+    caption: str  # plain sentences: what is drawn and how to read it; the alternative text too
+    panels: tuple[Panel, ...]
+    panel_inches: tuple[float, float] = _PANEL_INCHES
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One row of the differences figure, in points."""
+
+    label: str
+    interval: Interval
+    verdict: Literal["rose", "fell", "still"]
+
+
+def to_svgs(figure: Figure) -> list[str]:
+    """One `<svg>` element per panel, sized by the page, coloured by its CSS variables, ids unique within the page."""
+    width, height = figure.panel_inches
+    return [
+        _for_page(_save((panel,), width, height, "svg").decode(), f"{figure.name}-{i}")
+        for i, panel in enumerate(figure.panels)
+    ]
+
+
+def to_png(figure: Figure, *, columns: int = 3) -> bytes:
+    """All panels as one PNG on white, `columns` beside each other, 160 dots per inch."""
+    width, height = figure.panel_inches
+    return _save(figure.panels, width, height, "png", columns=columns)
+
+
+def _save(panels: Sequence[Panel], width: float, height: float, kind: str, *, columns: int = 3) -> bytes:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure as Canvas
+
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    buffer = io.BytesIO()
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(_RC)
+        canvas = Canvas(figsize=(width * columns, height * rows), layout="constrained")
+        grid = canvas.subplots(rows, columns, squeeze=False).ravel()
+        for panel, axes in zip(panels, grid, strict=False):
+            panel(axes)
+        for axes in grid[len(panels) :]:
+            axes.set_axis_off()
+        if kind == "svg":
+            canvas.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        else:
+            canvas.savefig(buffer, format="png", dpi=160, facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _for_page(svg: str, prefix: str) -> str:
+    """The SVG file of matplotlib as an element of a page: no prolog, no fixed size, CSS colours, its own ids."""
+    svg = svg[svg.index("<svg") :].strip()
+    svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r'\1 aria-hidden="true"', svg, count=1)
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', svg)
+    svg = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}-\1"', svg)
+    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", svg)
+    svg = re.sub(r"font: ([^;\"]*?)'DejaVu Sans'[^;\"]*", r"font: \1var(--sans)", svg)
+    for name, value in COLOURS.items():
+        svg = svg.replace(value, f"var(--{name})")
+    return re.sub(r"\n\s*", "\n", svg)
+
+
+# --- what is drawn -------------------------------------------------------------------------------------------------
+
+
+def differences(rows: Sequence[Difference], *, confidence: str) -> Figure:
+    """Refined minus base for every headline, with its interval: the verdict as a picture.
+
+    Args:
+        rows: The headlines.
+        confidence: Coverage of the intervals, as it reads.
+    """
+
+    def draw(axes: Axes) -> None:
+        axes.axvline(0, color=COLOURS["muted"], linewidth=0.9)
+        for y, row in enumerate(rows):
+            colour, (value, low, high) = COLOURS[row.verdict], row.interval
+            axes.plot([low, high], [y, y], color=colour, linewidth=2.2, solid_capstyle="round")
+            marker = {"rose": "^", "fell": "v", "still": "o"}[row.verdict]
+            axes.plot([value], [y], marker=marker, color=colour, markersize=7)
+            axes.annotate(
+                row.label, (0, y), (0, 9), ("axes fraction", "data"), "offset points", fontsize=9,
+                bbox={"facecolor": COLOURS["paper"], "edgecolor": "none", "pad": 1},
+            )  # fmt: skip
+        axes.set_ylim(len(rows) - 0.5, -0.8)
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        axes.grid(axis="x")
+        axes.set_xlabel("refined − base, percentage points")
+
+    return Figure(
+        "differences",
+        "What changed",
+        f"Refined minus base on the same items, with the paired {confidence} interval. A triangle up: rose, a "
+        "triangle down: fell, a dot: no measurable change after Holm's correction.",
+        (draw,),
+        (4.8, 0.75 + 0.45 * max(2, len(rows))),
+    )
+
+
+def projection(clouds: Mapping[str, tuple[Array, Array]]) -> Figure:
+    """Where image and text features lie, per model, in the two main directions of all of them together.
+
+    Args:
+        clouds: model -> (image features [P, D], text features [P, D]), unit rows; row i of both is one pair.
+    """
+    from sklearn.decomposition import PCA
+
+    picked = {model: tuple(_evenly(x, MAX_POINTS) for x in pair) for model, pair in clouds.items()}
+    pca = PCA(n_components=2, svd_solver="full").fit(np.concatenate([x for pair in clouds.values() for x in pair]))
+    points = {model: [pca.transform(x) for x in pair] for model, pair in picked.items()}
+    everything = np.concatenate([x for pair in points.values() for x in pair])
+    (x_low, y_low), (x_high, y_high) = everything.min(axis=0), everything.max(axis=0)
+
+    def panel(model: str) -> Panel:
+        def draw(axes: Axes) -> None:
+            image, text = points[model]
+            gaps = np.full(len(image), np.nan)
+            joins = np.stack([image, text, np.stack([gaps, gaps], axis=1)], axis=1).reshape(-1, 2)
+            axes.plot(joins[:, 0], joins[:, 1], color=COLOURS["base"], linewidth=0.5, alpha=0.45)
+            for kind, marker, cloud in (("image", "o", image), ("text", "D", text)):
+                axes.plot(
+                    *cloud.T, marker, color=COLOURS[kind], markersize=3.6, alpha=0.75, markeredgewidth=0, label=kind
+                )
+                axes.plot(
+                    *cloud.mean(axis=0), marker, color=COLOURS[kind], markersize=10, markeredgecolor=COLOURS["paper"]
+                )
+            pad_x, pad_y = 0.04 * (x_high - x_low), 0.06 * (y_high - y_low)
+            axes.set(xlim=(x_low - pad_x, x_high + pad_x), ylim=(y_low - pad_y, y_high + pad_y), title=model)
+            share = pca.explained_variance_ratio_
+            axes.set_xlabel(f"direction 1 ({share[0]:.0%} of the variance)")
+            axes.set_ylabel(f"direction 2 ({share[1]:.0%})")
+            axes.legend(loc="best", handletextpad=0.1, markerscale=1.6)
+
+        return draw
+
+    shown = min(MAX_POINTS, min(len(image) for image, _ in clouds.values()))
+    return Figure(
+        "projection",
+        "Where image and text features lie",
+        "Unit-length features in the two main directions of both models together, so that the panels share their axes. "
+        f"Each line joins a picture and its first caption ({shown} pairs drawn); the large marks are the means. "
+        "Shorter lines: better aligned pairs. Means closer together: a smaller gap.",
+        tuple(panel(model) for model in clouds),
+        (4.4, 3.9),
+    )
+
+
+def cosine_histogram(cosines: Mapping[str, Mapping[str, Array]]) -> Figure:
+    """Distribution of cosines, per model.
+
+    Args:
+        cosines: model -> {"pairs", "non-pairs", "image–image", "text–text"} -> cosines [any number].
+    """
+    values = [x for kinds in cosines.values() for x in kinds.values()]
+    low, high = min(float(x.min()) for x in values), max(float(x.max()) for x in values)
+    edges = np.linspace(low, high if high > low else low + 1e-6, 61)
+    heights = {
+        m: {k: np.histogram(x, edges)[0] / max(1, len(x)) for k, x in kinds.items()} for m, kinds in cosines.items()
+    }
+    top = 1.35 * max(float(h.max()) for kinds in heights.values() for h in kinds.values())
+
+    def panel(model: str) -> Panel:
+        def draw(axes: Axes) -> None:
+            for kind, colour, filled, style in (
+                ("non-pairs", "base", True, "-"),
+                ("pairs", "refined", True, "-"),
+                ("image–image", "image", False, "-"),
+                ("text–text", "text", False, (0, (3, 1.5))),
+            ):
+                if kind in heights[model]:
+                    options: dict[str, Any] = {"alpha": 0.45} if filled else {"linestyle": style, "linewidth": 1.2}
+                    axes.stairs(heights[model][kind], edges, fill=filled, color=COLOURS[colour], label=kind, **options)
+                    if filled:
+                        axes.stairs(heights[model][kind], edges, color=COLOURS[colour], linewidth=0.9)
+            axes.set(xlim=(low, high), ylim=(0, top), xlabel="cosine", title=model, yticks=[])
+            axes.spines["left"].set_visible(False)
+            axes.legend(loc="upper left", ncols=2, handlelength=1.4, columnspacing=1.2, borderaxespad=0)
+
+        return draw
+
+    return Figure(
+        "cosines",
+        "How similar pairs are, and everything else",
+        "Cosines of pictures with their own captions (pairs) and with other captions (non-pairs), and, as lines, among "
+        "pictures and among captions. Retrieval lives from pairs and non-pairs lying apart; where non-pairs lie to the "
+        "left of both lines, the two modalities keep to themselves: the gap.",
+        tuple(panel(model) for model in cosines),
+    )
+
+
+def gap_spectrum(centroid_differences: Mapping[str, Array]) -> Figure:
+    """The difference of the two centroids by dimension: how large, and in how few dimensions.
+
+    Args:
+        centroid_differences: model -> mean image feature minus mean text feature [D].
+    """
+    ordered = {model: np.sort(np.abs(x))[::-1] for model, x in centroid_differences.items()}
+
+    def size(axes: Axes) -> None:
+        for model, x in ordered.items():
+            axes.plot(np.arange(1, len(x) + 1), x, color=COLOURS[MODEL_COLOURS[model]], label=model)
+        axes.set(ylim=(0, None), title="Size", xlabel="dimension, largest first", ylabel="|difference|")
+        _log_counts(axes)
+        axes.grid(axis="y")
+        axes.legend()
+
+    def share(axes: Axes) -> None:
+        for model, x in ordered.items():
+            total = float(np.square(x).sum()) or 1.0
+            part = np.cumsum(np.square(x)) / total
+            axes.plot(np.arange(1, len(x) + 1), 100 * part, color=COLOURS[MODEL_COLOURS[model]], label=model)
+        axes.set(ylim=(0, 103), title="Concentration", xlabel="the k largest dimensions", ylabel="% of the squared gap")
+        _log_counts(axes)
+        axes.grid(axis="y")
+
+    return Figure(
+        "gap_spectrum",
+        "The gap, dimension by dimension",
+        "Left: how far the mean picture and the mean caption lie apart in each dimension, largest first. Right: the "
+        "share of the squared distance held by the k largest; a line that jumps up at once means that few dimensions "
+        "carry the gap.",
+        (size, share),
+    )
+
+
+def recall_bars(set_name: str, recalls: Mapping[str, Mapping[str, Mapping[int, Interval]]]) -> Figure:
+    """Recall at k in both directions with intervals.
+
+    Args:
+        set_name: Evaluation set, for the title.
+        recalls: direction -> model -> k -> recall (shares, not percent).
+    """
+    top = max(high for models in recalls.values() for ks in models.values() for _, _, high in ks.values())
+
+    def panel(direction: str) -> Panel:
+        def draw(axes: Axes) -> None:
+            models = recalls[direction]
+            width = 0.8 / len(models)
+            for i, (model, by_k) in enumerate(models.items()):
+                x = np.arange(len(by_k)) + (i - (len(models) - 1) / 2) * width
+                values, low, high = 100 * np.array(list(by_k.values())).T
+                whiskers = np.maximum(0, [values - low, high - values])
+                axes.bar(x, values, 0.9 * width, color=COLOURS[MODEL_COLOURS[model]], label=model)
+                axes.errorbar(x, values, whiskers, fmt="none", ecolor=COLOURS["ink"], elinewidth=1.0, capsize=2.5)
+                axes.set_xticks(np.arange(len(by_k)), [f"R@{k}" for k in by_k])
+            axes.set(title=direction, ylim=(0, min(104, 108 * top)), ylabel="recall, %")
+            axes.grid(axis="y")
+            axes.tick_params(axis="x", length=0)
+            axes.legend(loc="upper left")
+
+        return draw
+
+    return Figure(
+        f"recall_{re.sub(r'[^A-Za-z0-9_-]', '_', set_name)}",
+        f"Retrieval on {set_name}",
+        "Share of queries that find one of their own within the first k, with bootstrap intervals. These intervals are "
+        "of each model by itself; whether two models differ is told by the paired differences above, which are "
+        "narrower.",
+        tuple(panel(direction) for direction in recalls),
+    )
+
+
+def training_curves(steps: Array, terms: Mapping[str, Array]) -> Figure:
+    """Every logged loss term over the steps, each on its own scale.
+
+    Args:
+        steps: [S] step numbers.
+        terms: name -> values [S], NaN where a step did not log it.
+    """
+
+    def panel(name: str) -> Panel:
+        def draw(axes: Axes) -> None:
+            values = terms[name]
+            if len(values) < 60:
+                axes.plot(steps, values, color=COLOURS["refined"], marker="o", markersize=3.5)
+            else:
+                window = max(5, len(values) // 30)
+                smooth = np.convolve(values, np.full(window, 1 / window), mode="valid")
+                for x, y, width, alpha in ((steps, values, 0.6, 0.45), (steps[window - 1 :], smooth, 1.6, 1.0)):
+                    x, y = _evenly(x, MAX_STEPS), _evenly(y, MAX_STEPS)
+                    axes.plot(x, y, color=COLOURS["refined"], linewidth=width, alpha=alpha)
+            axes.set(title=name.replace("_", " "), xlabel="step")
+            axes.grid(axis="y")
+            axes.locator_params(axis="x", integer=True, nbins=6)
+            axes.ticklabel_format(axis="y", useOffset=False)
+
+        return draw
+
+    return Figure(
+        "training",
+        "Training, term by term",
+        "Every term of the loss at every step, each on its own scale (not from zero)."
+        + (" The thick line is a running mean." if len(steps) >= 60 else ""),
+        tuple(panel(name) for name in terms),
+        (4.4, 2.6),
+    )
+
+
+def wise_ft_curve(curves: Mapping[str, Sequence[tuple[float, float, float]]], *, chosen: float) -> Figure:
+    """Zero-shot skill against retrieval along the line between the base's weights and the refined ones.
+
+    Args:
+        curves: title -> (mix, change of mean zero-shot top-1, change of mean recall at 1), in points against the base.
+        chosen: The mix to mark.
+    """
+
+    def panel(title: str) -> Panel:
+        def draw(axes: Axes) -> None:
+            mixes, zero_shot, retrieval = (np.array(column) for column in zip(*sorted(curves[title]), strict=True))
+            axes.axvline(0, color=COLOURS["rule"], linewidth=0.9)
+            axes.axhline(0, color=COLOURS["rule"], linewidth=0.9)
+            axes.plot(zero_shot, retrieval, color=COLOURS["refined"], marker="o", markersize=5)
+            for mix, x, y in zip(mixes, zero_shot, retrieval, strict=True):
+                name = {0.0: "base", 1.0: "refined"}.get(float(mix), f"{mix:g}")
+                axes.annotate(name, (x, y), (8, 5), textcoords="offset points", fontsize=9)
+                if mix == chosen:
+                    axes.plot([x], [y], "o", markersize=12, markerfacecolor="none", markeredgecolor=COLOURS["ink"])
+            axes.margins(0.18)
+            axes.set_title(title)
+            axes.set_xlabel("zero-shot top-1 against base, points")
+            axes.set_ylabel("retrieval R@1 against base, points")
+
+        return draw
+
+    return Figure(
+        "wise_ft",
+        "Between base and refined",
+        "Weights interpolated between base (0) and refined (1), as in WiSE-FT: gained retrieval (up) against lost "
+        "zero-shot skill (left), each the mean over sets and tasks. Up and to the right is better in both.",
+        tuple(panel(title) for title in curves),
+        (4.4, 3.4),
+    )
+
+
+def _log_counts(axes: Axes) -> None:
+    """A logarithmic axis of whole numbers, written as such."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+
+
+def _evenly(rows: Array, count: int) -> Array:
+    """At most `count` rows, evenly spaced: [n, ...] -> [min(n, count), ...]."""
+    return rows if len(rows) <= count else rows[np.linspace(0, len(rows) - 1, count).round().astype(int)]

@@ -1,0 +1,69 @@
+"""The report: what refinement changed and how sure that is. Both evaluations in, one page out (HTML, Markdown, PNG).
+
+The verdict stands first and is computed, not written: headlines that rose, fell or did not move after Holm's
+correction, then the question whether refinement was worth it, since mean-centring closes the gap for free. Everything
+shown comes from files of earlier stages; the output holds no time, host or path, so that equal inputs give equal bytes.
+
+    inputs      what is read, and the checks that it belongs together
+    verdict     the conclusion in sentences
+    tables      before and after, gap, data, provenance
+    pictures    figures, examples, the curve between base and refined
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline_lib import artifacts, page
+from pipeline_lib.page import Page, Section
+from pipeline_lib.report import pictures, tables, verdict
+from pipeline_lib.report.inputs import PARAMETERS, Inputs, read, steps
+
+STAGE = "report"
+HTML, MARKDOWN = "report.html", "report.md"
+__all__ = ["HTML", "MARKDOWN", "PARAMETERS", "Inputs", "build", "metrics", "read", "terminal_table", "write"]
+
+
+def build(inputs: Inputs) -> Page:
+    """The page: verdict, tables, pictures, examples, provenance."""
+    sections = [
+        Section("Verdict", verdict.section(inputs)),
+        Section("Before and after", (tables.before_after(inputs), *tables.detail(inputs))),
+        Section("The modality gap", tables.gap(inputs)),
+        Section("Pictures", pictures.drawings(inputs)),
+        Section("Examples", pictures.examples(inputs)),
+        Section("What was forgotten", (*tables.linear_probe(inputs), *pictures.wise_ft(inputs))),
+        Section("What was measured on", tables.data(inputs)),
+        Section("Provenance", tables.sources(inputs)),
+    ]
+    recipe, first = inputs.parameters["refine"]["recipe"], inputs.sets[0]
+    subtitle = f"`{recipe}`, {len(steps(inputs.history))} steps; evaluated on " + ", ".join(
+        f"{name} ({inputs.refined.sets[name]['num_images']:,} pictures)" for name in inputs.sets
+    )
+    return Page(inputs.title or first, subtitle, tuple(section for section in sections if section.blocks))
+
+
+def write(inputs: Inputs, target: Path) -> Page:
+    """Build the page and write report.html, report.md and the pictures the latter shows to the folder `target`."""
+    document = build(inputs)
+    with artifacts.output_directory(target, STAGE) as place:
+        artifacts.write_text(place(HTML), page.to_html(document))
+        artifacts.write_text(place(MARKDOWN), page.to_markdown(document))
+        for name, data in page.images(document).items():
+            artifacts.write_bytes(place(name), data)
+    return document
+
+
+def terminal_table(inputs: Inputs) -> str:
+    """The verdict and the before/after table as plain text, at most 100 columns wide for usual names."""
+    return f"{verdict.sentence(inputs.comparison)}\n\n{page.to_terminal(tables.before_after(inputs))}"
+
+
+def metrics(inputs: Inputs) -> dict[str, float]:
+    """Differences and adjusted p-values of the headlines, for the tracker."""
+    values: dict[str, float] = {}
+    for row in inputs.comparison:
+        if row.adjusted_p is not None:
+            name = f"report/{row.before.set_name}/{row.before.key}"
+            values |= {f"{name}_difference": row.difference.value, f"{name}_adjusted_p": row.adjusted_p}
+    return values

@@ -1,0 +1,96 @@
+"""What the page is made of, read from the folders of earlier stages and checked to belong together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pipeline_lib import artifacts, config, results, shards
+from pipeline_lib.errors import UserError
+from pipeline_lib.results import CENTRED, Evaluation, Paired, Settings, Variant
+
+OPENMOJI = (
+    "All emojis designed by OpenMoji (openmoji.org) – the open-source emoji and icon project. License: CC BY-SA 4.0"
+)
+PARAMETERS = ("data", "base", "shard", "cache_teacher", "refine", "evaluate")  # what decides results
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All that the page is made of."""
+
+    base: Evaluation
+    refined: Evaluation
+    history: Sequence[Mapping[str, Any]]  # one row per step
+    parts: Mapping[str, shards.Part]  # evaluated sets by name
+    manifests: Mapping[str, Mapping[str, Any]]  # stage -> manifest of its output
+    parameters: Mapping[str, Any]  # the sections of params.yaml that decide results
+    evaluate: Settings
+    num_examples: int
+    title: str
+
+    @property
+    def sets(self) -> list[str]:
+        """Names of the evaluated sets; the first with captions is the one whose features are drawn."""
+        return list(self.refined.sets)
+
+    @property
+    def with_captions(self) -> list[str]:
+        """Sets that have retrieval and a gap."""
+        return [name for name in self.sets if self.refined.block(name, "retrieval")]
+
+    @property
+    def uses_openmoji(self) -> bool:
+        """Whether pictures of OpenMoji are shown or evaluated, whose licence asks to be named."""
+        return any(part.manifest.get("source", {}).get("format") == "openmoji" for part in self.parts.values())
+
+    @cached_property
+    def comparison(self) -> list[Paired]:
+        """Refined against base."""
+        return results.paired(Variant(self.base), Variant(self.refined), self.evaluate, sets=self.sets)
+
+    @cached_property
+    def against_centring(self) -> list[Paired]:
+        """Refined against the mean-centred base."""
+        sets = [name for name in self.sets if CENTRED in self.base.sets[name]["variants"]]
+        return results.paired(Variant(self.base, CENTRED), Variant(self.refined), self.evaluate, sets=sets)
+
+
+def read(params_file: Path) -> Inputs:
+    """Read what the stages before have written, as `paths` says.
+
+    Raises:
+        UserError: Something is missing, or what was evaluated is not what lies in `paths.base` and `paths.refined`.
+    """
+    paths, evaluate, shown = (config.load(params_file, name) for name in ("paths", "evaluate", "report"))
+    base, refined = (Evaluation(paths.eval / name) for name in ("base", "refined"))
+    folders = {"base": paths.base, "shard": paths.shards, "cache_teacher": paths.teacher, "refine": paths.refined}
+    manifests = {stage: artifacts.read_manifest(path, stage=stage) for stage, path in folders.items()}
+    for evaluation, stage in ((base, "base"), (refined, "refine")):
+        if evaluation.results["weights_digest"] != manifests[stage]["model"]["weights_digest"]:
+            raise UserError(
+                f"{evaluation.directory}: evaluated other weights than those in {folders[stage]}; dvc repro"
+            )
+    parameters = {name: config.raw_section(params_file, name) for name in PARAMETERS}
+    recipe = parameters["refine"]["recipe"]
+    history = (paths.refined / "history.jsonl").read_text(encoding="utf-8").splitlines()
+    return Inputs(
+        base=base,
+        refined=refined,
+        history=[json.loads(line) for line in history],
+        parts={name: shards.read_part(paths.shards / name) for name in refined.sets},
+        manifests=manifests,
+        parameters={**parameters, "recipes": {recipe: config.raw_section(params_file, "recipes").get(recipe)}},
+        evaluate=Settings(evaluate.confidence, evaluate.bootstrap_samples, evaluate.seed),
+        num_examples=shown.num_examples,
+        title=shown.title,
+    )
+
+
+def steps(history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows of the history that are optimiser steps (the last ones may be summaries)."""
+    return [row for row in history if "step" in row and "loss" in row]

@@ -1,0 +1,213 @@
+"""The pictures of the page: arrays for the figures, examples with thumbnails, the curve between base and refined."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline_lib import figures, page
+from pipeline_lib.errors import UserError
+from pipeline_lib.page import Drawing, Example, Fold, Gallery, Text
+from pipeline_lib.report.inputs import OPENMOJI, Inputs, steps
+from pipeline_lib.results import CENTRED, Array, Evaluation, Variant
+
+THUMBNAIL = 152  # width on the page in pixels; stored at twice that for sharp screens
+MAX_ROWS = 1000  # images whose cosines with each other are drawn
+
+
+def drawings(inputs: Inputs) -> tuple[Any, ...]:
+    """Features, recall and training."""
+    drawn: list[figures.Figure] = []
+    if inputs.with_captions:
+        drawn += _feature_figures(inputs, inputs.with_captions[0])
+    drawn += [_recalls(inputs, name) for name in inputs.with_captions]
+    rows = steps(inputs.history)
+    names = [key for key in rows[0] if key == "loss" or key.endswith("_loss")] if rows else []
+    if names:
+        terms = {key: np.array([row.get(key, np.nan) for row in rows], dtype=float) for key in names}
+        drawn.append(figures.training_curves(np.array([row["step"] for row in rows]), terms))
+    return tuple(Drawing(figure) for figure in drawn)
+
+
+def _feature_figures(inputs: Inputs, name: str) -> list[figures.Figure]:
+    pairs = {"base": first_pairs(inputs.base, name), "refined": first_pairs(inputs.refined, name)}
+    gaps = {model: image.mean(0) - text.mean(0) for model, (image, text) in pairs.items()}
+    return [
+        figures.projection(pairs),
+        figures.cosine_histogram({model: cosines(*features) for model, features in pairs.items()}),
+        figures.gap_spectrum(gaps),
+    ]
+
+
+def first_pairs(evaluation: Evaluation, name: str) -> tuple[Array, Array]:
+    """Unit features of every picture that has a caption, and of its first one: [P, D] and [P, D]."""
+    features = evaluation.features(name)
+    rows, captions = np.unique(features["text_image_index"], return_index=True)
+    return unit(features["raw_image_features"][rows]), unit(features["raw_text_features"][captions])
+
+
+def unit(rows: Array) -> Array:
+    """Rows divided by their norm."""
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def cosines(image: Array, text: Array) -> dict[str, Array]:
+    """Cosines of pairs, of non-pairs, and within each modality (at most `MAX_ROWS` evenly chosen pairs)."""
+    if len(image) > MAX_ROWS:
+        chosen = np.linspace(0, len(image) - 1, MAX_ROWS).round().astype(int)
+        image, text = image[chosen], text[chosen]
+    other = ~np.eye(len(image), dtype=bool)
+    half = np.triu(other)
+    return {
+        "pairs": (image * text).sum(axis=1),
+        "non-pairs": (image @ text.T)[other],
+        "image–image": (image @ image.T)[half],
+        "text–text": (text @ text.T)[half],
+    }
+
+
+def _recalls(inputs: Inputs, name: str) -> figures.Figure:
+    models = {
+        "base": Variant(inputs.base),
+        "mean-centred": Variant(inputs.base, CENTRED),
+        "refined": Variant(inputs.refined),
+    }
+    by_direction: dict[str, dict[str, dict[int, figures.Interval]]] = {}
+    for model, variant in models.items():
+        for measure in variant.measures(name):
+            direction, _, k = measure.label.partition(" R@")
+            if k:
+                by_direction.setdefault(direction, {}).setdefault(model, {})[int(k)] = measure.interval
+    return figures.recall_bars(name, by_direction)
+
+
+def examples(inputs: Inputs) -> tuple[Any, ...]:
+    """The pictures whose own caption gained and lost most places."""
+    if not inputs.with_captions or not inputs.num_examples:
+        return ()
+    name = inputs.with_captions[0]
+    places = [e.items(name)["image_to_text_rank"].astype(float) for e in (inputs.base, inputs.refined)]
+    change = np.log(places[0]) - np.log(places[1])
+    order = np.argsort(-change, kind="stable").tolist()
+    better = [row for row in order[: inputs.num_examples] if change[row] > 0]
+    worse = [row for row in order[::-1][: inputs.num_examples] if change[row] < 0]
+    shown = _shown(inputs, name, places, [*better, *worse])
+    galleries = (
+        Gallery("Rank improved most", tuple(_example(f"better-{i}", *shown[row]) for i, row in enumerate(better, 1))),
+        Gallery("Rank worsened most", tuple(_example(f"worse-{i}", *shown[row]) for i, row in enumerate(worse, 1))),
+    )
+    explain = (
+        f"Place of the best own caption among all captions of {name}, and the caption that the model put first. Chosen "
+        f"by the ratio of the two places. {page.percent((change > 0).mean())}\u00a0% of the pictures rank their own "
+        f"caption better than before, {page.percent((change < 0).mean())}\u00a0% worse."
+    )
+    attribution = (Text(OPENMOJI),) if inputs.uses_openmoji else ()
+    return (Text(explain), *(gallery for gallery in galleries if gallery.examples), *attribution)
+
+
+def _shown(inputs: Inputs, name: str, places: Sequence[Array], rows: Sequence[int]) -> dict[int, tuple[Any, ...]]:
+    """For each of `rows`: image bytes, first caption, places before and after, captions put first before and after.
+
+    Raises:
+        UserError: The part is not the one that was evaluated.
+    """
+    part = inputs.parts[name]
+    if part.num_samples != len(places[0]):
+        raise UserError(
+            f"{part.directory}: {part.num_samples} pictures, but {len(places[0])} were evaluated; dvc repro"
+        )
+    entries = [(shard, entry) for shard in part.shards for entry in shard.samples()]
+    captions = [caption for _, entry in entries for caption in entry.captions]
+    nearest = [nearest_caption(e.features(name), rows) for e in (inputs.base, inputs.refined)]
+    return {
+        row: (
+            entries[row][0].read_image(entries[row][1]),
+            entries[row][1].captions[0],
+            [before_or_after[row] for before_or_after in places],
+            [captions[before_or_after[row]] for before_or_after in nearest],
+        )
+        for row in rows
+    }
+
+
+def _example(name: str, image: bytes, caption: str, places: Sequence[float], first: Sequence[str]) -> Example:
+    lines = (f"place {places[0]:g} → {places[1]:g}", f"before: {first[0]}", f"after: {first[1]}")
+    return Example(name, thumbnail(image), caption, "rose" if places[1] < places[0] else "fell", lines)
+
+
+def nearest_caption(features: Mapping[str, Array], rows: Sequence[int]) -> dict[int, int]:
+    """The caption with the largest cosine for each picture of `rows`: image row -> caption row."""
+    image, text = unit(features["raw_image_features"][list(rows)]), unit(features["raw_text_features"])
+    return dict(zip(rows, (image @ text.T).argmax(axis=1).tolist(), strict=True))
+
+
+def thumbnail(image: bytes) -> bytes:
+    """The picture as a small JPEG on white."""
+    from PIL import Image, ImageOps
+
+    with Image.open(io.BytesIO(image)) as opened:
+        picture = ImageOps.exif_transpose(opened).convert("RGBA")
+    picture.thumbnail((2 * THUMBNAIL, 2 * THUMBNAIL))
+    flat = Image.new("RGB", picture.size, "white")
+    flat.paste(picture, mask=picture.getchannel("A"))
+    buffer = io.BytesIO()
+    flat.save(buffer, "JPEG", quality=82, optimize=True)
+    return buffer.getvalue()
+
+
+def wise_points(inputs: Inputs, sets: Sequence[str]) -> list[tuple[float, float, float]]:
+    """(mix, change of mean zero-shot top-1, change of mean recall at 1) in points on `sets`, both ends included.
+
+    Empty where there is no sweep, or `sets` have not both kinds of headlines.
+    """
+    models: dict[float, dict[str, dict[str, float]]] = {
+        mix: {name: {m.key: m.interval.value for m in Variant(e).headlines(name)} for name in sets}
+        for mix, e in ((0.0, inputs.base), (1.0, inputs.refined))
+    }
+    models |= {float(row["mix"]): row["sets"] for row in inputs.refined.results.get("wise_ft") or []}
+    curve = []
+    for mix, scores in sorted(models.items()):
+        changes = [
+            (key.startswith("zero_shot"), 100 * (scores[name][key] - value))
+            for name, keys in models[0.0].items()
+            for key, value in keys.items()
+        ]
+        zero_shot, retrieval = ([change for is_zero, change in changes if is_zero == kind] for kind in (True, False))
+        if not zero_shot or not retrieval:
+            return []
+        curve.append((mix, float(np.mean(zero_shot)), float(np.mean(retrieval))))
+    return curve if len(curve) > 2 else []
+
+
+def best_mix(curve: Sequence[tuple[float, float, float]]) -> float:
+    """The mix with the largest mean of both changes; the one nearest to base among equals."""
+    return max(curve, key=lambda point: (round(point[1] + point[2], 9), -point[0]))[0]
+
+
+def wise_ft(inputs: Inputs) -> tuple[Any, ...]:
+    """The curve between base and refined, and the mix that the selection part would choose."""
+    selection = list(inputs.refined.selection)
+    choosing, curve = wise_points(inputs, selection), wise_points(inputs, inputs.sets)
+    if not curve:
+        return ()
+    chosen = best_mix(choosing or curve)
+    curves = {", ".join(inputs.sets): curve} | (
+        {f"{', '.join(selection)} (to choose on)": choosing} if choosing else {}
+    )
+    _, zero_shot, retrieval = next(point for point in curve if point[0] == chosen)
+    where = f"on {', '.join(selection)}" if choosing else "on the sets it is measured on, so optimistic here"
+    outcome = (
+        f"The ringed mix, {chosen:g}, has the best mean of both, chosen {where}. On {', '.join(inputs.sets)} it gives "
+        f"{page.points(zero_shot / 100)} points zero-shot and {page.points(retrieval / 100)} points retrieval against "
+        "base."
+    )
+    rows = {f"{mix:g}": [page.points(x / 100), page.points(y / 100)] for mix, x, y in curve}
+    table = page.grid(("share of refined weights", "zero-shot top-1", "retrieval R@1"), rows)
+    return (
+        Drawing(figures.wise_ft_curve(curves, chosen=chosen)),
+        Text(outcome),
+        Fold("The curve as numbers, in points against base", (table,)),
+    )

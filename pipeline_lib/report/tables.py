@@ -1,0 +1,242 @@
+"""The tables of the page: before and after, everything measured, the gap, the data, provenance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline_lib import artifacts, page, provenance, results
+from pipeline_lib.page import Cell, Fold, Row, Table, Text
+from pipeline_lib.report.inputs import OPENMOJI, Inputs
+from pipeline_lib.results import CENTRED, Paired, Variant
+
+WORST_CLASSES = 10
+ROOT = Path(__file__).parents[2]
+GAP_LABELS = {
+    "centroid_distance": "centroid distance ↓",
+    "centroid_mse_e3": "centroid distance as mean square, ×10⁻³ ↓",
+    "relative_modality_gap": "relative modality gap ↓",
+    "alignment": "alignment, mean squared distance of pairs ↓",
+    "pair_cosine": "mean cosine of pairs ↑",
+    "linear_separability": "linear separability (½: none) ↓",
+    "modality_purity_at_10": "own modality among 10 neighbours (½: mixed) ↓",
+    "frechet_mean": "Fréchet distance, centroids ↓",
+    "frechet_covariance": "Fréchet distance, shapes ↓",
+    "uniformity": "uniformity, both modalities ↓",
+    "uniformity_image": "uniformity, images ↓",
+    "uniformity_text": "uniformity, texts ↓",
+    "uniformity_cross": "uniformity, between modalities ↓",
+    "gap_share_top_1": "share of the gap in 1 dimension",
+    "gap_share_top_2": "share of the gap in 2 dimensions",
+    "gap_share_top_8": "share of the gap in 8 dimensions",
+}
+
+
+def before_after(inputs: Inputs) -> Table:
+    """Every share measured per item, base and refined, with the paired difference; headlines lead."""
+    rows: list[Row] = []
+    for name in inputs.sets:
+        rows.append(page.group(_set_title(inputs, name)))
+        rows += [_paired_row(row) for row in inputs.comparison if row.before.set_name == name]
+    return Table(
+        ("percent", "base", "refined", "difference", "p"),
+        tuple(rows),
+        note=f"In small type: {page.level(inputs.evaluate.confidence)} bootstrap intervals over pictures, of the "
+        "difference over the same pictures. Headlines are set in bold and carry a p-value (Holm). Zero-shot uses the "
+        "template ensemble unless it says 1 prompt.",
+    )
+
+
+def _paired_row(row: Paired) -> Row:
+    cells = (
+        Cell(row.before.label),
+        share(row.before.interval),
+        share(row.after.interval),
+        Cell(
+            page.points(row.difference.value),
+            (page.points(row.difference.low), page.points(row.difference.high)),
+            row.verdict if row.verdict != "still" else "",
+        ),
+        Cell("" if row.adjusted_p is None else page.p_value(row.adjusted_p)),
+    )
+    return Row(cells, "strong" if row.before.is_headline else "plain")
+
+
+def share(interval: results.Interval) -> Cell:
+    """A share as percent, with its interval."""
+    return Cell(page.percent(interval.value), (page.percent(interval.low), page.percent(interval.high)))
+
+
+def _set_title(inputs: Inputs, name: str) -> str:
+    counts = inputs.refined.sets[name]
+    texts = f", {counts['num_captions']:,} captions" if counts.get("num_captions") else ""
+    return f"{name} ({counts['num_images']:,} pictures{texts})"
+
+
+def detail(inputs: Inputs) -> tuple[Any, ...]:
+    """What is neither headline nor tested: median ranks, calibration, means per class, the mean-centred baseline."""
+    rows: list[Row] = []
+    for name in inputs.sets:
+        columns = [Variant(inputs.base), Variant(inputs.base, CENTRED), Variant(inputs.refined)]
+        values = [_numbers(variant, name) for variant in columns]
+        rows.append(page.group(name))
+        rows += [Row((Cell(label), *(Cell(v.get(label, "–")) for v in values))) for label in values[0]]
+    everything = Table(("", "base", "mean-centred", "refined"), tuple(rows))
+    worst = [table for name in inputs.sets for table in _worst_classes(inputs, name)]
+    return (
+        Fold("Everything that was measured", (everything,)),
+        *((Fold("Classes and confusions", tuple(worst)),) if worst else ()),
+    )
+
+
+def _worst_classes(inputs: Inputs, name: str) -> Iterator[Table]:
+    """The classes that the refined model gets wrong most, and what it takes them for."""
+    before = inputs.base.block(name, "zero_shot")
+    for task, prompts in inputs.refined.block(name, "zero_shot").items():
+        scores = prompts["ensemble"]
+        was = {row["class"]: row["top1"] for row in before[task]["ensemble"].get("per_class", [])}
+        mistakes: dict[str, list[str]] = {}
+        for row in scores.get("confusions", []):
+            mistakes.setdefault(row["true"], []).append(f"{row['predicted']} ({row['count']})")
+        rows = {
+            row["class"]: [
+                str(row["num_images"]),
+                page.percent(was[row["class"]]),
+                page.percent(row["top1"]),
+                ", ".join(mistakes.get(row["class"], [])[:3]),
+            ]
+            for row in scores.get("per_class", [])[:WORST_CLASSES]
+        }
+        if rows:
+            header = (f"{name}: {task}, worst classes", "pictures", "base, %", "refined, %", "often taken for")
+            yield page.grid(header, rows, text_columns=(0, 4))
+
+
+def _numbers(variant: Variant, set_name: str) -> dict[str, str]:
+    shares = {f"{m.label}, %": page.percent(m.interval.value) for m in variant.measures(set_name)}
+    retrieval = variant.evaluation.block(set_name, "retrieval", variant.name)
+    ranks = {
+        f"{label} median rank": page.number(retrieval[f"{direction}_median_rank"], 1)
+        for direction, label in results.DIRECTIONS.items()
+        if f"{direction}_median_rank" in retrieval
+    }
+    calibration = {
+        f"zero-shot {task} calibration error ({prompt}), %": page.percent(scores["ece"])
+        for task, prompts in variant.evaluation.block(set_name, "zero_shot", variant.name).items()
+        for prompt, scores in sorted(prompts.items())
+        if "ece" in scores
+    }
+    distinct = variant.evaluation.block(set_name, "retrieval_distinct", variant.name)
+    without = {
+        f"{label} R@1 without repetitions, %": page.percent(distinct[f"{direction}_recall_at_1"]["value"])
+        for direction, label in results.DIRECTIONS.items()
+        if distinct
+    }
+    return shares | ranks | without | calibration
+
+
+def gap(inputs: Inputs) -> tuple[Any, ...]:
+    """The gap suite on every set with captions: base, mean-centred, refined."""
+    tables = [_gap_table(inputs, name) for name in inputs.with_captions if inputs.refined.block(name, "gap")]
+    rest = tuple(tables[1:])
+    return (*tables[:1], *((Fold("The gap on the other sets", rest),) if rest else ()))
+
+
+def _gap_table(inputs: Inputs, name: str) -> Table:
+    blocks = [
+        inputs.base.block(name, "gap"),
+        inputs.base.block(name, "gap", CENTRED),
+        inputs.refined.block(name, "gap"),
+    ]
+    order = [key for key in GAP_LABELS if key in blocks[0]] + [key for key in blocks[0] if key not in GAP_LABELS]
+    rows = {
+        GAP_LABELS.get(key, key.replace("_", " ")): [page.number(block.get(key)) for block in blocks] for key in order
+    }
+    calibration = inputs.parameters["evaluate"]["calibration"]
+    return page.grid(
+        (name, "base", "mean-centred", "refined"),
+        rows,
+        note="On unit-length features. The arrow shows where the modalities lie closer together or mix more; closer is "
+        f"not by itself better. Mean-centring subtracts each modality's mean on `{calibration}`, not on the set shown.",
+    )
+
+
+def linear_probe(inputs: Inputs) -> tuple[Any, ...]:
+    """What the image tower still knows."""
+    before, after = (e.results.get("linear_probe") or {} for e in (inputs.base, inputs.refined))
+    rows = [
+        Row((Cell(f"{name}: {task}"), share(results.interval(scores["top1"])), share(results.interval(
+            after[name][task]["top1"]))))
+        for name, tasks in before.items()
+        for task, scores in tasks.items()
+        if task in after.get(name, {})
+    ]  # fmt: skip
+    if not rows:
+        return ()
+    explain = (
+        "A linear classifier trained on the frozen picture features: what the image tower still knows, whatever the "
+        "captions say."
+    )
+    return (Text(explain), Table(("linear probe top-1, %", "base", "refined"), tuple(rows)))
+
+
+def data(inputs: Inputs) -> tuple[Any, ...]:
+    """What was evaluated on, and what was left out."""
+    rows = {}
+    for name in inputs.sets:
+        block, counts = inputs.refined.sets[name], inputs.parts[name].manifest.get("counts", {})
+        double = block.get("duplicates") or {}
+        rows[name] = [
+            f"{block['num_images']:,}",
+            f"{block.get('num_captions', 0):,}",
+            f"{double.get('images', 0):,}",
+            f"{double.get('captions', 0):,}",
+            f"{counts.get('filtered', 0):,}",
+            f"{counts.get('quarantined', 0):,}",
+        ]
+    header = ("set", "pictures", "captions", "identical pictures", "identical captions", "filtered", "quarantined")
+    return (
+        page.grid(
+            header,
+            rows,
+            note="Identical ones count as wrong answers of each other, which lowers recall for every model alike. "
+            "Filtered: left out on purpose, pictures that were trained on among them. Quarantined: unreadable.",
+        ),
+    )
+
+
+def sources(inputs: Inputs) -> tuple[Any, ...]:
+    """Where the numbers come from: digests, models, parameters, packages."""
+    models = {stage: inputs.manifests[stage]["model"] for stage in ("base", "refine")}
+    facts = {
+        name.replace("_", " "): [_plain(model.get(name)) for model in models.values()]
+        for name in sorted({*models["base"], *models["refine"]})
+    }
+    digests = {stage: [f"`{manifest['digest']}`"] for stage, manifest in inputs.manifests.items()}
+    digests |= {f"evaluate {e.results['model']}": [f"`{e.manifest['digest']}`"] for e in (inputs.base, inputs.refined)}
+    code = {"code of the report": [f"`{provenance.code_digest(Path('stages/report.py'), ROOT)}`"]}
+    versions = {name: [version] for name, version in provenance.package_versions().items()}
+    parameters = {name: [f"`{value}`"] for name, value in flat(inputs.parameters).items()}
+    return (
+        page.grid(("output of stage", "digest"), digests | code, text_columns=(0, 1)),
+        Fold("Models", (page.grid(("", "base", "refined"), facts, text_columns=(0, 1, 2)),)),
+        Fold("Parameters", (page.grid(("params.yaml", "value"), parameters, text_columns=(0, 1)),)),
+        Fold("Packages", (page.grid(("package", "version"), versions, text_columns=(0, 1)),)),
+        *((Text(OPENMOJI),) if inputs.uses_openmoji else ()),
+    )
+
+
+def _plain(value: Any) -> str:
+    """A manifest's value as code, a mapping as `key: value` pairs."""
+    if value is None:
+        return "–"
+    return f"`{artifacts.canonical_json(value) if isinstance(value, dict | list) else value}`"
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys: {"a": {"b": 1}} -> {"a.b": 1}."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        result |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return result

@@ -1,0 +1,116 @@
+"""The conclusion, computed: what rose, what fell, and whether refinement beats what is free."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline_lib import figures, page
+from pipeline_lib.page import Drawing, Points, Text
+from pipeline_lib.report.inputs import Inputs, steps
+from pipeline_lib.results import CENTRED, Paired, Settings
+from pipeline_lib.statistics import Interval
+
+
+def sentence(comparison: Sequence[Paired]) -> str:
+    """Which headlines rose, fell, did not move, in one sentence that begins with the conclusion."""
+    verdicts = [row.verdict for row in comparison if row.adjusted_p is not None]
+    rose, fell, still = (verdicts.count(kind) for kind in ("rose", "fell", "still"))
+    if not verdicts:
+        return "Nothing to compare: no headline was measured on both models."
+    word = "Mixed" if rose and fell else "Better" if rose else "Worse" if fell else "No measurable change"
+    kinds = ((rose, "rose"), (fell, "fell"), (still, "did not move measurably"))
+    said = [f"{count} {verb}" for count, verb in kinds if count]
+    if len(said) == 1:
+        subject = "the one headline" if len(verdicts) == 1 else f"all {len(verdicts)} headlines"
+        return f"{word}: {subject} {said[0].split(' ', 1)[1]}."
+    return f"{word}: of {len(verdicts)} headlines, {', '.join(said[:-1])} and {said[-1]}."
+
+
+def section(inputs: Inputs) -> tuple[Any, ...]:
+    """The blocks of the verdict."""
+    headlines = [row for row in inputs.comparison if row.adjusted_p is not None]
+    order = {"rose": 0, "fell": 1, "still": 2}
+    ordered = sorted(headlines, key=lambda row: order[row.verdict])
+    points = Points(tuple((_point(row, inputs.evaluate), row.verdict) for row in ordered))
+    rows = [figures.Difference(row.before.name, _in_points(row.difference), row.verdict) for row in headlines]
+    drawing = (Drawing(figures.differences(rows, confidence=page.level(inputs.evaluate.confidence))),) if rows else ()
+    return (
+        Text(sentence(inputs.comparison), lead=True),
+        points,
+        *(Text(text) for text in (gap_verdict(inputs), _training_note(inputs)) if text),
+        *drawing,
+        Text(
+            "How sure: both models saw the same items. Retrieval is tested by a paired bootstrap over pictures, "
+            "captions kept with theirs; accuracy by McNemar's exact test; p-values carry Holm's correction over all "
+            "headlines. This covers the choice of pictures, not the luck of one training run: for that, refine with "
+            "several seeds and compare them."
+        ),
+    )
+
+
+def _point(row: Paired, settings: Settings) -> str:
+    p = page.p_value(1.0 if row.adjusted_p is None else row.adjusted_p)
+    verb = "did not move measurably" if row.verdict == "still" else row.verdict
+    return (
+        f"{row.before.name} **{verb}**: {page.percent(row.before.interval.value)} → "
+        f"{page.percent(row.after.interval.value)}\u00a0%, {page.points(row.difference.value)} points "
+        f"({page.level(settings.confidence)}: {page.points(row.difference.low)} to "
+        f"{page.points(row.difference.high)}), "
+        f"p\u00a0{p if p.startswith('<') else f'= {p}'}"
+    )
+
+
+def _in_points(interval: Interval) -> tuple[float, float, float]:
+    return 100 * interval.value, 100 * interval.low, 100 * interval.high
+
+
+def gap_verdict(inputs: Inputs) -> str:
+    """Whether refinement beats the free baseline: on the gap, or else on accuracy. Empty without captions."""
+    names = [name for name in inputs.with_captions if "centroid_distance" in inputs.base.block(name, "gap", CENTRED)]
+    if not names:
+        return ""
+    name = names[0]
+    base, free, refined = (
+        float(block["centroid_distance"])
+        for block in (
+            inputs.base.block(name, "gap"),
+            inputs.base.block(name, "gap", CENTRED),
+            inputs.refined.block(name, "gap"),
+        )
+    )
+    moved = "narrowed" if refined < base else "widened" if refined > base else "stayed"
+    text = (
+        f"The gap on {name} {moved}: centroid distance {page.number(base)} → {page.number(refined)}. Mean-centring, "
+        f"which costs nothing, brings it to {page.number(free)}, so refinement "
+    )
+    if refined < free:
+        text += "**beats it on the gap**; on accuracy, "
+    else:
+        text += "**does not beat it on the gap** and must win on accuracy: "
+    return text + accuracy_verdict(inputs.against_centring)
+
+
+def accuracy_verdict(comparison: Sequence[Paired]) -> str:
+    """Refined against mean-centred on the headlines, as the end of a sentence."""
+    tested = [row for row in comparison if row.adjusted_p is not None]
+    won, lost = ([row.before.name for row in tested if row.verdict == kind] for kind in ("rose", "fell"))
+
+    def named(names: Sequence[str]) -> str:
+        return ", ".join(names) if len(names) <= 3 else f"{len(names)} of {len(tested)} headlines"
+
+    if won and not lost:
+        return f"**it wins**, measurably ahead on {named(won)} and behind on none."
+    if lost and not won:
+        return f"**it loses**, measurably behind on {named(lost)} and ahead on none."
+    if won:
+        return f"**it wins some and loses some**, ahead on {named(won)}, behind on {named(lost)}."
+    return f"**no measurable difference** on any of the {len(tested)} headlines."
+
+
+def _training_note(inputs: Inputs) -> str:
+    moved = [row["weight_displacement"] for row in inputs.history if row.get("weight_displacement") is not None]
+    if not moved:
+        return ""
+    count = len(steps(inputs.history))
+    return f"Training moved the weights by {100 * moved[-1]:.2g}\u00a0% of their norm in {count} steps."

@@ -1,0 +1,235 @@
+"""What evaluation folders say: every measure with its interval, and whether two models differ. No drawing, no prose.
+
+A headline is a number that the verdict names: recall at 1 in both directions and zero-shot top-1 of the template
+ensemble, of every evaluated set. Measures are means over items, so that two models are compared on the same items
+(`paired`): captions stay with their image in the bootstrap, accuracies take McNemar's exact test, Holm's correction
+covers all headlines of one comparison. What is no headline gets an interval and no test.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from pipeline_lib import artifacts, statistics
+from pipeline_lib.errors import UserError
+from pipeline_lib.statistics import Interval, Mean
+
+Array = np.ndarray[Any, Any]
+Verdict = Literal["rose", "fell", "still"]
+PLAIN, CENTRED = "plain", "mean_centred"
+DIRECTIONS = {"image_to_text": "image → text", "text_to_image": "text → image"}
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number of one set: its key, how it reads, its interval, the per-item array it is the mean of."""
+
+    set_name: str
+    key: str
+    label: str
+    interval: Interval
+    items: str = ""  # its array in items/<set>.safetensors, without the variant; empty: not kept per item
+    is_headline: bool = False
+    group: str = ""  # array of classes, for a mean over classes
+
+    @property
+    def name(self) -> str:
+        """`set: label`, as figures and sentences name it."""
+        return f"{self.set_name}: {self.label}"
+
+
+@dataclass(frozen=True)
+class Paired:
+    """One measure before and after, on the same items. Values are shares, not percent."""
+
+    before: Measure
+    after: Measure
+    difference: Interval
+    p_value: float | None = None  # of headlines
+    adjusted_p: float | None = None
+    verdict: Verdict = "still"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How sure is sure."""
+
+    confidence: float
+    samples: int
+    seed: int
+
+
+class Evaluation:
+    """One folder of the evaluate stage, `data/eval/<model>/`, arrays read when asked for."""
+
+    def __init__(self, directory: Path) -> None:
+        """Read results.json and the manifest.
+
+        Raises:
+            UserError: The folder is missing, unfinished or was written by another stage.
+        """
+        self.directory = directory
+        self.manifest = artifacts.read_manifest(directory, stage="evaluate")
+        self.results: dict[str, Any] = artifacts.read_json(directory / "results.json")
+        self.items = cache(lambda name: load_file(directory / "items" / f"{name}.safetensors"))
+        self.features = cache(lambda name: load_file(directory / "features" / f"{name}.safetensors"))
+
+    @property
+    def sets(self) -> dict[str, dict[str, Any]]:
+        """Results by evaluation set."""
+        return self.results["sets"]
+
+    @property
+    def selection(self) -> dict[str, dict[str, Any]]:
+        """Results of the parts on which choices are made (val)."""
+        return self.results.get("selection") or {}
+
+    @property
+    def all_sets(self) -> dict[str, dict[str, Any]]:
+        """Both."""
+        return {**self.selection, **self.sets}
+
+    def block(self, set_name: str, name: str, variant: str = PLAIN) -> dict[str, Any]:
+        """`retrieval`, `zero_shot` or `gap` of one set; empty where it was not measured."""
+        return self.all_sets[set_name]["variants"].get(variant, {}).get(name) or {}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An evaluation as it is, or after mean-centring: what is compared."""
+
+    evaluation: Evaluation
+    name: str = PLAIN
+
+    def measures(self, set_name: str) -> Iterator[Measure]:
+        """Everything measured on a set that is a share with an interval, headlines first within their kind."""
+        retrieval = self.evaluation.block(set_name, "retrieval", self.name)
+        for key, value in retrieval.items():
+            if found := re.fullmatch(r"(image_to_text|text_to_image)_recall_at_(\d+)", key):
+                direction, k = found.groups()
+                label = f"{DIRECTIONS[direction]} R@{k}"
+                yield Measure(set_name, key, label, interval(value), f"{direction}_hit_at_{k}", k == "1")
+        for task, prompts in self.evaluation.block(set_name, "zero_shot", self.name).items():
+            for prompt, scores in sorted(prompts.items()):  # ensemble before single
+                yield from _accuracies(set_name, task, prompt, scores)
+
+    def headlines(self, set_name: str) -> list[Measure]:
+        """The measures that the verdict names."""
+        return [measure for measure in self.measures(set_name) if measure.is_headline]
+
+    def array(self, set_name: str, name: str) -> Array:
+        """A per-item array of this variant."""
+        items = self.evaluation.items(set_name)
+        return items[name if self.name == PLAIN else f"{self.name}.{name}"]
+
+    def mean(self, measure: Measure) -> Mean:
+        """The items behind a measure: their values, the image each belongs to, and for means per class its class."""
+        values = self.array(measure.set_name, measure.items).astype(np.float64)
+        items = self.evaluation.items(measure.set_name)  # images and classes of items are the same in every variant
+        labels = items[measure.group] if measure.group else None
+        of_captions = measure.items.startswith("text_to_image")  # they share their image's difficulty
+        return Mean(values, items["text_image_index"] if of_captions else np.arange(len(values)), labels)
+
+
+def _accuracies(set_name: str, task: str, prompt: str, scores: Mapping[str, Any]) -> Iterator[Measure]:
+    """Zero-shot measures of one task and prompt."""
+    main = prompt == "ensemble"
+    prefix = f"zero_shot.{task}.{prompt}"
+    for score, words, items in (
+        ("top1", "top-1", f"{prefix}.hit_at_1"),
+        ("mean_per_class", "class mean", f"{prefix}.hit_at_1" if main else ""),
+        ("top5", "top-5", ""),
+    ):
+        if score in scores:
+            yield Measure(
+                set_name,
+                f"zero_shot_{task}_{score}" + ("" if main else f"_{prompt}"),
+                f"zero-shot {task} {words}" + ("" if main else ", 1 prompt"),
+                interval(scores[score]),
+                items,
+                is_headline=main and score == "top1",
+                group=f"zero_shot.{task}.label" if score == "mean_per_class" else "",
+            )
+
+
+def paired(before: Variant, after: Variant, settings: Settings, *, sets: Sequence[str]) -> list[Paired]:
+    """Every measure of `sets` that both have per item; headlines with their test, Holm's correction over all of them.
+
+    Args:
+        before: What it was.
+        after: What is judged.
+        settings: Confidence, bootstrap samples, seed.
+        sets: Set names.
+
+    Raises:
+        UserError: The two were not evaluated on the same items.
+    """
+    alpha = 1 - settings.confidence
+    count = sum(len(before.headlines(name)) for name in sets)
+    # The smallest p-value of n resamples is 2 / (n + 1): enough of them that Holm's factor leaves it well below alpha.
+    settings = replace(settings, samples=max(settings.samples, math.ceil(10 * count / alpha)))
+    rows = [row for name in sets for row in _paired_on(before, after, settings, name)]
+    tested = [row for row in rows if row.p_value is not None]
+    adjusted = statistics.holm([row.p_value for row in tested if row.p_value is not None])
+    judged = {row.before.name: _judge(row, p, alpha) for row, p in zip(tested, adjusted, strict=True)}
+    return [judged.get(row.before.name, row) for row in rows]
+
+
+def item_differences(before: Variant, after: Variant, measure: Measure) -> Mean:
+    """After minus before on every item behind a measure, each with the image it belongs to.
+
+    Raises:
+        UserError: The two were not evaluated on the same items.
+    """
+    first, second = before.mean(measure), after.mean(measure)
+    if len(first.values) != len(second.values):
+        raise UserError(
+            f"{before.evaluation.directory} and {after.evaluation.directory}: set `{measure.set_name}` has "
+            f"{len(first.values)} and {len(second.values)} items; evaluate both on the same data (dvc repro)"
+        )
+    return first._replace(values=second.values - first.values)
+
+
+def _paired_on(before: Variant, after: Variant, settings: Settings, set_name: str) -> list[Paired]:
+    others = {measure.key: measure for measure in after.measures(set_name)}
+    both = [measure for measure in before.measures(set_name) if measure.items and measure.key in others]
+    if not both:
+        return []
+    found = statistics.paired_tests(
+        {measure.key: item_differences(before, after, measure) for measure in both},
+        before.evaluation.all_sets[set_name]["num_images"],
+        num_samples=settings.samples,
+        confidence=settings.confidence,
+        seed=settings.seed,
+    )
+    rows = []
+    for measure in both:
+        test, p = found[measure.key], None
+        if measure.is_headline:
+            p = _mcnemar(before, after, measure) if measure.items.startswith("zero_shot") else test.p_value
+        rows.append(Paired(measure, others[measure.key], Interval(test.difference, test.low, test.high), p))
+    return rows
+
+
+def _mcnemar(before: Variant, after: Variant, measure: Measure) -> float:
+    name = measure.items.removesuffix("hit_at_1") + "correct"
+    return statistics.mcnemar(before.array(measure.set_name, name), after.array(measure.set_name, name))
+
+
+def _judge(row: Paired, adjusted_p: float, alpha: float) -> Paired:
+    moved: Verdict = "rose" if row.difference.value > 0 else "fell"
+    return replace(row, adjusted_p=adjusted_p, verdict=moved if adjusted_p < alpha else "still")
+
+
+def interval(block: Mapping[str, float]) -> Interval:
+    """results.json's {"value", "low", "high"}."""
+    return Interval(block["value"], block["low"], block["high"])

@@ -1,0 +1,32 @@
+"""Say what refinement changed and how sure that is: both evaluations -> data/report (HTML, Markdown, PNG).
+
+Prints the verdict and the before/after table.
+
+    python -m stages.report
+"""
+
+from pathlib import Path
+
+from pipeline_lib import artifacts, config, report, tracking
+from pipeline_lib.runtime import run_stage
+
+SECTIONS = ("paths", *report.PARAMETERS, "recipes", "report", "tracking")
+
+
+def main(params_file: Path = Path("params.yaml")) -> None:
+    """Read both evaluations, write the page, print the table."""
+    inputs = report.read(params_file)
+    target = config.load(params_file, "paths").report
+    evaluations = {f"evaluate@{e.results['model']}": e.manifest["digest"] for e in (inputs.base, inputs.refined)}
+    upstream = {stage: manifest["digest"] for stage, manifest in inputs.manifests.items()} | evaluations
+    with tracking.stage_run("report", params_file, upstream=upstream) as run:
+        report.write(inputs, target)
+        run.headline(report.metrics(inputs))
+        for name in sorted(artifacts.read_manifest(target)["files"]):
+            run.log_artifact(target / name, Path(name).parent.as_posix().removeprefix("."))
+        run.output(artifacts.read_manifest(target)["digest"])
+    print(f"\n{report.terminal_table(inputs)}\n\n{target / report.HTML}")
+
+
+if __name__ == "__main__":
+    run_stage(main, __doc__)

@@ -1,0 +1,163 @@
+"""A small project folder as it stands after the evaluate stage: synthetic features and pictures, real evaluation.
+
+Refinement narrows the gap and gains retrieval, and costs a little zero-shot, so that every kind of verdict occurs.
+"""
+
+import io
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+
+from pipeline_lib import artifacts, config, evaluation, shards
+from pipeline_lib.distributed import World
+from pipeline_lib.evaluation import EmbeddedSet, EmbeddedTask
+from pipeline_lib.evaluation.run import Inputs
+
+ROOT = Path(__file__).parents[1]
+CLASSES, TASK = ("round", "square", "striped", "plain"), "shape"
+WIDTH, PER_IMAGE = 24, 2
+SIZES = {"val": 60, "eval": 120}
+
+
+def write(root: Path, *, seed=0, recipe="clip_refine", gain=1.0, loss=1.0, with_captions=True, with_task=True) -> Path:
+    """Fill `root` with params.yaml and data/{base,refined,teacher,shards,eval}; returns the params file.
+
+    `gain` moves pairs together, `loss` moves the class prompts away, `seed` is the luck of the refinement.
+    """
+    params = (ROOT / "params.yaml").read_text()
+    params = params.replace("recipe: clip_refine", f"recipe: {recipe}").replace(
+        "  seed: 0\n  epochs: 1", f"  seed: {seed}\n  epochs: 1"
+    )
+    params = params.replace("bootstrap_samples: 1000", "bootstrap_samples: 200")
+    params_file = root / "params.yaml"
+    params_file.write_text(params)
+    data = root / "data"
+    parts = {}
+    for name, size in SIZES.items():
+        parts[name] = write_part(data / "shards" / name, size, with_captions=with_captions, with_task=with_task)
+    artifacts.write_manifest(data / "shards", "shard", parts={name: part.digest for name, part in parts.items()})
+    settings = config.load(params_file, "evaluate")
+    for model, gain_now, loss_now, luck in (("base", 0, 0, None), ("refined", gain, loss, seed)):
+        embedded = {name: embed(part, gain_now, loss_now, luck) for name, part in parts.items()}
+        clip = SimpleNamespace(facts={"weights_digest": digest(model)})
+        embedder = SimpleNamespace(clip=clip, world=World(), embed=lambda part, sets=embedded: sets[part.name])
+        found = evaluation.evaluate(embedder, model, Inputs([parts["eval"]], parts["val"]), settings)
+        if model == "refined":
+            found.results["wise_ft"] = [
+                {"mix": x, "sets": {n: headlines(p, gain * x, loss * x**2, seed, settings) for n, p in parts.items()}}
+                for x in settings.wise_ft
+            ]  # fmt: skip
+        evaluation.write(found, data / "eval" / model, data / "eval" / f"{model}.json")
+    write_models(data, seed)
+    return params_file
+
+
+def embed(part, gain, loss, luck):
+    """Features of a part: concept + noise, the modalities `gap` apart; classes are directions among the concepts."""
+    size = part.num_samples
+    truth = np.random.default_rng(size)
+    classes = np.random.default_rng(0).normal(size=(len(CLASSES), WIDTH))
+    labels = np.arange(size) % len(CLASSES)
+    concepts = truth.normal(size=(size, WIDTH)) + 0.8 * classes[labels]
+    spread, shift = 1.5 - 0.25 * gain, (1.2 - 0.5 * gain) * np.sqrt(WIDTH) / 2 * np.eye(WIDTH)[0]
+    image = concepts + spread * truth.normal(size=(size, WIDTH)) + shift
+    text = np.repeat(concepts, PER_IMAGE, axis=0) + spread * truth.normal(size=(PER_IMAGE * size, WIDTH)) - shift
+    prompts = classes + (0.9 + 0.9 * loss) * np.random.default_rng(5).normal(size=classes.shape) - shift / 2
+    if luck is not None:
+        image += 0.3 * np.random.default_rng(1 + luck).normal(size=image.shape)
+    entries = list(part.entries())
+    index = torch.arange(size).repeat_interleave(torch.tensor([len(entry.captions) for entry in entries]))
+    prompts = torch.tensor(prompts, dtype=torch.float32)[:, None]
+    task = EmbeddedTask(CLASSES, torch.tensor(labels), {"single": prompts + 0.1, "ensemble": prompts})
+    return EmbeddedSet(
+        name=part.name,
+        digest=part.digest,
+        image_hashes=tuple(entry.sha256 for entry in entries),
+        captions=tuple(caption for entry in entries for caption in entry.captions),
+        text_image_index=index,
+        raw_image_features=torch.tensor(image, dtype=torch.float32),
+        raw_text_features=torch.tensor(text, dtype=torch.float32)[: len(index)],
+        logit_scale=20.0,
+        tasks={TASK: task} if part.tasks else {},
+    )
+
+
+def headlines(part, gain, loss, luck, settings):
+    return evaluation.headlines(evaluation.score(embed(part, gain, loss, luck), settings)[0])
+
+
+def digest(model):
+    return artifacts.sha256_bytes(model.encode())
+
+
+def write_models(data, seed):
+    """Folders of base, refined and teacher: manifests and history, no weights."""
+    facts = {
+        "source": {"source": "demo"},
+        "license": "Apache-2.0",
+        "embed_dim": WIDTH,
+        "config_digest": digest("config"),
+    }
+    noise = np.random.default_rng(seed).normal(size=8).tolist()
+    rows = [
+        {"step": i, "epoch": 0, "loss": 5 - i / 9, "hycd_loss": 3 - i / 9 + x / 9, "rafa_loss": 2 - x / 9}
+        for i, x in enumerate(noise)
+    ]
+    rows.append({"weight_displacement": 0.0123})
+    for folder, stage, model in (
+        ("base", "base", "base"),
+        ("refined", "refine", "refined"),
+        ("teacher", "cache_teacher", "base"),
+    ):
+        (data / folder).mkdir()
+        if stage == "refine":
+            (data / folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        artifacts.write_manifest(data / folder, stage, model={**facts, "weights_digest": digest(model)})
+
+
+def write_part(directory, size, *, with_captions, with_task):
+    """A part whose images are drawn and lie one behind the other; the first two are the same."""
+    directory.mkdir(parents=True)
+    entries, blob = [], b""
+    for i in range(size):
+        image = picture(max(i, 1) + size)
+        entries.append(
+            shards.IndexEntry(
+                key=f"{i:04d}",
+                member=f"{i:04d}.png",
+                offset=len(blob),
+                size=len(image),
+                sha256=artifacts.sha256_bytes(image),
+                captions=(f"thing number {i} <b>", f"object | {i}") if with_captions else (),
+                labels={TASK: i % len(CLASSES)} if with_task else {},
+            )
+        )
+        blob += image
+    (directory / "00000.tar").write_bytes(blob)
+    (directory / "00000.jsonl").write_text("".join(entry.line() for entry in entries))
+    counts = {"num_samples": size, "num_captions": sum(len(entry.captions) for entry in entries)}
+    file = {"file": "00000.tar", "index": "00000.jsonl", "sha256": artifacts.sha256_bytes(blob), "bytes": len(blob)}
+    artifacts.write_manifest(
+        directory,
+        "shard",
+        name=directory.name,
+        in_place=False,
+        shards=[{**file, **counts}],
+        counts={"read": size + 3, "used": size, "filtered": 2, "quarantined": 1},
+        tasks={TASK: {"classnames": CLASSES, "templates": ["a {}"]}} if with_task else {},
+        source={"format": "openmoji"},
+        **counts,
+    )
+    return shards.read_part(directory)
+
+
+def picture(i):
+    image = Image.new("RGBA", (72, 72), (0, 0, 0, 0))
+    ImageDraw.Draw(image).ellipse((8, 8, 60, 40 + i % 30), fill=(2 * i % 255, 5 * i % 255, 160, 255))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
