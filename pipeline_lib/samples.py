@@ -284,8 +284,10 @@ def check_keys(named: Callable[[], Iterable[tuple[str, str]]], name: str) -> Non
     suspects = set(values[counts > 1].tolist())
     seen: dict[str, str] = {}
     for key, where in named() if suspects else ():
-        if _hash64(key) in suspects and seen.setdefault(key, where) is not where:
-            raise UserError(f"{name}: key `{key}` stands twice: {seen[key]} and {where}; rename one of them")
+        if _hash64(key) in suspects:
+            if key in seen:
+                raise UserError(f"{name}: key `{key}` stands twice: {seen[key]} and {where}; rename one of them")
+            seen[key] = where
 
 
 def _hash64(key: str) -> int:

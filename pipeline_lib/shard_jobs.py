@@ -15,9 +15,9 @@ import dataclasses
 import hashlib
 import io
 import json
+import tarfile
 import urllib.parse
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ from pipeline_lib import artifacts, config
 from pipeline_lib.errors import UserError
 from pipeline_lib.samples import CLASS_TASK, Sample, Splitter, TarFile, TarImage, Task
 from pipeline_lib.shards import IndexEntry, key_digest
-from pipeline_lib.tars import list_tar
+from pipeline_lib.tars import IMAGE_EXTENSIONS, list_tar
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _LAST_BYTES = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82", "GIF": b";"}
@@ -123,7 +123,7 @@ class Result:
 
     records: list[Record] = field(default_factory=list)
     in_no_part: int = 0
-    ignored: Counter[str] = field(default_factory=Counter)  # members of a tar, by reason
+    ignored: dict[str, int] = field(default_factory=dict)  # members of a tar, by reason
     resumed: bool = False
 
 
@@ -194,7 +194,7 @@ class FileJob:
         number = self.name.rsplit("/", 1)[1]
         record = Record(self.name, self.part, f"{number}.tar", f"{number}.jsonl")
         folder = self.rules.output / self.part
-        with _hashed_file(folder / record.file) as tar, _hashed_file(folder / record.index) as index:
+        with hashed_file(folder / record.file) as tar, hashed_file(folder / record.index) as index:
             self._write(tar, index, record)
         record.sha256, record.index_sha256, record.num_bytes = tar.hexdigest(), index.hexdigest(), tar.num_bytes
         if not record.num_samples:
@@ -206,6 +206,7 @@ class FileJob:
         from webdataset.writer import TarWriter
 
         writer = TarWriter(tar, user="clip", group="clip", mtime=0, encoder=False, compress=False)
+        writer.tarstream.format = tarfile.USTAR_FORMAT  # a header of exactly one block
         for sample in self.samples:
             record.dropped_captions += sample.empty_captions
             if (self.part, sample.key) in self.excluded:
@@ -215,11 +216,10 @@ class FileJob:
             if reason:
                 record.quarantined.append((sample.key, reason))
                 continue
-            entry = _entry(
-                sample, f"{escape_key(sample.key)}.{sample.extension}", writer.tarstream.offset + _HEADER, data
-            )
-            writer.write({"__key__": escape_key(sample.key), sample.extension: data})
-            writer.write({"__key__": escape_key(sample.key), **self._texts(sample)})
+            name, extension = escape_key(sample.key), _extension(sample, data)
+            entry = _entry(sample, f"{name}.{extension}", writer.tarstream.offset + _HEADER, data)
+            writer.write({"__key__": name, extension: data})
+            writer.write({"__key__": name, **self._texts(sample)})
             index.write(entry.line().encode())
             record.add(sample)
         writer.close()
@@ -265,7 +265,7 @@ class TarJob:
         if self.tar.sha256 not in (None, sha256):
             raise UserError(f"{self.tar.path}: SHA-256 is {sha256}, listed as {self.tar.sha256}; fetch it again")
         listing = list_tar(self.tar.path, self.rules.tasks, self.tar.limit)
-        result, records, lines = Result(ignored=listing.ignored), dict[str, Record](), dict[str, list[str]]()
+        result, records, lines = Result(ignored=dict(listing.ignored)), dict[str, Record](), dict[str, list[str]]()
         index = f"{self.name.rsplit('/', 1)[1]}.jsonl"
 
         def record_of(part: str) -> Record:
@@ -288,7 +288,7 @@ class TarJob:
         for part, record in records.items():
             record.num_bytes = self.tar.path.stat().st_size
             if record.num_samples:
-                with _hashed_file(self.rules.output / part / index) as file:
+                with hashed_file(self.rules.output / part / index) as file:
                     file.write("".join(lines[part]).encode())
                 record.index_sha256 = file.hexdigest()
         result.records = [records[part] for part in sorted(records)]
@@ -313,6 +313,14 @@ class TarJob:
 Job = FileJob | TarJob
 
 
+def _extension(sample: Sample, data: bytes) -> str:
+    """The file's own extension, or its format where readers of tars would not know an image by it."""
+    if sample.extension in IMAGE_EXTENSIONS:
+        return sample.extension
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        return (image.format or "").lower()
+
+
 def _identity(sample: Sample) -> list[Any]:
     try:
         stamp = sample.image.stamp()
@@ -329,8 +337,10 @@ def _entry(sample: Sample, member: str, offset: int, data: bytes) -> IndexEntry:
 class HashedFile:
     """A file that hashes what is written to it; after `abandon`, what is written goes nowhere."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes], path: Path) -> None:
+        """`path` is what a message names."""
         self._file: IO[bytes] | None = file
+        self._path = path
         self._hash = hashlib.sha256()
         self.num_bytes = 0
 
@@ -338,8 +348,11 @@ class HashedFile:
         """Write and hash `data`."""
         if self._file is not None:
             self._hash.update(data)
-            self._file.write(data)
             self.num_bytes += len(data)
+            try:
+                self._file.write(data)
+            except OSError as error:
+                raise _cannot_write(self._path, error) from None
         return len(data)
 
     def abandon(self) -> None:
@@ -352,20 +365,26 @@ class HashedFile:
 
 
 @contextmanager
-def _hashed_file(path: Path) -> Iterator[HashedFile]:
-    """Write `path` atomically through a `HashedFile`; a failure to write is the user's to mend."""
+def hashed_file(path: Path) -> Iterator[HashedFile]:
+    """Write `path` atomically through a `HashedFile`.
+
+    Raises:
+        UserError: It cannot be written; nothing of it remains.
+    """
     try:
         with artifacts.atomic_open(path) as file:
-            hashed = HashedFile(file)
+            hashed = HashedFile(file, path)
             try:
                 yield hashed
             except BaseException:
                 hashed.abandon()
                 raise
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror}); make room and run again, finished shards are kept"
-        ) from None
+        raise _cannot_write(path, error) from None
+
+
+def _cannot_write(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path}: cannot be written ({error.strerror}); make room and run again, finished shards are kept")
 
 
 def run_job(job: Job) -> Result:
@@ -380,8 +399,8 @@ def run_job(job: Job) -> Result:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of images between one and two times the limit: image_fault says it
         result = job.run()
-    content = {"plan": plan, **dataclasses.asdict(result)}
-    artifacts.write_json(done, content)
+    with hashed_file(done) as file:
+        file.write(json.dumps({"plan": plan, **dataclasses.asdict(result)}).encode())
     return result
 
 
@@ -396,7 +415,7 @@ def _finished(job: Job, done: Path, plan: str) -> Result | None:
         for path, sha256 in job.files(record) if record.num_samples else ():
             if not path.is_file() or artifacts.sha256_file(path) != sha256:
                 return None
-    return Result(records, content["in_no_part"], Counter(content["ignored"]), resumed=True)
+    return Result(records, content["in_no_part"], content["ignored"], resumed=True)
 
 
 def _pairs(record: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:

@@ -188,7 +188,7 @@ class SetWriter:
         for record in result.records:
             if record.part in self.records:
                 self.records[record.part].append(record)
-        self.ignored += result.ignored
+        self.ignored.update(result.ignored)
         self.resumed += result.resumed
         if self.source.tars:
             self.in_no_part += result.in_no_part
@@ -203,6 +203,11 @@ class SetWriter:
             raise UserError(
                 f"{self.source.name}: {len(bad)} of the {read} samples of part `{part}` are bad, more than "
                 f"shard.max_bad_share allows: {named}; mend them or leave them out"
+            )
+        claimed = sum(claim == part for claim in self.splitter.claims.values())
+        if read < claimed and self.source.samples.limit is None:
+            log.warning(
+                "%s: %d names of the list of part `%s` are not in the set", self.source.name, claimed - read, part
             )
         if bad:
             log.warning("%s: %d of %d samples quarantined: %s", part, len(bad), read, named)

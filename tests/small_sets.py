@@ -1,0 +1,149 @@
+"""Small image-text sets in the layouts in which they are published, written by the tests themselves."""
+
+import io
+import json
+import tarfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from pipeline_lib import config
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+def picture(number: int, kind: str = "JPEG", size: tuple[int, int] = (24, 16), mode: str = "RGB") -> bytes:
+    """An image file that no other number has."""
+    image = Image.new("RGB", size, (number * 37 % 256, number * 91 % 256, number * 151 % 256))
+    ImageDraw.Draw(image).text((1, 1), str(number), fill="white")
+    file = io.BytesIO()
+    image.convert(mode).save(file, kind)
+    return file.getvalue()
+
+
+def write(path: Path, content: bytes | str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def coco(folder: Path, count: int = 6, split: str = "val2017") -> Path:
+    """COCO: 5 to 7 captions an image, annotations in another order than images."""
+    images = [{"id": 9 * n + 1, "file_name": f"{9 * n + 1:012d}.jpg", "height": 16, "width": 24} for n in range(count)]
+    annotations = [
+        {"id": 100 * turn + image["id"], "image_id": image["id"], "caption": f"caption {turn} of {image['id']}"}
+        for turn in range(7)
+        for n, image in reversed(list(enumerate(images)))
+        if turn < 5 + n % 3
+    ]
+    write(folder / f"annotations/captions_{split}.json", json.dumps({"images": images, "annotations": annotations}))
+    for n, image in enumerate(images):
+        write(folder / split / image["file_name"], picture(n))
+    return folder
+
+
+def flickr(folder: Path, count: int = 6) -> Path:
+    """Flickr8k as its users have it: captions with commas and quotes, list files of parts."""
+    rows = ["image,caption"]
+    for n in range(count):
+        rows += [
+            f"{n}_ab.jpg,A plain caption of {n} .",
+            f'{n}_ab.jpg,"Two men , looking , at ""it"" {n} ."',
+        ]
+        write(folder / f"Images/{n}_ab.jpg", picture(n))
+    write(folder / "captions.txt", "\n".join(rows) + "\n")
+    write(folder / "train.txt", "".join(f"{n}_ab.jpg\n" for n in range(count - 2)))
+    write(folder / "val.txt", f"{count - 2}_ab\n")
+    return folder
+
+
+def jsonl(folder: Path, rows: Sequence[Mapping], pictures: bool = True) -> Path:
+    for n, row in enumerate(rows):
+        if pictures:
+            write(folder / row["image"], picture(n))
+    write(folder / "set.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def image_folder(folder: Path, classes: Sequence[str] = ("hat", "t-shirt", "wine_glass"), count: int = 2) -> Path:
+    for label, name in enumerate(classes):
+        for n in range(count):
+            write(folder / name / f"{n}.png", picture(10 * label + n, "PNG"))
+    return folder
+
+
+def tar(path: Path, members: Mapping[str, bytes | str] | Sequence[tuple[tarfile.TarInfo, bytes]]) -> Path:
+    """A tar of regular files by name, or of given headers."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as file:
+        for name, content in members.items() if isinstance(members, Mapping) else members:
+            data = content.encode() if isinstance(content, str) else content
+            info = tarfile.TarInfo(name) if isinstance(name, str) else name
+            if info.isreg():
+                info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    return path
+
+
+def img2dataset(folder: Path, shards: int = 2, count: int = 3) -> Path:
+    """What img2dataset writes: jpg, json and txt of each key, a parquet and statistics beside each tar."""
+    for shard in range(shards):
+        members: dict[str, bytes | str] = {}
+        for n in range(count):
+            key, caption = f"{shard:05d}{n:04d}", f"picture {n} of shard {shard}"
+            members[f"{key}.jpg"] = picture(10 * shard + n)
+            members[f"{key}.json"] = json.dumps(
+                {"caption": caption, "url": "http://x/y.jpg", "key": key, "status": "success", "error_message": None}
+            )
+            members[f"{key}.txt"] = caption
+        tar(folder / f"{shard:05d}.tar", members)
+        write(folder / f"{shard:05d}.parquet", b"PAR1")
+        write(folder / f"{shard:05d}_stats.json", "{}")
+    return folder
+
+
+def clip_benchmark(folder: Path, count: int = 12, retrieval: bool = False) -> Path:
+    """clip-benchmark's layout; 11 tars, so that the order of their names is not that of their numbers."""
+    for n in range(11):
+        members: dict[str, bytes | str] = {}
+        for key in range(n, count, 11):
+            members[f"s{key:07d}.webp"] = picture(key, "WEBP")
+            if retrieval:
+                members[f"s{key:07d}.txt"] = f"first of {key}\nsecond of {key}"
+            else:
+                members[f"s{key:07d}.cls"] = str(key % 2)
+        tar(folder / f"test/{n}.tar", members)
+    write(folder / "test/nshards.txt", "11")
+    if retrieval:
+        write(folder / "dataset_type.txt", "retrieval")
+    else:
+        write(folder / "classnames.txt", "cat\nhot dog\n")
+        write(folder / "zeroshot_classification_templates.txt", "a photo of a {c}.\nart of the {c}.\n")
+    return folder
+
+
+def data(root: Path | str, kind: str, **changes) -> config.Data:
+    """The section `data:`."""
+    values = {
+        "images": None,
+        "annotations": None,
+        "parts": {"refine": 0.5, "val": 0.2, "eval": 0.3},
+        "limit": None,
+        "evaluation_root": ".",
+        "evaluation": {},
+    }
+    return config.Data(format=kind, root=str(root), **{**values, **changes})
+
+
+def settings(**changes) -> config.Shard:
+    """The section `shard:`."""
+    values = {
+        "samples_per_shard": 4,
+        "max_image_bytes": 1_000_000,
+        "max_image_pixels": 1_000_000,
+        "max_caption_chars": 200,
+        "max_bad_share": 0.0,
+        "max_overlap_share": 0.0,
+    }
+    return config.Shard(**{**values, **changes})
