@@ -59,8 +59,8 @@ TOKENIZER_FILES = (
     "tokenizer.model",
 )
 GUARDED = ("config_digest", "preprocess", "quick_gelu", "tokenizer_digest", "weights_digest")
-_POOLERS_THAT_IGNORE_PADDING = {"MeanPooler", "MaxPooler", "ClsPooler", "ClsLastHiddenStatePooler"}
-_TOWERS_THAT_MASK_PADDING = {"bert", "roberta", "xlm-roberta"}
+_POOLERS_THAT_IGNORE_PADDING = {"MeanPooler", "ClsPooler", "ClsLastHiddenStatePooler"}  # MaxPooler raises
+_TOWERS_THAT_MASK_PADDING = {"bert", "roberta", "xlm-roberta", "mt5"}
 
 
 @dataclass(frozen=True)
@@ -334,9 +334,10 @@ def build(directory: Path, *, load_weights: bool = False) -> Clip:
         UserError: The configuration, a file it needs, or the weights are missing or do not fit together.
     """
     config = artifacts.read_json(directory / CONFIG)
-    if not isinstance(config, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= set(config.get("model_cfg", {})):
+    found = config.get("model_cfg") if isinstance(config, dict) else None
+    if not isinstance(found, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= found.keys():
         raise UserError(f"{directory / CONFIG}: no `model_cfg` with embed_dim, vision_cfg and text_cfg")
-    place, text_config = str(directory.resolve()), dict(config["model_cfg"]["text_cfg"])
+    place, text_config = str(directory.resolve()), dict(found["text_cfg"])
     if text_config.get("hf_model_name"):
         if not (directory / TOWER_CONFIG).is_file():
             raise UserError(f"{directory / TOWER_CONFIG}: no such file; the text tower's configuration belongs there")

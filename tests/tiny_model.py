@@ -10,6 +10,8 @@ import open_clip
 import torch
 from safetensors.torch import save_file
 
+from pipeline_lib import model
+
 
 def tiny_config(*, quick_gelu: bool = False, embed_dim: int = 16, context_length: int = 77, **text) -> dict:
     """open_clip_config.json of the tiny model; `text` adds to or overrides its text_cfg."""
@@ -50,5 +52,68 @@ def write_tiny_clip(directory: Path, seed: int = 0, *, quick_gelu: bool = False,
     with torch.no_grad():
         module.visual.positional_embedding.mul_(0.1)  # else it drowns the picture
         module.token_embedding.weight.mul_(20)  # else all captions look alike
+    save_file({k: v.contiguous() for k, v in module.state_dict().items()}, directory / "open_clip_model.safetensors")
+    return directory
+
+
+WORDS = (
+    "a",
+    "an",
+    "the",
+    "photo",
+    "picture",
+    "of",
+    "cat",
+    "dog",
+    "red",
+    "blue",
+    "two",
+    "hill",
+    "house",
+    "near",
+    "river",
+)
+WORDS += ("on", "and", "bird", "green", "in")
+
+
+def write_tiny_hf_clip(
+    directory: Path, seed: int = 0, *, model_type: str = "bert", pooler: str = "mean_pooler", embed_dim: int = 16
+) -> Path:
+    """A tiny open_clip model with a Hugging Face text tower and its own word-level tokenizer, all files beside it."""
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    vocabulary = {word: row for row, word in enumerate([*special, *WORDS])}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    names = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    directory.mkdir(parents=True, exist_ok=True)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=inner, **names).save_pretrained(directory)
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": 64,
+    }
+    if model_type == "mt5":
+        sizes = {"d_model": 32, "num_layers": 2, "num_heads": 2, "d_ff": 64, "d_kv": 16}
+    tower = transformers.AutoConfig.for_model(model_type, vocab_size=len(vocabulary), pad_token_id=1, **sizes)
+    tower.save_pretrained(directory)
+    config = tiny_config(embed_dim=embed_dim, context_length=24)
+    config["model_cfg"]["text_cfg"] = {
+        "hf_model_name": "tiny/tower",  # nowhere: must never be asked for
+        "hf_tokenizer_name": "tiny/tower",
+        "hf_model_pretrained": False,
+        "hf_pooler_type": pooler,
+        "hf_proj_type": "linear",
+        "context_length": 24,
+    }
+    (directory / "open_clip_config.json").write_text(json.dumps(config))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = model.build(directory).module
     save_file({k: v.contiguous() for k, v in module.state_dict().items()}, directory / "open_clip_model.safetensors")
     return directory
