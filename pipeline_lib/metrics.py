@@ -13,8 +13,9 @@ Shapes: N images or pairs, M captions, K classes, D feature width, Q queries. No
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -228,19 +229,15 @@ def modality_purity(image_features: torch.Tensor, text_features: torch.Tensor, *
 def linear_separability(image_features: torch.Tensor, text_features: torch.Tensor, *, seed: int = 0) -> torch.Tensor:
     """Accuracy with which a linear classifier tells images from texts on held-out pairs; ½: it cannot.
 
-    Half of the pairs, drawn with `seed`, train an L2-regularised logistic regression (scikit-learn, C = 1) on
-    standardised features, the other half is scored. Source: Welle 2023 and Fahim et al. (arXiv 2405.18570), who hold
-    out a fifth. Features centred with the means of these same pairs score below chance, so centre with others.
+    Half of the pairs, drawn with `seed`, train `logistic_regression` with C = 1, the other half is scored.
+    Source: Welle 2023 and Fahim et al. (arXiv 2405.18570), who hold out a fifth. Features centred with the means of
+    these same pairs score below chance, so centre with others.
 
     Args:
         image_features: [N, D], N >= 4.
         text_features: [N, D].
         seed: Decides the halves.
     """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
     image, text = (side.cpu().numpy() for side in _unit_pairs(image_features, text_features, minimum=4))
     order = np.random.default_rng(seed).permutation(len(image))
     train, held_out = order[: len(order) // 2], order[len(order) // 2 :]
@@ -248,9 +245,26 @@ def linear_separability(image_features: torch.Tensor, text_features: torch.Tenso
     def points(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.concatenate([image[rows], text[rows]]), np.repeat([0, 1], len(rows))
 
-    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=1000)).fit(*points(train))
-    accuracy = classifier.score(*points(held_out))
+    accuracy = logistic_regression(*points(train)).score(*points(held_out))
     return torch.tensor(accuracy, dtype=torch.float64 if image_features.dtype == torch.float64 else torch.float32)
+
+
+def logistic_regression(features: np.ndarray, labels: np.ndarray, *, strength: float = 1.0) -> Any:
+    """L2-regularised logistic regression on standardised features, fitted: [n, D], [n] -> scikit-learn's estimator.
+
+    `strength` is scikit-learn's C, the inverse of the regularisation. Fitted on one thread: for matrices of this size
+    more are slower beside torch's own, and the result does not depend on how many there are.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000))
+    with threadpool_limits(limits=1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # hardly regularised and separable: as far as it came
+        return classifier.fit(features, labels)
 
 
 def raw_norm(raw_features: torch.Tensor) -> torch.Tensor:
