@@ -392,7 +392,7 @@ def _finish(
         for index, unit in enumerate(part["units"])
     }
     measured = {}
-    scale = float(teacher.logit_scale)
+    scale = float(teacher.logit_scale.detach())
     if identity["mode"] == "cached":
         units = sorted((work / "teacher" / parts[0].name).glob("*.safetensors"))
         stats = statistics(safetensors.torch.load_file(path) for path in units)

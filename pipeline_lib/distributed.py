@@ -113,18 +113,18 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def relaunch_if_asked(processes: int, module: str, params_file: Path) -> None:
+def relaunch_if_asked(processes: int, module: str, params_file: Path, *arguments: str) -> None:
     """With `runtime.processes` > 1 and no world around us, replace this process by torchrun over `module`.
 
     The stage's command in dvc.yaml stays the same (a changed command would re-run the stage).
     """
     if processes > 1 and "WORLD_SIZE" not in os.environ and "SLURM_PROCID" not in os.environ:
-        _exec_torchrun(processes, module, params_file)
+        _exec_torchrun(processes, module, ["--params", str(params_file), *arguments])
 
 
-def _exec_torchrun(processes: int, module: str, params_file: Path) -> NoReturn:
+def _exec_torchrun(processes: int, module: str, arguments: list[str]) -> NoReturn:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execv(sys.executable, [*command, "-m", module, "--params", str(params_file)])  # noqa: S606
+    os.execv(sys.executable, [*command, "-m", module, *arguments])  # noqa: S606

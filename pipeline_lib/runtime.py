@@ -54,11 +54,9 @@ def run_stage(
     if choice:
         parser.add_argument(choice[0], nargs="?", choices=choice[1], help=f"only this {choice[0]} (default: all)")
     options = parser.parse_args()
-    logging.basicConfig(
-        level=logging.DEBUG if options.debug else logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr
-    )
-    for noisy in ("matplotlib", "PIL", "urllib3", "alembic", "httpx", "root", "fontTools", "git", "filelock"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr, force=True)
+    for own in ("pipeline_lib", "stages"):
+        logging.getLogger(own).setLevel(logging.DEBUG if options.debug else logging.INFO)
     install_signals()
     chosen = getattr(options, choice[0]) if choice else None
     try:

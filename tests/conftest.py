@@ -1,0 +1,58 @@
+"""Fixtures that several test files share: a tiny project whose first stages ran once."""
+
+import importlib
+import os
+import shutil
+
+import pytest
+import torch
+
+from tests import tiny_project
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(autouse=True)
+def _one_seed_and_plain_kernels():
+    """A stage sets global switches; the next test must not inherit them."""
+    threads = torch.get_num_threads()
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
+
+
+def run_stage(name, project, *arguments):
+    """`main` of a stage, in `project`, as `python -m stages.<name>` there would run it."""
+    before = os.getcwd()
+    os.chdir(project)
+    try:
+        importlib.import_module(f"stages.{name}").main(project / "params.yaml", *arguments)
+    finally:
+        os.chdir(before)
+
+
+@pytest.fixture(scope="session")
+def _sharded(tmp_path_factory):
+    project = tiny_project.make_project(tmp_path_factory.mktemp("sharded") / "project")
+    for name in ("base", "shard"):
+        run_stage(name, project)
+    return project
+
+
+@pytest.fixture()
+def sharded(_sharded, tmp_path):
+    """A private copy of a tiny project in which `base` and `shard` have run."""
+    return shutil.copytree(_sharded, tmp_path / "project")
+
+
+@pytest.fixture(scope="session")
+def _cached(_sharded, tmp_path_factory):
+    project = shutil.copytree(_sharded, tmp_path_factory.mktemp("cached") / "project")
+    run_stage("cache_teacher", project)
+    return project
+
+
+@pytest.fixture()
+def cached(_cached, tmp_path):
+    """A private copy of a tiny project in which `base`, `shard` and `cache_teacher` have run."""
+    return shutil.copytree(_cached, tmp_path / "project")
