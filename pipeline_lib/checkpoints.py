@@ -92,8 +92,10 @@ def _read_torch(path: Path) -> Any:
             f"{path}: holds {what} beside the weights, and reading them could run code; where you trust the file, "
             'save torch.load(…, weights_only=False)["state_dict"] once with safetensors.torch.save_file'
         ) from None
-    except (RuntimeError, EOFError, ValueError) as error:
-        raise UserError(f"{path}: not a PyTorch checkpoint ({str(error).splitlines()[0]})") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # its reader raises nearly every type on a broken file
+        raise UserError(f"{path}: not a whole PyTorch checkpoint ({f'{error} '.splitlines()[0].strip()})") from None
 
 
 def _is_torchscript(path: Path) -> bool:
