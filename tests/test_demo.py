@@ -105,7 +105,7 @@ def test_the_image_tower_has_the_published_weights(joined):
 @needs_towers
 @pytest.mark.skipif(not (SHARED / "flickr8k").is_dir(), reason="../shared/data/flickr8k is not there")
 def test_the_image_tower_knows_a_dog(joined):
-    """The order is right in meaning: by ImageNet's own classifier, photos of dogs are dogs (151 to 268; chance 12 %)."""
+    """The order is right in meaning: to ImageNet's classifier, photos of dogs are dogs (151 to 268, chance 0.12)."""
     published = checkpoints.read(demo._package_file(demo.IMAGE_PACKAGE, demo.IMAGE_FILE))
     rows = (SHARED / "flickr8k" / "captions.txt").read_text().splitlines()[1:]
     counts: dict[str, int] = {}
