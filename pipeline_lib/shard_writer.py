@@ -18,6 +18,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -46,11 +47,17 @@ _NAMED = 5  # bad samples named in a message
 
 
 def _start_worker() -> None:
-    """A worker dies with its parent, leaves Ctrl-C to it, and does without torch, which webdataset would import."""
-    runtime.install_signals()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """A worker ends with its parent, leaves Ctrl-C to it, and does without torch, which webdataset would import."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)  # the parent was killed; an unfinished file is removed by the next run
 
 
 @dataclass(frozen=True, slots=True)
