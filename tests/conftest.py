@@ -39,10 +39,10 @@ def _sharded(tmp_path_factory):
     return project
 
 
-@pytest.fixture()
+@pytest.fixture
 def sharded(_sharded, tmp_path):
     """A private copy of a tiny project in which `base` and `shard` have run."""
-    return shutil.copytree(_sharded, tmp_path / "project")
+    return shutil.copytree(_sharded, tmp_path / "sharded")
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +52,7 @@ def _cached(_sharded, tmp_path_factory):
     return project
 
 
-@pytest.fixture()
+@pytest.fixture
 def cached(_cached, tmp_path):
     """A private copy of a tiny project in which `base`, `shard` and `cache_teacher` have run."""
-    return shutil.copytree(_cached, tmp_path / "project")
+    return shutil.copytree(_cached, tmp_path / "cached")

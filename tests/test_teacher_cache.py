@@ -1,0 +1,336 @@
+"""The cache equals the teacher, is joined by identity, resumes at the next shard, is refused if it does not fit."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+from pipeline_lib import artifacts, cache_writer, config, losses, model, shards, teacher_cache
+from pipeline_lib.distributed import World
+from pipeline_lib.errors import UserError
+from pipeline_lib.teacher_cache import embed_images, embed_texts
+from tests.conftest import run_stage
+from tests.tiny_model import write_tiny_clip
+from tests.tiny_project import ROOT, make_project, write_params
+
+
+def open_cached(project, name="refine"):
+    paths = config.Paths(**{k: project / "data" / k for k in config.Paths.__dataclass_fields__})
+    student = model.load(paths.base)
+    return teacher_cache.open_parts(paths, student, [name])[name], student, paths
+
+
+def test_every_image_and_every_caption_has_the_teachers_raw_features(cached):
+    """Against a plain loop, one sample at a time, of open_clip's own transform and encoders."""
+    part, clip, paths = open_cached(cached)
+    entries = list(shards.read_part(paths.shards / "refine").entries())
+    assert len(part) == len(entries) > 16  # several shards
+    norms = []
+    for row, entry in enumerate(entries):
+        shard, same = part.entry(row)
+        assert same == entry
+        pixels = torch.from_numpy(clip.decode(shard.read_image(entry), 10**6))[None]
+        for caption, text in enumerate(entry.captions):
+            inputs = part.read_inputs([row], [caption])
+            assert torch.equal(inputs.images, pixels)
+            image_features, text_features = part.read_features([row], [caption])
+            with torch.inference_mode():
+                torch.testing.assert_close(image_features, clip.encode_image(pixels), rtol=1e-4, atol=1e-5)
+                expected = clip.encode_text(clip.tokenize([text]))
+            torch.testing.assert_close(text_features, expected, rtol=1e-4, atol=1e-5)
+            norms.append(float(text_features.norm()))
+    assert len(norms) == sum(len(e.captions) for e in entries)
+    assert max(abs(n - 1) for n in norms) > 0.1  # raw, not normalised
+
+
+def test_cached_equals_online_bitwise_in_features_loss_and_gradient(cached):
+    """The same function and chunk size: the HyCD loss and its gradient do not know where the teacher came from."""
+    part, clip, _ = open_cached(cached)
+    rows = part.valid_rows[[5, 0, 17, 9, 2]]
+    captions = [0, 1, 0, 1, 1]
+    inputs = part.read_inputs(rows, captions)
+    cached_pair = part.read_features(rows, captions)
+    online_pair = embed_images(clip, inputs.images, 8), embed_texts(clip, inputs.token_ids, 8)
+    found = []
+    for pair in (cached_pair, online_pair):
+        student = torch.randn(5, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        loss = losses.hycd_loss(student, pair[0] @ pair[1].T)
+        found.append((*pair, loss.detach(), torch.autograd.grad(loss, student)[0]))
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_reading_needs_no_order(cached):
+    part, _, _ = open_cached(cached)
+    rows = list(np.random.default_rng(0).permutation(len(part))[:20])
+    together = part.read_features(rows, [0] * 20)
+    for i, row in enumerate(rows):
+        alone = part.read_features([row], [0])
+        assert torch.equal(alone[0][0], together[0][i])
+        assert torch.equal(alone[1][0], together[1][i])
+
+
+def test_text_is_cut_for_the_whole_set_and_the_cut_is_exact(cached):
+    """Longest caption rounded up to 16; the full 77 tokens give the same features to rounding."""
+    part, clip, _ = open_cached(cached)
+    assert part.text_length == 16
+    assert part.read_inputs([0], [0]).token_ids.shape == (1, 16)
+    captions = [part.entry(row)[1].captions[0] for row in range(8)]
+    full = embed_texts(clip, clip.tokenize(captions), 8)
+    torch.testing.assert_close(part.read_features(range(8), [0] * 8)[1], full, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("change", [{"dtype": "float16"}, {"pixels": "never"}, {"text_cut": False}, {"mode": "online"}])
+def test_settings(sharded, change):
+    write_params(sharded, **{f"cache_teacher__{k}": v for k, v in change.items()})
+    run_stage("cache_teacher", sharded)
+    part, _, _ = open_cached(sharded)
+    reference = part.read_inputs([3], [0])
+    assert reference.images.shape == (1, 3, 32, 32)
+    unit = part.units[0]
+    if "dtype" in change:
+        assert unit["image_features"].dtype == torch.float16
+        assert part.read_features([3], [0])[0].dtype == torch.float32
+    if "pixels" in change:
+        assert not list((sharded / "data/pixels").rglob("*.npy"))
+    if "text_cut" in change:
+        assert part.text_length == 77
+    if "mode" in change:
+        assert part.read_features([3], [0]) is None
+        assert "image_features" not in unit
+
+
+def test_fp16_storage_changes_the_loss_by_little(sharded):
+    """The effect of storing halves on the HyCD loss, measured against fp32 storage: below one per mille."""
+    values = {}
+    for dtype in ("float32", "float16"):
+        write_params(sharded, cache_teacher__dtype=dtype)
+        run_stage("cache_teacher", sharded)
+        part, _, _ = open_cached(sharded)
+        image, text = part.read_features(part.valid_rows[:16], [0] * 16)
+        student = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
+        values[dtype] = float(losses.hycd_loss(student, image @ text.T))
+    assert values["float16"] != values["float32"]
+    assert values["float16"] == pytest.approx(values["float32"], rel=1e-3)
+
+
+def test_another_model_may_teach(sharded, tmp_path):
+    """A wider teacher with its own picture size: its features are cached, the pixels and tokens stay the student's."""
+    write_tiny_clip(sharded / "teacher", seed=7, embed_dim=24)
+    path = sharded / "teacher" / "open_clip_config.json"
+    settings = json.loads(path.read_text())
+    settings["preprocess_cfg"]["mean"] = [0.5, 0.5, 0.5]
+    path.write_text(json.dumps(settings))
+    write_params(sharded, cache_teacher__teacher="teacher")
+    run_stage("cache_teacher", sharded)
+    part, student, _ = open_cached(sharded)
+    image, text = part.read_features([0, 1], [0, 0])
+    assert image.shape == text.shape == (2, 24)
+    teacher = model.load(sharded / "teacher")
+    shard, entry = part.entry(1)
+    pixels = torch.from_numpy(teacher.decode(shard.read_image(entry), 10**6))[None]
+    torch.testing.assert_close(image[1:], embed_images(teacher, pixels, 8), rtol=1e-4, atol=1e-5)
+    run_stage("refine", sharded)
+    assert student.embed_dim == 16
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------
+
+
+def test_cache_of_another_model_is_refused_and_says_what_differs(cached):
+    shutil.rmtree(cached / "clip")
+    write_tiny_clip(cached / "clip", seed=2)
+    run_stage("base", cached)
+    with pytest.raises(UserError, match=r"not the cache for this configuration.*teacher\.weights_digest"):
+        run_stage("refine", cached)
+
+
+@pytest.mark.parametrize(("key", "value"), [("chunk_size", 16), ("dtype", "float16"), ("text_cut", False)])
+def test_cache_of_other_settings_is_refused(cached, key, value):
+    write_params(cached, **{f"cache_teacher__{key}": value})
+    with pytest.raises(UserError, match=rf"{key}: cache has .*, now {value!r}"):
+        run_stage("refine", cached)
+
+
+def swap(path, name, harm):
+    unit = safetensors.torch.load_file(path)
+    unit = {k: v.clone() for k, v in unit.items()}
+    harm(unit[name])
+    path.unlink()
+    safetensors.torch.save_file(unit, path)
+
+
+@pytest.mark.parametrize("name", ["key_digests", "caption_digests"])
+def test_rows_are_joined_by_identity_not_by_number(cached, name):
+    """Two exchanged rows: counts and shapes fit, the keys or captions do not."""
+    path = cached / "data/teacher/refine/00000.safetensors"
+    swap(path, name, lambda digests: digests.__setitem__([0, 1], digests[[1, 0]].clone()))
+    with pytest.raises(UserError, match=rf"{name} differ from"):
+        open_cached(cached)
+
+
+def test_wrong_features_are_caught_before_the_first_step(cached):
+    path = cached / "data/teacher/refine/00000.safetensors"
+    swap(path, "text_features", lambda rows: rows.__setitem__([0, 1], rows[[1, 0]].clone()))
+    with pytest.raises(UserError, match="before the first step the student's features differ from the cache"):
+        run_stage("refine", cached)
+
+
+@pytest.mark.parametrize(("harm", "message"), [(0.0, "same vector|zero vector"), (float("nan"), "not finite")])
+def test_a_teacher_that_gives_constants_or_nan_is_refused(sharded, harm, message):
+    """A released cache generator of another project writes empties in silence; here nothing useless is written."""
+    path = write_tiny_clip(sharded / "teacher") / "open_clip_model.safetensors"
+    weights = {k: v.clone() for k, v in safetensors.torch.load_file(path).items()}
+    weights["visual.proj"].fill_(harm)
+    safetensors.torch.save_file(weights, path)
+    write_params(sharded, cache_teacher__teacher="teacher")
+    with pytest.raises(UserError, match=message):
+        run_stage("cache_teacher", sharded)
+    assert not (sharded / "data/teacher").exists()
+
+
+def test_verify_notices_features_that_are_not_the_teachers(cached):
+    part, clip, _ = open_cached(cached)
+    settings = config.load(cached / "params.yaml", "cache_teacher")
+    found = cache_writer.verify(part, clip, settings)
+    assert found["features"] == found["loss"] == found["gradient"] == 0.0
+    part.units = [{k: v.clone() for k, v in unit.items()} for unit in part.units]
+    for unit in part.units:
+        unit["image_features"] *= 1.001
+    with pytest.raises(UserError, match=r"recomputed features differ by 1.00e-03"):
+        cache_writer.verify(part, clip, replace(settings, verify_share=1.0))
+
+
+# --- undecodable images -----------------------------------------------------------------------------------------
+
+
+def break_image(project, index):
+    """A picture whose header is whole and whose data end early."""
+    path = project / "set" / f"{index:04d}.png"
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[:-3000])
+
+
+def test_every_sample_is_used_or_named_with_a_reason(tmp_path):
+    """A truncated picture ends in quarantine or as an invalid row: counted, named, never trained on."""
+    project = make_project(tmp_path / "project", shard__max_bad_share=0.1, cache_teacher__max_bad_share=0.1)
+    broken = list(range(0, 96, 30))
+    for index in broken:
+        break_image(project, index)
+    for name in ("base", "shard", "cache_teacher"):
+        run_stage(name, project)
+    parts = {name: open_cached(project, name)[0] for name in ("refine", "val")}
+    facts = artifacts.read_manifest(project / "data/teacher")["parts"]
+    quarantined = [json.loads(line) for line in (project / "data/shards/quarantine.jsonl").read_text().splitlines()]
+    invalid = [reason for part in facts.values() for reason in part["invalid"]]
+    named = {q["key"] for q in quarantined} | {reason.split(":")[0] for reason in invalid}
+    kept = sum(len(part.valid_rows) for part in parts.values())
+    evaluated = shards.read_part(project / "data/shards/eval").num_samples
+    assert named == {f"{index:04d}" for index in broken}
+    assert kept + evaluated + len(named) == 96
+    trained = {part.entry(row)[1].key for part in parts.values() for row in part.valid_rows}
+    assert not trained & named
+
+
+def test_too_many_undecodable_images_fail_the_stage(cached):
+    """Pixels that stop decoding after `shard` saw them: the stage names them and the limit."""
+    part, student, _ = open_cached(cached)
+    reasons = [f"{part.entry(row)[1].key}: cannot be decoded" for row in range(3)]
+    settings = config.load(cached / "params.yaml", "cache_teacher")
+    writer = cache_writer.Writer(student, student, settings, cached, World())
+    with pytest.raises(UserError, match=r"3 of \d+ images cannot be decoded.*raise cache_teacher.max_bad_share"):
+        writer._check_share(part.part, reasons)
+
+
+# --- resumption -------------------------------------------------------------------------------------------------
+
+
+def digests(project):
+    return {name: artifacts.read_manifest(project / "data" / name)["digest"] for name in ("teacher", "pixels")}
+
+
+def test_two_runs_give_the_same_bytes(cached):
+    before = digests(cached)
+    run_stage("cache_teacher", cached)
+    assert digests(cached) == before
+
+
+def test_finished_shards_are_kept_and_broken_ones_made_again(sharded, cached, monkeypatch, caplog):
+    """Stopped in the second part: the next run keeps what is whole, and notices a unit that was damaged meanwhile."""
+    calls = []
+    original = cache_writer.Writer._write_unit
+
+    def write(self, part, index, chunks):
+        calls.append((part.name, index))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        original(self, part, index, chunks)
+
+    monkeypatch.setattr(cache_writer.Writer, "_write_unit", write)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage("cache_teacher", sharded)
+    first = list(calls)
+    [work] = (sharded / ".checkpoints").iterdir()
+    damaged = work / "teacher" / "refine" / "00001.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    with caplog.at_level("INFO"):
+        run_stage("cache_teacher", sharded)
+    assert "resumed, 2 of" in caplog.text
+    assert calls[4] == ("refine", 1)
+    assert ("refine", 0) not in calls[4:]
+    assert first[0] == ("refine", 0)
+    assert digests(sharded) == digests(cached)
+    assert not list((sharded / ".checkpoints").iterdir())
+
+
+def stage_process(project, stage, **env):
+    return subprocess.Popen(
+        [sys.executable, "-m", f"stages.{stage}"],
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_with_the_same_cache(sharded, cached):
+    """SIGKILL, five times at random moments after the first unit, then to the end: bitwise the uninterrupted cache."""
+    dice = random.Random(0)
+    for _ in range(5):
+        process = stage_process(sharded, "cache_teacher")
+        before = len(list((sharded / ".checkpoints").rglob("done/*/*.json")))
+        while process.poll() is None and len(list((sharded / ".checkpoints").rglob("done/*/*.json"))) == before:
+            time.sleep(0.002)
+        time.sleep(dice.random() * 0.02)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        if process.returncode == 0:
+            break
+    process = stage_process(sharded, "cache_teacher")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert digests(sharded) == digests(cached)
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_same_cache(sharded, cached):
+    """`runtime.processes: 2` relaunches the stage under torchrun; every byte is that of one process."""
+    write_params(sharded, runtime__processes=2)
+    process = stage_process(sharded, "cache_teacher")
+    output, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, output
+    assert digests(sharded) == digests(cached)
