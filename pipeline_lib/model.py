@@ -19,7 +19,10 @@ import hashlib
 import io
 import itertools
 import logging
+import os
+import re
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -434,8 +437,24 @@ def save_weights(state_dict: Mapping[str, torch.Tensor], path: Path) -> None:
     Raises:
         OSError: The disk is full or not writable.
     """
-    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state_dict.items()}
-    artifacts.write_bytes(path, safetensors.torch.save(tensors, metadata={"format": "pt"}))
+    tensors, storages = {}, set()
+    for name, tensor in state_dict.items():
+        whole = tensor.detach().cpu().contiguous()
+        storage = whole.untyped_storage().data_ptr()
+        tensors[name] = whole.clone() if storage in storages else whole
+        storages.add(storage)
+    with artifacts.atomic_open(path) as file:
+        try:
+            safetensors.torch.save_file(tensors, file.name, metadata={"format": "pt"})
+        except safetensors.SafetensorError as error:
+            found = re.search(r"os error (\d+)", str(error))
+            if not found:
+                raise
+            raise OSError(int(found.group(1)), os.strerror(int(found.group(1))), str(path)) from error
+        # safetensors put a file of its own there, readable by the owner alone and not yet synced
+        os.chmod(file.name, stat.S_IMODE(os.fstat(file.fileno()).st_mode))
+        with open(file.name, "rb") as written:
+            os.fsync(written.fileno())
 
 
 def weights_file(directory: Path) -> Path | None:

@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -430,11 +432,30 @@ def test_saving_is_a_function_of_the_weights(tmp_path, tiny):
 
 def test_tied_and_strided_weights_are_written_whole(tmp_path):
     weight = torch.arange(6.0).view(2, 3)
-    model.save_weights({"a": weight, "tied": weight, "strided": weight.T}, tmp_path / "w.safetensors")
+    row = weight[1]  # a view of a larger storage
+    model.save_weights({"a": weight, "tied": weight, "strided": weight.T, "row": row}, tmp_path / "w.safetensors")
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "w.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
     found = load_file(tmp_path / "w.safetensors")
     assert torch.equal(found["a"], weight)
     assert torch.equal(found["tied"], weight)
     assert torch.equal(found["strided"], weight.T)
+    assert torch.equal(found["row"], row)
+
+
+def test_a_full_disk_is_an_os_error_and_leaves_nothing(tmp_path):
+    """In a process of its own, with a limit on file size; the message names the file and no library internals."""
+    script = (
+        "import resource, torch; from pathlib import Path; from pipeline_lib import model\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
+        "try: model.save_weights({'a': torch.ones(1 << 20)}, Path('w.safetensors'))\n"
+        "except OSError as error: print(error)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-c", script]
+    found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout == "[Errno 27] File too large: 'w.safetensors'\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_weights_digest_sees_names_types_shapes_and_bytes():
