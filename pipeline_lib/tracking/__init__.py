@@ -13,6 +13,24 @@ A stage that DVC took from its cache has no process and no new run: the next sta
 the row, with the run that made its output (found by the output's digest) and that run's headline numbers.
 """
 
+from pipeline_lib.tracking.describe import describe, project_root, safe_name, store_name, store_uri
 from pipeline_lib.tracking.run import Run, stage_run
+from pipeline_lib.tracking.sender import deliver
+from pipeline_lib.tracking.spool import Spool
+from pipeline_lib.tracking.store import Record, Store, prepare_environment, reason
 
-__all__ = ["Run", "stage_run"]
+__all__ = [
+    "Record",
+    "Run",
+    "Spool",
+    "Store",
+    "deliver",
+    "describe",
+    "prepare_environment",
+    "project_root",
+    "reason",
+    "safe_name",
+    "stage_run",
+    "store_name",
+    "store_uri",
+]

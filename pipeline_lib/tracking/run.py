@@ -94,7 +94,7 @@ def stage_run(stage: str, params_file: Path, *, upstream: Mapping[str, str] | No
         UserError: `tracking.mode` is `required` and the store fails.
     """
     settings = config.load(params_file, "tracking")
-    if settings.mode == "disabled" or os.environ.get("RANK", "0") != "0":
+    if settings.mode == "disabled" or not _is_first_process():
         yield Run()
         return
     run = TrackedRun(project_root(params_file), settings, describe(stage, params_file, upstream or {}))
@@ -106,6 +106,12 @@ def stage_run(stage: str, params_file: Path, *, upstream: Mapping[str, str] | No
             run.end(_status(error), public(f"{type(error).__name__}: {error}".splitlines()[0]))
         raise
     run.end("FINISHED")
+
+
+def _is_first_process() -> bool:
+    """Whether this is the process that speaks for a torch.distributed world (torchrun, or srun with MASTER_ADDR)."""
+    slurm = "SLURM_PROCID" in os.environ and "MASTER_ADDR" in os.environ
+    return os.environ.get("SLURM_PROCID" if slurm else "RANK", "0") == "0"
 
 
 def _status(error: BaseException) -> str:
@@ -129,8 +135,8 @@ def _guarded(method: Callable[..., None]) -> Callable[..., None]:
             if not self.broken:
                 method(self, *arguments, **named)
         except Exception as error:
-            self.broken = True
-            log.warning("tracking gave up for this stage (%s: %s); the work goes on", type(error).__name__, error)
+            self.broken = method.__name__ == "begin"
+            log.warning("tracking: %s failed (%s: %s); the work goes on", method.__name__, type(error).__name__, error)
 
     return call
 
@@ -174,14 +180,12 @@ class TrackedRun(Run):
             self._sender.finish(0.0)
             self._spool.delete()
             self.check()
+        self._began = time.monotonic()
 
     @_guarded
     def log_metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         """See `Run`."""
-        at = now()
-        points = [[safe_name(name), float(value), step, at] for name, value in values.items()]
-        with self._lock:
-            self._points += points
+        self._add_points(values, step)
         if len(self._points) >= MAX_POINTS:
             self._sender.wake()
 
@@ -304,6 +308,12 @@ class TrackedRun(Run):
     def _write_artifact(self, copy: Path, folder: str) -> None:
         self._write({"op": "artifact", "file": self._spool.name_of(copy), "folder": "" if folder == "." else folder})
 
+    def _add_points(self, values: Mapping[str, float], step: int | None) -> None:
+        at = now()
+        points = [[safe_name(name), float(value), step, at] for name, value in values.items()]
+        with self._lock:
+            self._points += points
+
     def _collect(self) -> None:
         """Move the points from memory to the spool."""
         with self._lock:
@@ -311,13 +321,12 @@ class TrackedRun(Run):
             for first in range(0, len(points), MAX_POINTS):
                 self._spool.append({"op": "metrics", "points": points[first : first + MAX_POINTS]})
 
-    @_guarded
     def _tick(self) -> None:
         """What the thread does before each delivery."""
         clock = time.monotonic()
         if self._settings.system_metrics and clock - self._sampled >= SAMPLE_EVERY:
             self._sampled = clock
-            self.log_metrics(self._system_metrics(), step=int(clock - self._began))
+            self._add_points(self._system_metrics(), int(clock - self._began))
         self._collect()
 
     @functools.cached_property

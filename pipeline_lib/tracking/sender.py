@@ -7,7 +7,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from pipeline_lib.tracking.spool import Spool
+from pipeline_lib.tracking.describe import now
+from pipeline_lib.tracking.spool import Op, Spool
 from pipeline_lib.tracking.store import Store, Target, reason
 
 log = logging.getLogger("pipeline_lib.tracking")
@@ -37,7 +38,7 @@ class Sender(threading.Thread):
         self._connect, self._collect, self._failed = connect, collect, failed
         self._store: Store | None = None
         self._moved, self._awake = threading.Condition(), threading.Event()
-        self._ending, self._retry_at = False, 0.0
+        self._ending, self._abandoned, self._retry_at = False, False, 0.0
 
     def run(self) -> None:
         """Deliver every `SEND_EVERY` seconds, or when woken, until `finish`."""
@@ -45,14 +46,12 @@ class Sender(threading.Thread):
         while True:
             self._awake.wait(pause)
             self._awake.clear()
-            ending = self._ending
-            self._collect()
+            ending, opening = self._ending, self.target is None  # beginning a run takes longer than sending to it
             began = time.monotonic()
-            if self.error is None or ending or began >= self._retry_at:
-                self._attempt()
+            self._attempt(due=self.error is None or ending or began >= self._retry_at)
             if ending:
                 return
-            pause = min(60.0, max(SEND_EVERY, (time.monotonic() - began) / SEND_SHARE))
+            pause = SEND_EVERY if opening else max(SEND_EVERY, (time.monotonic() - began) / SEND_SHARE)
 
     def wake(self) -> None:
         """Deliver now."""
@@ -64,29 +63,33 @@ class Sender(threading.Thread):
             self._moved.wait_for(condition, timeout)
 
     def finish(self, timeout: float | None) -> None:
-        """Deliver what is left and end the thread; give up waiting for it after `timeout` seconds."""
+        """Deliver what is left and end the thread; after `timeout` seconds leave the rest to a later delivery."""
         self._ending = True
         self._awake.set()
         if self.is_alive():
             self.join(timeout)
+        self._abandoned = True  # if it still waits for an answer, it sends nothing more
 
     def is_done(self) -> bool:
         """Whether the thread has ended and the store has everything."""
         delivered = self._sending is self.spool and self.position >= self.spool.size()
         return not self.is_alive() and self.error is None and delivered
 
-    def _attempt(self) -> None:
+    def _attempt(self, *, due: bool) -> None:
+        error = self.error
         try:
-            self._deliver()
-            error = None
+            self._collect()
+            if due:
+                self._deliver()
+                error = None
         except Exception as failure:
             log.debug("delivery failed", exc_info=True)
-            error = reason(failure)
+            error, due = reason(failure), True
         with self._moved:
             self.error = error
-            self._retry_at = time.monotonic() + RETRY_EVERY
+            self._retry_at = time.monotonic() + RETRY_EVERY if due else self._retry_at
             self._moved.notify_all()
-        if error:
+        if error and due:
             self._failed()
 
     def _deliver(self) -> None:
@@ -98,5 +101,28 @@ class Sender(threading.Thread):
             self._sending.delete()
             self._sending, self.position, self.target = self.spool, 0, None
         for op, position in self._sending.read(self.position):
+            if self._abandoned:
+                return
             self.target = self._store.apply(op, self._sending, self.target)
             self.position = position
+
+
+def deliver(spool: Spool, store: Store) -> bool:
+    """Send the whole spool of a run that has ended (or was killed) and remove it.
+
+    Returns:
+        False, with nothing done, if the run is still alive.
+    """
+    if not spool.open():
+        return False
+    try:
+        target: Target | None = None
+        last: Op = {}
+        for op, _ in spool.read():
+            target, last = store.apply(op, spool, target), op
+        if target and last["op"] != "end":
+            store.apply({"op": "end", "status": "KILLED", "message": "", "time": now()}, spool, target)
+        spool.delete()
+    finally:
+        spool.close()
+    return True

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from pipeline_lib.tracking.spool import Op, Spool
 
 log = logging.getLogger("pipeline_lib.tracking")
 
-MAX_POINTS, MAX_PARAMS = 1000, 100  # MLflow's limits for one request
+MAX_POINTS, MAX_TEXTS = 800, 100  # for one request; MLflow's limits: 1000 things in all, 100 parameters, 100 tags
 DONE = ("executed", "reused")
 STATES = {"FINISHED": "executed", "FAILED": "failed", "KILLED": "killed"}
 
@@ -43,7 +43,10 @@ def prepare_environment(mode: str) -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    for talkative in ("urllib3.connectionpool", "mlflow.store.db.utils"):  # retries and tracebacks; we say it once
+        logging.getLogger(talkative).setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True)
@@ -165,24 +168,24 @@ class Store:
         row = self.run(found[0].tags["mlflow.parentRunId"]) if found and not op.get("resumed") else self.join(op)
         self._end_the_dead(row, op)
         child = self._reopen(found[0], row, op) if found else self._create_child(row, op)
-        self._tag(row.run_id, {f"stage.{op['stage']}": "running", f"stage.{op['stage']}.run_id": child})
-        self._tag(row.run_id, op["tags"])
+        now_running = {f"stage.{op['stage']}": "running", f"stage.{op['stage']}.run_id": child}
+        self._log(row.run_id, tags={**op["tags"], **now_running})
         self.client.update_run(row.run_id, status="RUNNING")
         self._link_upstream(row, child, op)
         return Target(child, row.run_id, op["stage"], self._seen(found[0]) if found else set())
 
     def _metrics(self, op: Op, spool: Spool, target: Target) -> None:
-        self._log_points(target.run_id, [p for p in op["points"] if _identity(*p) not in target.seen])
+        self._log(target.run_id, points=[p for p in op["points"] if _identity(*p) not in target.seen])
 
     def _headline(self, op: Op, spool: Spool, target: Target) -> None:
-        self._metrics(op, spool, target)
-        self._log_points(target.row_id, op["points"])
         known = self.run(target.run_id).tags.get("headline", "").splitlines()
         names = dict.fromkeys([*known, *(name for name, *_ in op["points"])])
-        self._tag(target.run_id, {"headline": "\n".join(names)})
+        self._log(target.run_id, points=op["points"], tags={"headline": "\n".join(names)})
+        self._log(target.row_id, points=op["points"])
 
     def _artifact(self, op: Op, spool: Spool, target: Target) -> None:
-        self.client.log_artifact(target.run_id, str(spool.file_of(op)), op["folder"] or None)
+        if (file := spool.file_of(op)).is_file():  # not: it was sent by a delivery that was cut off
+            self.client.log_artifact(target.run_id, str(file), op["folder"] or None)
 
     def _dataset(self, op: Op, spool: Spool, target: Target) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -193,17 +196,13 @@ class Store:
         self.client.log_inputs(target.run_id, [DatasetInput(data, tags)])
 
     def _output(self, op: Op, spool: Spool, target: Target) -> None:
-        self._tag(target.run_id, {"out.digest": op["digest"]})
-        self._tag(target.row_id, {f"stage.{target.stage}.digest": op["digest"]})
+        self._log(target.run_id, tags={"out.digest": op["digest"]})
+        self._log(target.row_id, tags={f"stage.{target.stage}.digest": op["digest"]})
 
     def _end(self, op: Op, spool: Spool, target: Target) -> None:
-        if "seconds" in op:
-            point = [f"time/{target.stage}_seconds", op["seconds"], None, op["time"]]
-            self._log_points(target.run_id, [point])
-            self._log_points(target.row_id, [point])
-        if op.get("message"):
-            self._tag(target.run_id, {"error": op["message"]})
-        self._tag(target.row_id, {f"stage.{target.stage}": STATES[op["status"]]})
+        points = [[f"time/{target.stage}_seconds", op["seconds"], None, op["time"]]] if "seconds" in op else []
+        self._log(target.run_id, points=points, tags={"error": op["message"]} if op.get("message") else None)
+        self._log(target.row_id, points=points, tags={f"stage.{target.stage}": STATES[op["status"]]})
         for run_id in (target.run_id, target.row_id):
             self.client.set_terminated(run_id, op["status"], op["time"])
 
@@ -217,6 +216,11 @@ class Store:
             return newest[0]
         return self._create_row(op)
 
+    def row(self, op: Op) -> Record | None:
+        """The newest row of a configuration in this workspace, under whatever experiment name."""
+        same = {name.replace(".", "__"): op["tags"][name] for name in ("pipeline.config", "pipeline.workspace")}
+        return next(iter(self.find(kind="pipeline", **same)), None)
+
     def fill(self, op: Op, outputs: Mapping[str, str]) -> Record | None:
         """Complete the row of a configuration whose outputs are all there, by whatever means they came.
 
@@ -227,16 +231,15 @@ class Store:
         Returns:
             The newest row of the configuration, or a new one; None where the store knows none of the outputs.
         """
-        same = {name.replace(".", "__"): op["tags"][name] for name in ("pipeline.config", "pipeline.workspace")}
         with self._locked():
-            rows = self.find(kind="pipeline", **same)
-            if not rows and not any(self.producer(stage, output) for stage, output in outputs.items()):
+            known = self.row(op)
+            if known is None and not any(self.producer(stage, output) for stage, output in outputs.items()):
                 return None
-            row = rows[0] if rows else self._create_row(op)
+            row = known or self._create_row(op)
             for stage, output in outputs.items():
                 self.mark_reused(self.run(row.run_id), stage, output)
-            self._tag(row.run_id, {"dvc.lock": op["tags"].get("dvc.lock", "")})
-            if not rows:
+            self._log(row.run_id, tags={"dvc.lock": op["tags"].get("dvc.lock", "")})
+            if known is None:
                 self.client.set_terminated(row.run_id, "FINISHED")
             self._name_unknown(row)
         return self.run(row.run_id)
@@ -255,7 +258,7 @@ class Store:
         made_by = self.producer(stage, output)
         run_id = made_by.run_id if made_by else "unknown"
         if row.tags.get(tag) != "executed":
-            self._tag(row.run_id, {tag: "reused", f"{tag}.run_id": run_id, f"{tag}.digest": output})
+            self._log(row.run_id, tags={tag: "reused", f"{tag}.run_id": run_id, f"{tag}.digest": output})
         if made_by is not None:
             self._promote(made_by, row)
             for further, digest in upstream_of(made_by).items():
@@ -269,27 +272,27 @@ class Store:
     def _create_row(self, op: Op) -> Record:
         tags = {"kind": "pipeline", "mlflow.note.content": op["note"], **op["tags"]}
         run = self.client.create_run(self.experiment_id, op["time"], tags, op["row"])
-        self._log_params(run.info.run_id, op["params"])
+        self._log(run.info.run_id, params=op["params"])
         return self._record(run)
 
     def _promote(self, made_by: Record, row: Record) -> None:
         """Copy a reused run's headline numbers to the row, where they are missing."""
         names = [n for n in made_by.tags.get("headline", "").splitlines() if n not in row.metrics]
-        self._log_points(row.run_id, [[name, made_by.metrics[name], None, now()] for name in names])
+        self._log(row.run_id, points=[[name, made_by.metrics[name], None, now()] for name in names])
 
     def _link_upstream(self, row: Record, run_id: str, op: Op) -> None:
         tags = {}
         for stage, output in op["upstream"].items():
             tags[f"upstream.{stage}.digest"] = output
             tags[f"upstream.{stage}.run_id"] = self.mark_reused(self.run(row.run_id), stage, output)
-        self._tag(run_id, tags)
+        self._log(run_id, tags=tags)
 
     def _name_unknown(self, row: Record) -> None:
         """Fill in the producers that the row's runs could not know, because they were delivered later."""
         for child in self.find(limit=100, mlflow__parentRunId=row.run_id):
             for stage, output in upstream_of(child).items():
                 if child.tags.get(f"upstream.{stage}.run_id") == "unknown" and (found := self.producer(stage, output)):
-                    self._tag(child.run_id, {f"upstream.{stage}.run_id": found.run_id})
+                    self._log(child.run_id, tags={f"upstream.{stage}.run_id": found.run_id})
 
     # Runs
 
@@ -303,13 +306,13 @@ class Store:
             **op["tags"],
         }
         run = self.client.create_run(self.experiment_id, op["time"], tags, op["stage"])
-        self._log_params(run.info.run_id, op["params"])
+        self._log(run.info.run_id, params=op["params"])
         return run.info.run_id
 
     def _reopen(self, child: Record, row: Record, op: Op) -> str:
         if op.get("resumed"):
             times = int(child.tags.get("resumed", "0")) + 1
-            self._tag(child.run_id, {"mlflow.parentRunId": row.run_id, "resumed": str(times)})
+            self._log(child.run_id, tags={"mlflow.parentRunId": row.run_id, "resumed": str(times)})
         self.client.update_run(child.run_id, status="RUNNING")
         return child.run_id
 
@@ -325,25 +328,23 @@ class Store:
         points = [point for name in names for point in self.client.get_metric_history(child.run_id, name)]
         return {(p.key, p.step) for p in points} | {(p.key, "at", p.timestamp) for p in points}
 
-    def _log_points(self, run_id: str, points: list[list[Any]]) -> None:
-        from mlflow.entities import Metric
+    def _log(
+        self,
+        run_id: str,
+        *,
+        points: Sequence[Sequence[Any]] = (),
+        params: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Log to a run in as few requests as MLflow's limits allow."""
+        from mlflow.entities import Metric, Param, RunTag
 
         metrics = [Metric(name, value, at, step or 0) for name, value, step, at in points]
-        for first in range(0, len(metrics), MAX_POINTS):
-            self.client.log_batch(run_id, metrics=metrics[first : first + MAX_POINTS])
-
-    def _log_params(self, run_id: str, params: Mapping[str, str]) -> None:
-        from mlflow.entities import Param
-
-        entities = [Param(name, value) for name, value in params.items()]
-        for first in range(0, len(entities), MAX_PARAMS):
-            self.client.log_batch(run_id, params=entities[first : first + MAX_PARAMS])
-
-    def _tag(self, run_id: str, tags: Mapping[str, str]) -> None:
-        from mlflow.entities import RunTag
-
-        if tags:
-            self.client.log_batch(run_id, tags=[RunTag(name, value[:5000]) for name, value in tags.items()])
+        texts = [Param(name, value) for name, value in (params or {}).items()]
+        labels = [RunTag(name, value[:5000]) for name, value in (tags or {}).items()]
+        while metrics or texts or labels:
+            self.client.log_batch(run_id, metrics[:MAX_POINTS], texts[:MAX_TEXTS], labels[:MAX_TEXTS])
+            metrics, texts, labels = metrics[MAX_POINTS:], texts[MAX_TEXTS:], labels[MAX_TEXTS:]
 
 
 def upstream_of(run: Record) -> dict[str, str]:
@@ -362,10 +363,16 @@ def _same_row(start: Op, row: Record) -> bool:
 
 
 def reason(error: Exception) -> str:
-    """The short form of an exception, fit for one line."""
+    """The heart of an exception, fit for one line: HTTP and database errors wrap theirs three times."""
     text = str(error)
-    if system := re.search(r"\[Errno -?\d+\] ([\w ]+)", text):
-        return system[1]
     if "timed out" in text.lower():
         return "no answer in time"
+    for pattern in (
+        r"\[Errno -?\d+\] ([\w ]+)",
+        r"Error\(\d+, '([\w ]+)'\)",
+        r"\(\w+\.\w*Error\) (.+)",
+        r"Caused by (\w+)",
+    ):
+        if found := re.search(pattern, text):
+            return found[1]
     return public(text.splitlines()[0][:200]) if text else type(error).__name__

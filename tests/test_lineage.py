@@ -1,0 +1,397 @@
+"""`lineage show`, `sync` and `check`: against real stores, real spools, real DVC, and a real server that goes away."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from pipeline_lib import artifacts, lineage, tracking
+from pipeline_lib.errors import UserError
+from tests.tracked_project import (
+    CLOSED,
+    ENVIRONMENT,
+    LOOP,
+    REPOSITORY,
+    change,
+    clean_environment,
+    client_of,
+    curve,
+    do,
+    doubled_points,
+    empty_store,
+    make_project,
+    python,
+    runs_of,
+)
+
+__all__ = ["clean_environment"]  # a fixture
+
+
+def write_output(folder: Path, stage: str, text: str) -> str:
+    """An output folder with one file and its manifest; returns the digest."""
+    folder.mkdir(parents=True)
+    (folder / "file.txt").write_text(text)
+    return artifacts.write_manifest(folder, stage)
+
+
+def pipeline(params: Path) -> None:
+    """Three stages that log one thing of each kind."""
+    do("base", params, "d-base", base__recall=0.2)
+    do("shard", params, "d-shard", {"base": "d-base"})
+    with tracking.stage_run("refine", params, upstream={"base": "d-base", "shard": "d-shard"}) as run:
+        for step in range(1200):
+            run.log_metrics({"loss": 1.0 / (step + 1), "norm": float(step)}, step=step)
+        run.log_text("a note", "notes/note.md")
+        run.dataset("data/shards/refine", "ab" * 32, "refine")
+        run.headline({"refine/final_loss": 0.5})
+        run.output("d-refine")
+
+
+def picture(root: Path) -> dict:
+    """All that a store holds, with run ids replaced by names and without what differs between two executions."""
+    client = client_of(root)
+    runs = [*runs_of(client, "pipeline"), *runs_of(client, "stage")]
+    names = {run.info.run_id: run.info.run_name for run in runs}
+    volatile = ("run.uid", "pipeline.workspace", "mlflow.note.content")
+    return {
+        run.info.run_name: {
+            "status": run.info.status,
+            "params": run.data.params,
+            "tags": {k: names.get(v, v) for k, v in run.data.tags.items() if k not in volatile},
+            "curves": {n: curve(client, run.info.run_id, n) for n in run.data.metrics if not n.startswith("time/")},
+            "times": sorted(n for n in run.data.metrics if n.startswith("time/")),
+            "inputs": [(i.dataset.name, i.dataset.digest) for i in run.inputs.dataset_inputs],
+            "artifacts": [file.path for file in client.list_artifacts(run.info.run_id)],
+        }
+        for run in runs
+    }
+
+
+def test_what_was_spooled_and_sent_later_is_what_would_have_been_logged(tmp_path, monkeypatch):
+    online = make_project(tmp_path / "online", mode="best_effort")
+    pipeline(online)
+    offline = make_project(tmp_path / "offline", mode="best_effort")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", CLOSED)
+    pipeline(offline)
+    assert len(list((tmp_path / "offline" / ".tracking-spool").glob("*.jsonl"))) == 3
+    assert runs_of(client_of(tmp_path / "offline"), "stage") == []
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert lineage.sync(offline).count(": sent") == 3
+    assert picture(tmp_path / "offline") == picture(tmp_path / "online")
+    assert not (tmp_path / "offline" / ".tracking-spool").exists()
+    assert ": sent" not in lineage.sync(offline)
+    assert picture(tmp_path / "offline") == picture(tmp_path / "online")
+
+
+def test_a_delivery_that_was_cut_off_is_repeated_without_doubling_anything(tmp_path, monkeypatch):
+    params = make_project(tmp_path, mode="best_effort")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", CLOSED)
+    pipeline(params)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    store = tracking.Store(tmp_path, "clip-refine")
+    for spool in tracking.Spool.all(tmp_path):
+        target = None
+        for op, _ in list(spool.read())[:-1]:  # all but the end has arrived when the delivery dies
+            target = store.apply(op, spool, target)
+    lineage.sync(params)
+    assert doubled_points(tmp_path) == []
+    assert [run.info.status for run in runs_of(client_of(tmp_path), "stage")] == ["FINISHED"] * 3
+    assert len(runs_of(client_of(tmp_path), "pipeline")) == 1
+
+
+def test_a_stage_sent_later_takes_its_place_in_the_row_that_went_on_without_it(tmp_path, monkeypatch):
+    params = make_project(tmp_path, mode="best_effort")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", CLOSED)
+    do("base", params, "d-base")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    do("shard", params, "d-shard", {"base": "d-base"})
+    (row,), (shard,) = (runs_of(client_of(tmp_path), kind) for kind in ("pipeline", "stage"))
+    assert "stage.base" not in row.data.tags  # it was executed, not reused; the spool knows
+    assert shard.data.tags["upstream.base.run_id"] == "unknown"
+    lineage.sync(params)
+    (row,) = runs_of(client_of(tmp_path), "pipeline")
+    base = client_of(tmp_path).get_run(row.data.tags["stage.base.run_id"])
+    assert row.data.tags["stage.base"] == "executed"
+    assert base.data.tags["mlflow.parentRunId"] == row.info.run_id
+
+
+def test_sync_closes_killed_runs_and_leaves_living_ones_alone(tmp_path):
+    params = make_project(tmp_path, mode="best_effort")
+    process = python(LOOP, tmp_path)
+    assert process.stdout.readline() == "there\n"
+    assert "still running" in lineage.sync(params)
+    assert runs_of(client_of(tmp_path), "stage")[0].info.status == "RUNNING"
+    process.kill()
+    process.communicate()
+    assert ": sent" in lineage.sync(params)
+    (run,), (row,) = (runs_of(client_of(tmp_path), kind) for kind in ("stage", "pipeline"))
+    assert (run.info.status, row.data.tags["stage.refine"]) == ("KILLED", "killed")
+    assert [step for step, _ in curve(client_of(tmp_path), run.info.run_id, "loss")] == list(range(16))
+    assert doubled_points(tmp_path) == []
+
+
+def test_a_run_begun_without_a_server_and_killed_goes_on_in_the_store(tmp_path):
+    make_project(tmp_path, mode="best_effort")
+    victim = python(LOOP, tmp_path, MLFLOW_TRACKING_URI=CLOSED)
+    assert victim.stdout.readline() == "there\n"
+    victim.kill()
+    victim.communicate()
+    again = python(LOOP, tmp_path)
+    assert again.wait(60) == 0, again.stderr.read()
+    (run,) = runs_of(client_of(tmp_path), "stage")
+    assert curve(client_of(tmp_path), run.info.run_id, "loss") == [(step, 1.0 / (step + 1)) for step in range(30)]
+    assert not (tmp_path / ".tracking-spool").exists()
+
+
+def test_sync_without_a_server_is_one_sentence_and_loses_nothing(tmp_path, monkeypatch):
+    params = make_project(tmp_path, mode="best_effort", store=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", CLOSED)
+    do("base", params)
+    with pytest.raises(UserError, match=r"nothing sent \(Connection refused\)"):
+        lineage.sync(params)
+    assert len(tracking.Spool.all(tmp_path)) == 1
+
+
+def test_show_names_state_digest_and_run_of_every_stage(tmp_path):
+    params = make_project(tmp_path)
+    made = write_output(tmp_path / "data" / "base", "base", "weights")
+    do("base", params, made)
+    assert "no row" not in lineage.show(params)
+    change(params, "num_examples: 8", "num_examples: 9")
+    do("shard", params, write_output(tmp_path / "data" / "shards", "shard", "tars"), {"base": made})
+    base, shard = runs_of(client_of(tmp_path), "stage")
+    lines = {line.split()[0]: line.split()[1:] for line in lineage.show(params).splitlines()[2:]}
+    assert lines["base"] == ["reused", made[:12], base.info.run_id]
+    assert lines["shard"][::2] == ["executed", shard.info.run_id]
+    assert lines["evaluate@refined"] == ["not", "made", "unknown"]
+    assert list(lines) == [
+        *("base", "shard", "cache_teacher", "refine", "evaluate@base", "evaluate@refined", "report"),
+    ]
+
+
+def test_show_neither_needs_nor_makes_a_store(tmp_path):
+    params = make_project(tmp_path, store=False)
+    write_output(tmp_path / "data" / "base", "base", "weights")
+    text = lineage.show(params)
+    assert "there is no store yet" in text
+    assert "there" in text.splitlines()[2]
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_check_lists_every_difference_and_its_exit_code_says_so(tmp_path):
+    make_project(tmp_path, store=False)
+    for stage, folder in (("base", "base"), ("refine", "refined"), ("cache_teacher", "pixels")):
+        write_output(tmp_path / "data" / folder, stage, "content")
+
+    def check() -> tuple[int, str]:
+        command = [sys.executable, "-m", "pipeline_lib.lineage", "check"]
+        environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr
+
+    assert check() == (0, "2 outputs agree with their manifests\n")
+    (tmp_path / "data" / "base" / "file.txt").write_text("CONTENT")
+    (tmp_path / "data" / "refined" / "foreign").write_text("x")
+    (tmp_path / "data" / "pixels" / "file.txt").unlink()
+    (tmp_path / "data" / "report").mkdir()  # no manifest: unfinished
+    code, text = check()
+    assert code == 1
+    assert text.startswith("error: 4 differences")
+    for problem in (
+        "data/base/file.txt: SHA-256 differs",
+        "data/refined/foreign: not in the manifest",
+        "data/pixels/file.txt: missing",
+        "data/report/manifest.json: no such file",
+    ):
+        assert problem in text
+
+
+# Slow: real DVC, and a real server
+
+STAGE = """
+import sys
+from pathlib import Path
+from pipeline_lib import artifacts, config, tracking
+
+stage, source, target, section, key = sys.argv[1:]
+params = Path("params.yaml")
+value = config.raw_section(params, section)[key]
+upstream = {source.split("=")[0]: artifacts.read_manifest(Path(source.split("=")[1]))["digest"]} if source else {}
+with tracking.stage_run(stage, params, upstream=upstream) as run:
+    Path(target).mkdir(parents=True)
+    Path(target, "value").write_text("always the same" if stage == "shard" else f"{value} {upstream}")
+    run.headline({f"{stage}/value": float(value)})
+    run.output(artifacts.write_manifest(Path(target), stage))
+"""
+GRAPH = """
+stages:
+  base:
+    cmd: python stage.py base "" data/base report num_examples
+    params: [report.num_examples]
+    outs: [data/base]
+  shard:
+    cmd: python stage.py shard base=data/base data/shards shard samples_per_shard
+    deps: [data/base]
+    params: [shard.samples_per_shard]
+    outs: [data/shards]
+  refine:
+    cmd: python stage.py refine shard=data/shards data/refined refine batch_size
+    deps: [data/shards]
+    params: [refine.batch_size]
+    outs: [data/refined]
+"""
+
+
+def call(root: Path, command: str) -> str:
+    """A command line in `root`, with this Python first on the PATH."""
+    env = {k: v for k, v in os.environ.items() if k not in ENVIRONMENT}
+    env |= {"PYTHONPATH": str(REPOSITORY), "PATH": f"{Path(sys.executable).parent}:{env['PATH']}"}
+    done = subprocess.run(command.split(), cwd=root, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def states(row) -> dict[str, str]:
+    return {s: row.data.tags.get(f"stage.{s}", "") for s in ("base", "shard", "refine")}
+
+
+@pytest.mark.slow
+def test_sync_completes_rows_with_what_dvc_took_from_its_caches(tmp_path):
+    params = make_project(tmp_path)
+    (tmp_path / "stage.py").write_text(STAGE)
+    (tmp_path / "dvc.yaml").write_text(GRAPH)
+    call(tmp_path, "dvc init --no-scm -q")
+    call(tmp_path, "dvc repro")
+    change(params, "  batch_size: 64\n  micro", "  batch_size: 32\n  micro")
+    call(tmp_path, "dvc repro")
+    client = client_of(tmp_path)
+    first, second = runs_of(client, "pipeline")
+    assert states(first) == {"base": "executed", "shard": "executed", "refine": "executed"}
+    assert states(second) == {"base": "reused", "shard": "reused", "refine": "executed"}
+
+    # Another base, and the first batch size again: `shard` gives the same bytes, so `refine` comes from the run-cache.
+    change(params, "num_examples: 8", "num_examples: 9")
+    change(params, "  batch_size: 32\n  micro", "  batch_size: 64\n  micro")
+    call(tmp_path, "dvc repro")
+    assert states(runs_of(client, "pipeline")[2]) == {"base": "executed", "shard": "executed", "refine": ""}
+    call(tmp_path, "python -m pipeline_lib.lineage sync")
+    third = runs_of(client, "pipeline")[2]
+    assert states(third) == {"base": "executed", "shard": "executed", "refine": "reused"}
+    assert third.data.tags["stage.refine.run_id"] == first.data.tags["stage.refine.run_id"]
+    assert (third.data.metrics["base/value"], third.data.metrics["refine/value"]) == (9, 64)
+
+    # A configuration for which no stage had to run at all.
+    change(params, "  batch_size: 64\n  micro", "  batch_size: 32\n  micro")
+    assert "no row" in call(tmp_path, "python -m pipeline_lib.lineage sync")  # not reproduced yet
+    call(tmp_path, "dvc repro")
+    assert len(runs_of(client, "pipeline")) == 3
+    for _ in range(2):
+        call(tmp_path, "python -m pipeline_lib.lineage sync")
+        rows = runs_of(client, "pipeline")
+        assert len(rows) == 4
+    assert states(rows[3]) == dict.fromkeys(("base", "shard", "refine"), "reused")
+    assert rows[3].info.status == "FINISHED"
+    assert (rows[3].data.metrics["base/value"], rows[3].data.metrics["refine/value"]) == (9, 32)
+    assert rows[3].data.tags["stage.refine.run_id"] == second.data.tags["stage.refine.run_id"]
+    assert rows[3].data.tags["stage.base.run_id"] == third.data.tags["stage.base.run_id"]
+    assert len(runs_of(client, "stage")) == 6  # nothing was logged as if it had been measured again
+
+
+class Server:
+    """A real `mlflow server` on loopback that can be stopped, started and frozen."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        shutil.copyfile(empty_store(), folder / "mlflow.db")
+        self._folder, self._process = folder, None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", "sqlite:///mlflow.db"]
+        command += ["--artifacts-destination", "artifacts", "--host", "127.0.0.1", "--port", str(self.port)]
+        log = (self._folder / "log").open("ab")
+        self._process = subprocess.Popen(
+            [*command, "--workers", "1"], cwd=self._folder, stdout=log, stderr=log, start_new_session=True
+        )
+        for _ in range(600):
+            with suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=2):
+                return
+            time.sleep(0.3)
+        raise AssertionError((self._folder / "log").read_text()[-2000:])
+
+    def send(self, number: signal.Signals) -> None:
+        os.killpg(self._process.pid, number)
+
+    def stop(self) -> None:
+        self.send(signal.SIGKILL)
+        self._process.wait()
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    folder = tmp_path / "server"
+    folder.mkdir()
+    server = Server(folder)
+    server.start()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    yield server
+    server.stop()
+
+
+@pytest.mark.slow
+def test_a_real_server_that_freezes_and_one_that_dies_lose_nothing(tmp_path, server, caplog):
+    params = make_project(tmp_path / "project", mode="best_effort", store=False)
+    do("base", params, "d-base")
+    assert not (tmp_path / "project" / "mlflow.db").exists()
+    assert not (tmp_path / "project" / ".tracking-spool").exists()
+
+    server.send(signal.SIGSTOP)  # it takes connections and never answers
+    began = time.monotonic()
+    do("shard", params, "d-shard", {"base": "d-base"})
+    assert time.monotonic() - began < 10
+    server.send(signal.SIGCONT)
+
+    with tracking.stage_run("refine", params, upstream={"base": "d-base", "shard": "d-shard"}) as run:
+        slowest = 0.0
+        for step in range(300):
+            began = time.perf_counter()
+            run.log_metrics({"loss": 1.0 / (step + 1)}, step=step)
+            slowest = max(slowest, time.perf_counter() - began)
+            if step == 100:
+                run.flush()
+                time.sleep(3)
+                server.stop()
+            if step % 50 == 0:
+                run.flush()
+        run.log_text("a note", "note.md")
+        run.output("d-refine")
+        began = time.monotonic()
+    assert time.monotonic() - began < 10
+    assert slowest < 0.1
+    assert len(tracking.Spool.all(tmp_path / "project")) == 2
+    assert len([r for r in caplog.records if r.name.startswith("pipeline_lib") and "spooled" in r.getMessage()]) == 2
+
+    server.start()
+    for _ in range(2):
+        lineage.sync(params)
+    from mlflow import MlflowClient
+
+    client = MlflowClient(server.uri)
+    (row,) = runs_of(client, "pipeline")
+    assert states(row) == dict.fromkeys(("base", "shard", "refine"), "executed")
+    assert [run.info.status for run in runs_of(client, "stage")] == ["FINISHED"] * 3
+    run = client.get_run(row.data.tags["stage.refine.run_id"])
+    assert curve(client, run.info.run_id, "loss") == [(step, 1.0 / (step + 1)) for step in range(300)]
+    assert doubled_points(tmp_path / "server") == []
+    assert run.info.artifact_uri.startswith("mlflow-artifacts:")
+    assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["note.md"]

@@ -1,0 +1,533 @@
+"""Tracking against real MLflow stores: what a row and a run hold, how they end, what a kill or a lost store leaves."""
+
+import logging
+import math
+import signal
+import sqlite3
+import subprocess
+import time
+
+import pytest
+
+from pipeline_lib import tracking
+from pipeline_lib.errors import UserError
+from pipeline_lib.tracking import run as run_module
+from pipeline_lib.tracking import sender
+from pipeline_lib.tracking.describe import flatten, git_tags, public, resolved
+from tests.tracked_project import (
+    CLOSED,
+    LOOP,
+    change,
+    clean_environment,
+    client_of,
+    curve,
+    do,
+    doubled_points,
+    make_project,
+    python,
+    runs_of,
+)
+
+__all__ = ["clean_environment"]  # a fixture
+
+
+# Rows and runs
+
+
+def test_a_pipeline_is_one_row_with_a_run_for_each_stage(tmp_path):
+    params = make_project(tmp_path)
+    do("base", params, "d-base")
+    do("evaluate@base", params, "d-eval", {"base": "d-base"}, eval__set__recall=0.25)
+    client = client_of(tmp_path)
+    (row,), (base, evaluate) = runs_of(client, "pipeline"), runs_of(client, "stage")
+    assert [r.info.status for r in (row, base, evaluate)] == ["FINISHED"] * 3
+    assert [r.info.run_name for r in (base, evaluate)] == ["base", "evaluate-base"]
+    assert row.info.run_name.startswith("clip_refine-seed0-")
+    assert base.data.tags["mlflow.parentRunId"] == evaluate.data.tags["mlflow.parentRunId"] == row.info.run_id
+    for run in (row, base, evaluate):
+        assert run.data.params["refine.learning_rate"] == "5e-05"
+        assert run.data.params["recipes.clip_refine.prior.kind"] == "normal"
+        assert "recipes.hycd.alpha" not in run.data.params  # not the chosen recipe
+    assert row.data.tags["stage.base"] == row.data.tags["stage.evaluate-base"] == "executed"
+    assert row.data.tags["stage.base.run_id"] == evaluate.data.tags["upstream.base.run_id"] == base.info.run_id
+    assert evaluate.data.tags["upstream.base.digest"] == base.data.tags["out.digest"] == "d-base"
+    assert row.data.metrics["eval/set/recall"] == evaluate.data.metrics["eval/set/recall"] == 0.25
+    assert "base/value" not in row.data.metrics
+    assert row.data.metrics["time/base_seconds"] >= 0
+    assert "clip_refine" in row.data.tags["mlflow.note.content"]
+
+
+def test_a_second_configuration_marks_what_it_reused_and_by_whom_it_was_made(tmp_path):
+    params = make_project(tmp_path)
+    do("base", params, "b")
+    do("shard", params, "s", {"base": "b"})
+    do("cache_teacher", params, "c", {"base": "b", "shard": "s"})
+    do("refine", params, "r1", {"base": "b", "shard": "s", "cache_teacher": "c"}, refine__loss=2.0)
+    do("evaluate@base", params, "e0", {"base": "b", "shard": "s"}, base__recall=0.2)
+    do("evaluate@refined", params, "e1", {"refine": "r1", "shard": "s"}, refined__recall=0.3)
+    do("report", params, "p1", {"evaluate@base": "e0", "evaluate@refined": "e1"})
+    change(params, "recipe: clip_refine", "recipe: hycd")
+    do("refine", params, "r2", {"base": "b", "shard": "s", "cache_teacher": "c"}, refine__loss=1.0)
+    do("evaluate@refined", params, "e2", {"refine": "r2", "shard": "s"}, refined__recall=0.4)
+    do("report", params, "p2", {"evaluate@base": "e0", "evaluate@refined": "e2"})
+    first, second = runs_of(client_of(tmp_path), "pipeline")
+    states = {k: v for k, v in second.data.tags.items() if k.startswith("stage.") and k.count(".") == 1}
+    assert states == {
+        "stage.base": "reused",
+        "stage.shard": "reused",
+        "stage.cache_teacher": "reused",
+        "stage.refine": "executed",
+        "stage.evaluate-base": "reused",
+        "stage.evaluate-refined": "executed",
+        "stage.report": "executed",
+    }
+    for stage in ("base", "shard", "cache_teacher", "evaluate-base"):
+        assert second.data.tags[f"stage.{stage}.run_id"] == first.data.tags[f"stage.{stage}.run_id"]
+    assert second.data.tags["stage.refine.run_id"] != first.data.tags["stage.refine.run_id"]
+    assert (first.data.metrics["refined/recall"], second.data.metrics["refined/recall"]) == (0.3, 0.4)
+    assert second.data.metrics["base/recall"] == 0.2  # promoted from the reused run, so that the rows compare
+    assert "time/base_seconds" not in second.data.metrics  # it was not spent again
+    assert len(runs_of(client_of(tmp_path), "stage")) == 10
+
+
+def test_reuse_is_followed_through_the_runs_that_made_the_output(tmp_path):
+    # Only the report runs: it names its direct inputs, and the runs that made them name theirs.
+    params = make_project(tmp_path)
+    do("base", params, "b", base__recall=0.1)
+    do("refine", params, "r", {"base": "b"})
+    do("evaluate@refined", params, "e", {"refine": "r"})
+    change(params, "num_examples: 8", "num_examples: 9")
+    do("report", params, "p", {"evaluate@refined": "e"})
+    row = runs_of(client_of(tmp_path), "pipeline")[1]
+    assert [row.data.tags[f"stage.{s}"] for s in ("base", "refine", "evaluate-refined")] == ["reused"] * 3
+    assert row.data.metrics["base/recall"] == 0.1
+
+
+def test_an_interrupted_pipeline_goes_on_in_its_row_and_a_forced_one_opens_another(tmp_path):
+    params = make_project(tmp_path)
+    do("base", params)
+    with pytest.raises(ZeroDivisionError), tracking.stage_run("shard", params):
+        _ = 1 / 0
+    assert runs_of(client_of(tmp_path), "pipeline")[0].info.status == "FAILED"
+    do("shard", params)
+    (row,) = runs_of(client_of(tmp_path), "pipeline")
+    assert (row.info.status, row.data.tags["stage.base"], row.data.tags["stage.shard"]) == (
+        "FINISHED",
+        "executed",
+        "executed",
+    )
+    do("base", params)  # dvc repro -f
+    do("shard", params)
+    assert len(runs_of(client_of(tmp_path), "pipeline")) == 2
+
+
+def test_two_dvc_experiments_of_one_configuration_are_two_rows_with_their_names(tmp_path, monkeypatch):
+    params = make_project(tmp_path)
+    for name in ("puffy-daks", "hycd-seed1"):
+        monkeypatch.setenv("DVC_EXP_NAME", name)
+        do("base", params)
+    rows = runs_of(client_of(tmp_path), "pipeline")
+    assert [(r.info.run_name, r.data.tags["dvc.exp_name"]) for r in rows] == [
+        (n, n) for n in ("puffy-daks", "hycd-seed1")
+    ]
+    assert rows[0].data.tags["pipeline.config"] == rows[1].data.tags["pipeline.config"]
+
+
+def test_runtime_and_tracking_do_not_make_another_configuration(tmp_path):
+    params = make_project(tmp_path)
+    do("base", params)
+    change(params, "num_workers: 2", "num_workers: 0")
+    do("shard", params)
+    assert len(runs_of(client_of(tmp_path), "pipeline")) == 1
+
+
+def test_dvc_names_the_item_of_a_matrix(tmp_path, monkeypatch):
+    params = make_project(tmp_path)
+    monkeypatch.setenv("DVC_STAGE", "evaluate@refined")
+    do("evaluate", params)
+    assert runs_of(client_of(tmp_path), "stage")[0].data.tags["stage"] == "evaluate-refined"
+
+
+def test_artifacts_and_data_sets_arrive(tmp_path):
+    from matplotlib.figure import Figure
+
+    params = make_project(tmp_path)
+    source = tmp_path / "table.csv"
+    source.write_text("a,b\n1,2\n")
+    with tracking.stage_run("report", params) as run:
+        run.log_artifact(source, "tables")
+        source.unlink()  # a work folder is renamed or removed as soon as the stage is through
+        run.log_text("# Report", "report.md")
+        run.log_figure(Figure(), "plots/loss.png")
+        run.dataset("data/shards/refine", "ab" * 32, "refine")
+    (run,) = runs_of(client_of(tmp_path), "stage")
+    place = tmp_path / "mlartifacts" / run.info.run_id / "artifacts"
+    assert run.info.artifact_uri == place.as_uri()
+    assert (place / "tables" / "table.csv").read_text() == "a,b\n1,2\n"
+    assert (place / "report.md").read_text() == "# Report"
+    assert (place / "plots" / "loss.png").read_bytes().startswith(b"\x89PNG")
+    (data,) = run.inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest, data.tags[0].value) == ("data/shards/refine", "ab" * 18, "refine")
+    assert not (tmp_path / ".tracking-spool").exists()
+
+
+# Points
+
+
+def test_every_point_arrives_once_with_its_value(tmp_path):
+    params = make_project(tmp_path)
+    expected = {step: 1.0 / (step + 1) for step in range(1500)}  # 3,000 points: more than one request may hold
+    with tracking.stage_run("refine", params) as run:
+        for step, value in expected.items():
+            run.log_metrics({"loss": value, "rate": 2.0 * step}, step=step)
+    (run,) = runs_of(client_of(tmp_path), "stage")
+    assert curve(client_of(tmp_path), run.info.run_id, "loss") == sorted(expected.items())
+    assert curve(client_of(tmp_path), run.info.run_id, "rate")[-1] == (1499, 2998.0)
+    assert doubled_points(tmp_path) == []
+
+
+def test_curves_can_be_watched_while_the_stage_works(tmp_path, monkeypatch):
+    monkeypatch.setattr(sender, "SEND_EVERY", 0.1)
+    params = make_project(tmp_path)
+    with tracking.stage_run("refine", params) as run:
+        run.log_metrics({"loss": 1.0}, step=0)
+        client, deadline = client_of(tmp_path), time.monotonic() + 20
+        while not runs_of(client, "stage")[0].data.metrics:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert runs_of(client, "stage")[0].info.status == "RUNNING"
+
+
+def test_not_a_number_and_odd_names_do_not_stop_anything(tmp_path):
+    params = make_project(tmp_path)
+    with tracking.stage_run("refine", params) as run:
+        run.log_metrics({"loss": math.nan, "norm": math.inf, "recall@1": 0.5}, step=3)
+    metrics = runs_of(client_of(tmp_path), "stage")[0].data.metrics
+    assert math.isnan(metrics["loss"])
+    assert metrics["norm"] > 1e300
+    assert metrics["recall-1"] == 0.5
+
+
+def test_logging_a_step_costs_the_loop_microseconds(tmp_path):
+    params = make_project(tmp_path)
+    with tracking.stage_run("refine", params) as run:
+        began = time.perf_counter()
+        for step in range(900):
+            run.log_metrics({"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0, "e": 5.0}, step=step)
+        seconds = (time.perf_counter() - began) / 900
+    assert seconds < 1e-3  # 20 us when nothing else runs; MLflow's own call is 10 ms
+
+
+def test_system_metrics_on_request(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "SAMPLE_EVERY", 0.05)
+    monkeypatch.setattr(sender, "SEND_EVERY", 0.1)
+    params = make_project(tmp_path)
+    change(params, "system_metrics: false", "system_metrics: true")
+    with tracking.stage_run("refine", params):
+        time.sleep(0.8)
+    assert "system/cpu_utilization_percentage" in runs_of(client_of(tmp_path), "stage")[0].data.metrics
+
+
+# How a run ends
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "state"),
+    [
+        (ValueError("bad"), "FAILED", "failed"),
+        (SystemExit(1), "FAILED", "failed"),
+        (SystemExit(0), "FINISHED", "executed"),
+        (SystemExit(128 + signal.SIGTERM), "KILLED", "killed"),  # runtime.Stopped
+        (KeyboardInterrupt(), "KILLED", "killed"),
+    ],
+)
+def test_a_run_ends_as_its_stage_does_and_the_error_goes_on(tmp_path, error, status, state):
+    params = make_project(tmp_path)
+    with pytest.raises(type(error)), tracking.stage_run("shard", params):
+        raise error
+    (row,), (run,) = (runs_of(client_of(tmp_path), kind) for kind in ("pipeline", "stage"))
+    assert (row.info.status, run.info.status, row.data.tags["stage.shard"]) == (status, status, state)
+    assert run.data.tags["error"].startswith(type(error).__name__)
+
+
+def test_killed_and_resumed_is_one_run_without_a_gap_or_a_doubled_point(tmp_path):
+    make_project(tmp_path)
+    victim = python(LOOP, tmp_path)
+    assert victim.stdout.readline() == "there\n"
+    victim.kill()
+    victim.communicate()
+    assert runs_of(client_of(tmp_path), "stage")[0].info.status == "RUNNING"  # nobody could say otherwise
+    again = python(LOOP, tmp_path)
+    assert again.wait(60) == 0, again.stderr.read()
+    (run,) = runs_of(client_of(tmp_path), "stage")
+    (row,) = runs_of(client_of(tmp_path), "pipeline")
+    assert (run.info.status, run.data.tags["resumed"], row.data.tags["stage.refine"]) == ("FINISHED", "1", "executed")
+    assert row.data.tags["stage.refine.run_id"] == run.info.run_id
+    assert curve(client_of(tmp_path), run.info.run_id, "loss") == [(step, 1.0 / (step + 1)) for step in range(30)]
+    assert doubled_points(tmp_path) == []
+
+
+def test_a_run_that_was_killed_for_good_is_closed_by_the_next_one(tmp_path):
+    params = make_project(tmp_path)
+    victim = python(LOOP, tmp_path)
+    assert victim.stdout.readline() == "there\n"
+    victim.kill()
+    victim.communicate()
+    do("refine", params)
+    assert [r.info.status for r in runs_of(client_of(tmp_path), "stage")] == ["KILLED", "FINISHED"]
+
+
+def test_what_was_said_before_resuming_is_said_about_the_resumed_run(tmp_path):
+    params = make_project(tmp_path)
+    with pytest.raises(ZeroDivisionError), tracking.stage_run("refine", params) as run:
+        _ = 1 / 0
+    first = run.run_id
+    with tracking.stage_run("refine", params) as run:
+        run.dataset("data/shards/refine", "ab", "refine")
+        run.log_text("note", "note.md")
+        run.resume(first)
+        assert run.run_id == first
+    (run,) = runs_of(client_of(tmp_path), "stage")
+    assert run.info.status == "FINISHED"
+    assert [d.dataset.name for d in run.inputs.dataset_inputs] == ["data/shards/refine"]
+    assert (tmp_path / "mlartifacts" / run.info.run_id / "artifacts" / "note.md").read_text() == "note"
+
+
+# Modes
+
+
+def test_disabled_imports_no_mlflow_and_leaves_nothing(tmp_path):
+    make_project(tmp_path, mode="disabled", store=False)
+    code = """
+        import sys
+        from pathlib import Path
+        from pipeline_lib import tracking
+
+        with tracking.stage_run("refine", Path("params.yaml"), upstream={"base": "d"}) as run:
+            run.log_metrics({"loss": 1.0}, step=0)
+            run.headline({"loss": 1.0})
+            run.log_text("a", "a.md")
+            run.log_artifact(Path("no such file"))
+            run.dataset("a", "b", "c")
+            run.output("d")
+            run.flush()
+            run.resume(run.run_id)
+            print(run.info)
+        assert not [name for name in sys.modules if name.split(".")[0] in ("mlflow", "torch", "pandas")]
+    """
+    out, err = python(code, tmp_path).communicate(timeout=60)
+    assert (out, err) == ("tracking disabled\n", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
+
+
+@pytest.mark.parametrize("name", ["RANK", "SLURM_PROCID"])
+def test_of_several_processes_only_the_first_tracks(tmp_path, monkeypatch, name):
+    params = make_project(tmp_path)
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv(name, "1")
+    do("refine", params)
+    assert runs_of(client_of(tmp_path), "stage") == []
+    monkeypatch.setenv(name, "0")
+    do("refine", params)
+    assert len(runs_of(client_of(tmp_path), "stage")) == 1
+
+
+def test_required_stops_at_once_where_no_server_is(tmp_path, monkeypatch):
+    params = make_project(tmp_path, store=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", CLOSED)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    entered = False
+    with (
+        pytest.raises(
+            UserError, match=r"required.*127\.0\.0\.1:9 failed \(Connection refused\).*best_effort"
+        ) as caught,
+        tracking.stage_run("refine", params),
+    ):
+        entered = True
+    assert not entered
+    assert "hunter2" not in str(caught.value)
+
+
+def test_best_effort_with_no_server_says_so_once_and_spools(tmp_path, monkeypatch, caplog):
+    params = make_project(tmp_path, mode="best_effort", store=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", CLOSED)
+    monkeypatch.setattr(sender, "RETRY_EVERY", 0.2)
+    began = time.monotonic()
+    with caplog.at_level(logging.INFO, "pipeline_lib"), tracking.stage_run("refine", params) as run:
+        for step in range(5):
+            run.log_metrics({"loss": step}, step=step)
+            run.flush()
+            time.sleep(0.1)
+        assert run.info.startswith("spooled to .tracking-spool/refine-")
+    assert time.monotonic() - began < 10
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "http://***@127.0.0.1:9: Connection refused" in message
+    assert "lineage sync" in message
+    (spool,) = (tmp_path / ".tracking-spool").glob("*.jsonl")
+    assert "hunter2" not in spool.read_text()
+
+
+@pytest.mark.parametrize("mode", ["best_effort", "required"])
+def test_a_store_that_fails_in_the_middle(tmp_path, monkeypatch, caplog, mode):
+    # The metrics table is taken away and put back: the store answers, but refuses what it is sent.
+    params = make_project(tmp_path, mode=mode)
+    monkeypatch.setattr(sender, "SEND_EVERY", 0.05)
+    monkeypatch.setattr(sender, "RETRY_EVERY", 0.2)
+
+    def rename(old: str, new: str) -> None:
+        with sqlite3.connect(tmp_path / "mlflow.db") as database:
+            database.execute(f"alter table {old} rename to {new}")
+
+    def work() -> None:
+        with tracking.stage_run("refine", params) as run:
+            for step in range(30):
+                run.log_metrics({"loss": 0.5 * step}, step=step)
+                if step == 10:
+                    run.flush()
+                    rename("metrics", "metrics_away")
+                if step == 20:
+                    run.flush()
+                    time.sleep(0.5)
+                    rename("metrics_away", "metrics")
+
+    if mode == "required":
+        with pytest.raises(UserError, match="no such table: metrics"):
+            work()
+        return
+    work()
+    (run,) = runs_of(client_of(tmp_path), "stage")
+    assert curve(client_of(tmp_path), run.info.run_id, "loss") == [(step, 0.5 * step) for step in range(30)]
+    assert doubled_points(tmp_path) == []
+    assert not (tmp_path / ".tracking-spool").exists()
+    (message,) = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert "no such table: metrics" in message
+
+
+def test_a_store_of_another_version_is_one_sentence(tmp_path):
+    params = make_project(tmp_path)
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        database.execute("update alembic_version set version_num = '451aebb31d03'")
+    with pytest.raises(UserError, match="out-of-date database schema"):
+        do("base", params)
+
+
+def test_an_experiment_in_the_bin_is_named_with_the_remedy(tmp_path):
+    params = make_project(tmp_path)
+    do("base", params)
+    client = client_of(tmp_path)
+    client.delete_experiment(client.get_experiment_by_name("clip-refine").experiment_id)
+    with pytest.raises(UserError, match=r"tracking\.experiment: `clip-refine` was deleted"):
+        do("base", params)
+
+
+@pytest.mark.parametrize("mode", ["best_effort", "required"])
+def test_a_value_that_mlflow_refuses_is_left_out_or_raised(tmp_path, caplog, mode):
+    params = make_project(tmp_path, mode=mode)
+
+    def work() -> None:
+        with tracking.stage_run("refine", params) as run:
+            run.dataset("x" * 501, "ab", "refine")  # MLflow takes 500 characters
+            run.log_metrics({"loss": 1.0}, step=0)
+
+    if mode == "required":
+        with pytest.raises(UserError, match="required"):
+            work()
+        return
+    work()
+    assert runs_of(client_of(tmp_path), "stage")[0].data.metrics["loss"] == 1.0
+    assert any("MLflow refuses" in record.getMessage() for record in caplog.records)
+
+
+def test_best_effort_swallows_its_own_mistakes(tmp_path, caplog):
+    params = make_project(tmp_path, mode="best_effort")
+    with tracking.stage_run("refine", params) as run:
+        run.log_artifact(tmp_path / "no such file")
+        run.log_metrics({"loss": 1.0}, step=0)
+    assert any("the work goes on" in record.getMessage() for record in caplog.records)
+    assert runs_of(client_of(tmp_path), "stage")[0].info.status == "FINISHED"
+
+
+# Where things go, and what is said
+
+
+def test_the_store_is_in_the_project_root(tmp_path, monkeypatch):
+    root = tmp_path / "main repository"  # with a blank
+    temporary = root / ".dvc" / "tmp" / "exps" / "tmp1"
+    make_project(root)
+    params = make_project(temporary, store=False)
+    monkeypatch.setenv("DVC_ROOT", str(root))  # as DVC does for its queue
+    with tracking.stage_run("base", params) as run:
+        run.log_text("x", "x.md")
+    assert sorted(path.name for path in temporary.iterdir()) == ["params.yaml"]
+    client = client_of(root)
+    experiment = client.get_experiment_by_name("clip-refine")
+    assert experiment.artifact_location == (root / "mlartifacts").as_uri()
+    (run,) = runs_of(client, "stage")
+    assert (root / "mlartifacts" / run.info.run_id / "artifacts" / "x.md").is_file()
+
+
+def test_the_root_without_dvc_running_the_stage(tmp_path):
+    project = tmp_path / "project"
+    make_project(project / "sub", store=False)
+    assert tracking.project_root(project / "sub" / "params.yaml") == project / "sub"
+    (project / ".git").mkdir()
+    assert tracking.project_root(project / "sub" / "params.yaml") == project
+    (project / "sub" / ".dvc").mkdir()
+    assert tracking.project_root(project / "sub" / "params.yaml") == project / "sub"
+
+
+def test_parameters_hold_no_secret_and_no_absolute_path():
+    flat = flatten({"data": {"root": "/home/me/coco", "list": [1, "a"]}, "base": {"path": None}, "x@y": "~/z"})
+    assert flat == {"data.root": ".../coco", "data.list": '[1, "a"]', "base.path": "null", "x-y": ".../z"}
+    assert public("https://me:secret@host/a") == "https://***@host/a"
+    assert flatten({"a": "x" * 7000})["a"] == "x" * 6000
+    assert resolved({"refine": {"recipe": "b"}, "recipes": {"a": 1, "b": 2}})["recipes"] == {"b": 2}
+
+
+def test_git_tags_tell_the_commit_and_what_differs_from_it(tmp_path):
+    assert git_tags(tmp_path) == {}
+
+    def git(*arguments: str) -> str:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        return subprocess.run(
+            ["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout
+
+    git("init", "-q")
+    assert git_tags(tmp_path) == {}  # no commit yet
+    for name in ("code.py", "dvc.lock"):
+        (tmp_path / name).write_text("1")
+    git("add", ".")
+    git("commit", "-q", "-m", "one")
+    head = git("rev-parse", "HEAD").strip()
+    (tmp_path / "dvc.lock").write_text("2")  # a running pipeline writes it
+    (tmp_path / "untracked").write_text("2")
+    assert git_tags(tmp_path) == {"mlflow.source.git.commit": head, "git.dirty": "false"}
+    (tmp_path / "code.py").write_text("2")
+    assert git_tags(tmp_path) == {"mlflow.source.git.commit": head, "git.dirty": "true", "git.changed": "code.py"}
+
+
+# Slow: several processes, and a real server
+
+
+RACER = """
+    from pathlib import Path
+    from pipeline_lib import tracking
+
+    with tracking.stage_run("base", Path("params.yaml")) as run:
+        run.log_metrics({"value": 1.0})
+        run.log_text("x", "x.md")
+"""
+
+
+@pytest.mark.slow
+def test_four_processes_may_make_the_store_at_the_same_time(tmp_path):
+    # The tracking store migrates itself without a lock: unguarded, several of these fail.
+    make_project(tmp_path, store=False)
+    racers = [python(RACER, tmp_path, DVC_EXP_NAME=f"exp-{i}") for i in range(4)]
+    for racer in racers:
+        assert racer.wait(300) == 0, racer.stderr.read()
+    client = client_of(tmp_path)
+    assert sorted(e.name for e in client.search_experiments()) == ["Default", "clip-refine"]
+    assert sorted(r.info.run_name for r in runs_of(client, "pipeline")) == [f"exp-{i}" for i in range(4)]
+    assert [r.info.status for r in runs_of(client, "stage")] == ["FINISHED"] * 4
