@@ -1,0 +1,164 @@
+"""All six stages in a row on a tiny project: they work, say what they read, and give the same bytes again."""
+
+import importlib
+import json
+import os
+import re
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline_lib import artifacts, config, runtime
+from pipeline_lib.errors import UserError
+from tests.conftest import run_stage
+from tests.tiny_project import ROOT, STAGES, make_project, write_params
+
+FOLDERS = ("base", "shards", "teacher", "pixels", "refined", "eval/base", "eval/refined", "report")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A project in which all stages ran, with the sections each of them read."""
+    project = make_project(tmp_path_factory.mktemp("whole") / "project", evaluate__wise_ft=[0.5])
+    sections = {}
+    original = config.raw_section
+    for name in STAGES:
+        sections[name] = set()
+
+        def recording(params_file, section, into=sections[name]):
+            into.add(section)
+            return original(params_file, section)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(config, "raw_section", recording)
+            run_stage(name, project)
+    return project, sections
+
+
+def digests(project):
+    return {name: artifacts.read_manifest(project / "data" / name)["digest"] for name in FOLDERS}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_reads_the_sections_it_declares(whole, name):
+    """With tests/test_pipeline_graph.py: a stage that read an undeclared parameter would leave stale results."""
+    declared = set(importlib.import_module(f"stages.{name}").SECTIONS)
+    read = whole[1][name]
+    assert read <= declared
+    assert declared - read <= {"tracking"}  # read by tracking itself where it is switched on
+
+
+def test_every_output_is_whole_and_self_described(whole):
+    project, _ = whole
+    for name in FOLDERS:
+        assert artifacts.verify(project / "data" / name) == []
+    assert not list((project / ".checkpoints").iterdir())
+    assert list((project / "data").rglob(".*")) == []
+
+
+def test_no_output_holds_a_path_a_host_or_a_date(whole):
+    project, _ = whole
+    texts = [
+        p for p in (project / "data").rglob("*") if p.suffix in (".json", ".jsonl", ".md", ".html", ".txt", ".svg")
+    ]
+    assert len(texts) > 15
+    for path in texts:
+        content = re.sub(r"data:[a-z/+;0-9]*,[^\"')]+", "", path.read_text())  # inlined pictures
+        assert str(project) not in content, path
+        assert not re.search(rf"\b{re.escape(os.uname().nodename)}\b", content), path
+        assert not re.search(r"\b20\d\d-\d\d-\d\dT|\d\d:\d\d:\d\d", content), path
+
+
+def test_no_output_is_a_pickle(whole):
+    for path in (whole[0] / "data").rglob("*"):
+        assert path.suffix not in (".pt", ".pth", ".pkl", ".bin", ".ckpt"), path
+        if path.is_file():
+            assert path.read_bytes()[:2] != b"\x80\x04", path
+
+
+def test_metrics_are_flat_numbers(whole):
+    for name in ("base", "refined"):
+        metrics = json.loads((whole[0] / f"data/eval/{name}.json").read_text())
+        assert {"eval", "val"} <= set(metrics)
+        for values in metrics.values():
+            assert "@" not in "".join(values)
+            assert all(isinstance(value, float | int) for value in values.values())
+
+
+def test_a_second_project_gives_the_same_bytes(whole, tmp_path):
+    """Another folder, another day: every digest is equal."""
+    project = make_project(tmp_path / "elsewhere", evaluate__wise_ft=[0.5])
+    for name in STAGES:
+        run_stage(name, project)
+    assert digests(project) == digests(whole[0])
+
+
+def test_the_refined_model_is_never_replaced_by_the_base(whole, tmp_path):
+    """Evaluation without a refined model is an error, not a silent evaluation of the base."""
+    project = shutil.copytree(whole[0], tmp_path / "project")
+    shutil.rmtree(project / "data/refined")
+    with pytest.raises(UserError, match=r"data/refined/manifest.json: no such file"):
+        run_stage("evaluate", project, "refined")
+
+
+def test_the_result_differs_from_the_base(whole):
+    results = [json.loads((whole[0] / f"data/eval/{m}/results.json").read_text()) for m in ("base", "refined")]
+    assert results[0]["weights_digest"] != results[1]["weights_digest"]
+
+
+MISTAKES = [
+    ("base", {"base__path": "nowhere"}, "nowhere"),
+    ("shard", {"data__annotations": "missing.jsonl"}, "missing.jsonl"),
+    ("refine", {"refine__recipe": "clip_refin"}, "unknown recipe `clip_refin`; known: clip_refine"),
+    ("refine", {"refine__batch_size": "many"}, "refine.batch_size: expected a whole number"),
+    ("evaluate", {"runtime__device": "cuda:77"}, "runtime.device: `cuda:77` is not usable here"),
+]
+
+
+def command(stage, monkeypatch, *arguments):
+    """`python -m stages.<stage> ...` inside this process; returns the exit code."""
+    monkeypatch.setattr(runtime, "install_signals", lambda: None)
+    monkeypatch.setattr(sys, "argv", [f"stages.{stage}", *arguments])
+    monkeypatch.delitem(sys.modules, f"stages.{stage}", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(f"stages.{stage}", run_name="__main__")
+    return ended.value.code
+
+
+@pytest.mark.parametrize(("stage", "values", "message"), MISTAKES)
+def test_a_mistake_is_one_line_exit_1_and_changes_nothing(whole, tmp_path, monkeypatch, capsys, stage, values, message):
+    project = shutil.copytree(whole[0], tmp_path / "project")
+    before = digests(project)
+    write_params(project, **values)
+    monkeypatch.chdir(project)
+    assert command(stage, monkeypatch) == 1
+    captured = capsys.readouterr().err
+    errors = [line for line in captured.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert "Traceback" not in captured
+    assert digests(project) == before
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_help_says_what_a_stage_reads_and_writes(name, monkeypatch, capsys):
+    assert command(name, monkeypatch, "--help") == 0
+    shown = capsys.readouterr().out
+    assert "data/" in shown or "paths." in shown
+    assert f"stages.{name}" in shown
+    assert "--params" in shown
+
+
+def test_stages_are_thin():
+    for name in STAGES:
+        assert len((ROOT / "stages" / f"{name}.py").read_text().splitlines()) <= 60
+
+
+def test_there_is_no_wide_except():
+    """Exceptions propagate; the few places that translate one say so by type."""
+    for path in [*Path(ROOT / "pipeline_lib").rglob("*.py"), *Path(ROOT / "stages").glob("*.py")]:
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            assert not re.match(r"\s*except\s*:", line), f"{path}:{number}"

@@ -1,0 +1,400 @@
+"""The loop: exactly-once seeded epochs, bitwise resumption, one process = two, loud stops, a result that loads back."""
+
+import collections
+import json
+import random
+import shutil
+import signal
+import time
+from dataclasses import replace
+
+import numpy as np
+import open_clip
+import pytest
+import safetensors.torch
+import torch
+
+from pipeline_lib import artifacts, config, model, runtime, training
+from pipeline_lib.distributed import World
+from pipeline_lib.epochs import Plan, read_steps
+from pipeline_lib.errors import UserError
+from tests.conftest import run_stage
+from tests.test_teacher_cache import open_cached, stage_process
+from tests.tiny_model import write_tiny_clip
+from tests.tiny_project import ROOT, write_params
+
+QUIET = {"runtime__checkpoint_every": 1000}
+
+
+def weights(project):
+    return safetensors.torch.load_file(project / "data/refined/open_clip_model.safetensors")
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def history(project):
+    return [json.loads(line) for line in (project / "data/refined/history.jsonl").read_text().splitlines()]
+
+
+def refined(project, **values):
+    write_params(project, **values)
+    run_stage("refine", project)
+    return weights(project)
+
+
+# --- what a step sees -------------------------------------------------------------------------------------------
+
+
+def plan(**changes):
+    return Plan(
+        **{"rows": np.arange(0, 110, 2), "batch_size": 8, "epochs": 3, "keep_last": False, "seed": 0, **changes}
+    )
+
+
+@pytest.mark.parametrize("keep_last", [True, False])
+def test_an_epoch_visits_every_row_once_the_dropped_tail_aside(keep_last):
+    found = plan(keep_last=keep_last)
+    tails = []
+    for epoch in range(3):
+        seen = np.concatenate(found.batches(epoch))
+        assert len(set(seen)) == len(seen) == (55 if keep_last else 48)
+        assert set(seen) <= set(found.rows)
+        tails.append(frozenset(set(found.rows) - set(seen)))
+    assert found.num_dropped == (0 if keep_last else 7)
+    assert found.num_steps == 3 * (7 if keep_last else 6)
+    assert len(set(tails)) == (1 if keep_last else 3)  # other ones are dropped each epoch
+    assert replace(found, max_steps=4).num_steps == 4
+
+
+@pytest.mark.parametrize("workers", [0, 1, 4])
+def test_the_sequence_of_batches_does_not_depend_on_the_workers(cached, workers):
+    part, _, _ = open_cached(cached)
+    found = Plan(rows=part.valid_rows, batch_size=8, epochs=1, keep_last=True, seed=3)
+    options = {"world": World(), "pin_memory": False}
+    reference = list(read_steps(part, found, step=0, num_workers=0, **options))
+    steps = list(read_steps(part, found, step=0, num_workers=workers, **options))
+    assert len(steps) == found.num_steps
+    for a, b in zip(steps, reference, strict=True):
+        assert np.array_equal(a.rows, b.rows)
+        assert all(torch.equal(x, y) for x, y in zip((*a.inputs, *a.teacher_features), (*b.inputs, *b.teacher_features), strict=True))  # fmt: skip  # noqa: E501
+    resumed = list(read_steps(part, found, step=2, num_workers=workers, **options))
+    assert [list(s.rows) for s in resumed] == [list(s.rows) for s in reference[2:]]
+
+
+def test_two_processes_see_the_halves_of_one_process_batch(cached):
+    part, _, _ = open_cached(cached)
+    found = Plan(rows=part.valid_rows, batch_size=7, epochs=1, keep_last=True, seed=3)
+    options = {"step": 0, "num_workers": 0, "pin_memory": False}
+    whole = list(read_steps(part, found, world=World(), **options))
+    halves = [list(read_steps(part, found, world=World(rank, 2), **options)) for rank in range(2)]
+    for all_rows, first, second in zip(whole, *halves, strict=True):
+        for name in ("images", "token_ids"):
+            joined = torch.cat([getattr(first.inputs, name), getattr(second.inputs, name)])
+            assert torch.equal(joined, getattr(all_rows.inputs, name))
+        assert torch.equal(first.teacher_features[0], all_rows.teacher_features[0])
+
+
+def test_captions_change_between_epochs_and_all_are_used(cached):
+    part, _, _ = open_cached(cached)
+    seen = collections.defaultdict(set)
+    found = Plan(rows=part.valid_rows, batch_size=8, epochs=12, keep_last=True, seed=0)
+    for step in range(0, found.num_steps, found.steps_per_epoch):
+        for data in read_steps(part, found, step=step, world=World(), num_workers=0, pin_memory=False):
+            for row, ids in zip(data.rows, data.inputs.token_ids, strict=True):
+                seen[int(row)].add(tuple(ids.tolist()))
+    counts = [len(seen[row]) for row in seen]
+    assert len(seen) == len(part)
+    assert np.mean(counts) > 0.9 * part.num_captions.mean()
+
+
+# --- a run ------------------------------------------------------------------------------------------------------
+
+
+def test_history_and_result(cached):
+    """The loss of the first step is that of the untouched model; the result loads with plain open_clip."""
+    refined(cached, refine__epochs=2)
+    part, clip, _ = open_cached(cached)
+    rows = history(cached)
+    assert [row["step"] for row in rows] == list(range(len(part) // 8 * 2))
+    assert all(row["loss"] == pytest.approx(row["rafa_loss"] + row["hycd_loss"]) for row in rows)
+    assert rows[-1]["epoch"] == 1
+    plain, _, _ = open_clip.create_model_and_transforms(f"local-dir:{cached / 'data/refined'}")
+    plain.eval()
+    mine = model.load(cached / "data/refined")
+    inputs = part.read_inputs([0, 1], [0, 0])
+    with torch.inference_mode():
+        expected = plain.encode_image(mine.normalize(inputs.images))
+        assert torch.equal(mine.encode_image(inputs.images), expected)
+        assert not torch.equal(clip.encode_image(inputs.images), expected)
+    manifest = artifacts.read_manifest(cached / "data/refined", stage="refine")
+    assert manifest["model"]["refined_from"] == clip.facts["weights_digest"]
+    assert manifest["model"]["weights_digest"] == mine.facts["weights_digest"] != clip.facts["weights_digest"]
+    assert mine.facts["logit_scale"] == clip.facts["logit_scale"]  # frozen by default
+    assert artifacts.verify(cached / "data/refined") == []
+
+
+def test_first_step_of_self_kd_is_zero_because_the_student_is_the_teacher(cached):
+    """Through the whole machinery: cache, caption draw, text cut, loop. Any misjoin would give a positive loss."""
+    refined(cached, refine__recipe="self_kd", refine__learning_rate=0.0, refine__weight_decay=0.0)
+    for row in history(cached):
+        assert abs(row["loss"]) < 1e-6
+
+
+def test_the_seed_decides_and_nothing_else_does(cached):
+    first = refined(cached)
+    assert equal(refined(cached, runtime__num_workers=2, runtime__checkpoint_every=1), first)
+    assert not equal(refined(cached, refine__seed=1), first)
+
+
+def test_online_teacher_gives_bitwise_the_cached_run(sharded):
+    found = []
+    for mode in ("cached", "online"):
+        write_params(sharded, cache_teacher__mode=mode)
+        run_stage("cache_teacher", sharded)
+        run_stage("refine", sharded)
+        found.append((weights(sharded), history(sharded)))
+    assert equal(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1]
+
+
+def test_without_stored_pixels_the_run_is_the_same(sharded):
+    found = []
+    for pixels in ("always", "never"):
+        write_params(sharded, cache_teacher__pixels=pixels)
+        run_stage("cache_teacher", sharded)
+        run_stage("refine", sharded)
+        found.append(weights(sharded))
+    assert equal(*found)
+
+
+def test_micro_batches_change_the_weights_by_rounding_only(cached):
+    """A large `eps` keeps Adam from blowing up the rounding of gradients that are 0 (the key biases')."""
+    whole = refined(cached, refine__eps=1e-3)
+    chunked = refined(cached, refine__eps=1e-3, refine__micro_batch=3)
+    for name, value in whole.items():
+        torch.testing.assert_close(chunked[name], value, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("values", "check"),
+    [
+        ({"refine__grad_clip": 1e-3}, lambda rows: all(row["gradient_norm"] > 0 for row in rows)),
+        ({"refine__schedule": "cosine", "refine__warmup_steps": 2}, lambda rows: rows[0]["learning_rate"] == 5e-4),
+        ({"refine__last_batch": "keep"}, lambda rows: len(rows) == 6),
+        ({"refine__max_steps": 2}, lambda rows: len(rows) == 2),
+        ({"refine__precision": "bf16"}, lambda rows: len(rows) >= 5),
+        ({"refine__stochastic_layers": True}, lambda rows: len(rows) >= 5),
+    ],
+)
+def test_options(cached, values, check):
+    refined(cached, **values)
+    rows = history(cached)
+    assert check(rows)
+    assert all(np.isfinite(row["loss"]) for row in rows)
+
+
+def test_clipping_bounds_the_norm(cached):
+    """Plain gradient norms, then clipped at half the smallest: what Adam sees has at most that norm."""
+    refined(cached, refine__grad_clip=1e9)
+    smallest = min(row["gradient_norm"] for row in history(cached))
+    seen = []
+    original = torch.optim.AdamW.step
+
+    def step(self, *arguments, **options):
+        norms = [p.grad.norm() for group in self.param_groups for p in group["params"] if p.grad is not None]
+        seen.append(float(torch.stack(norms).norm()))
+        return original(self, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", step)
+        refined(cached, refine__grad_clip=smallest / 2)
+    assert seen
+    assert max(seen) <= smallest / 2 * (1 + 1e-5)
+
+
+# --- loud stops -------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_names_step_terms_and_keys(cached):
+    write_params(cached, refine__learning_rate=1e30)
+    with pytest.raises(UserError, match=r"not finite at step [12] \(.*hycd_loss.*batch: 00\d\d, "):
+        run_stage("refine", cached)
+    assert not (cached / "data/refined").exists()
+
+
+def test_a_set_smaller_than_the_batch_is_an_error(cached):
+    write_params(cached, refine__batch_size=512)
+    with pytest.raises(UserError, match=r"refine.batch_size: 512 is more than the \d+ training samples"):
+        run_stage("refine", cached)
+
+
+def test_weights_that_did_not_move_are_warned_of(cached, caplog):
+    refined(cached, refine__learning_rate=1e-9)
+    assert "learning rate x steps is too small" in caplog.text
+    caplog.clear()
+    refined(cached)
+    assert "too small" not in caplog.text
+
+
+def test_norms_far_from_the_logit_scale_are_warned_of(sharded, caplog):
+    path = sharded / "clip/open_clip_model.safetensors"
+    tensors = {k: v.clone() for k, v in safetensors.torch.load_file(path).items()}
+    tensors["visual.proj"] *= 100
+    safetensors.torch.save_file(tensors, path)
+    for name in ("base", "shard", "cache_teacher"):
+        run_stage(name, sharded)
+    assert "far from the model's logit scale" in caplog.text
+
+
+def test_everything_locked_is_refused(cached):
+    write_params(cached, refine__lock_image=True, refine__lock_text=True)
+    with pytest.raises(UserError, match="every weight is locked"):
+        run_stage("refine", cached)
+
+
+# --- kill and resume --------------------------------------------------------------------------------------------
+
+
+def interrupt_at(step, monkeypatch):
+    """As SIGTERM does: `stop_requested` turns true while step number `step` is computed."""
+    original = training.Refiner._one_step
+
+    def one_step(self, data):
+        if self.step == step:
+            monkeypatch.setattr(runtime, "_stop_signal", signal.SIGTERM)
+        return original(self, data)
+
+    monkeypatch.setattr(training.Refiner, "_one_step", one_step)
+
+
+@pytest.mark.parametrize("step", [0, 3])
+def test_stopped_and_resumed_equals_uninterrupted_bitwise(cached, monkeypatch, caplog, step):
+    values = {"refine__epochs": 2, "refine__schedule": "cosine", "refine__stochastic_layers": True, **QUIET}
+    reference, rows = refined(cached, **values), history(cached)
+    shutil.rmtree(cached / "data/refined")
+    with monkeypatch.context() as patch:
+        interrupt_at(step, patch)
+        with pytest.raises(runtime.Stopped):
+            run_stage("refine", cached)
+        assert not (cached / "data/refined").exists()
+    with caplog.at_level("INFO"):
+        run_stage("refine", cached)
+    assert f"resumed at step {step + 1}" in caplog.text
+    assert equal(weights(cached), reference)
+    assert history(cached) == rows
+    assert not list((cached / ".checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"refine__learning_rate": 2e-3},
+        {"refine__recipe": "hycd"},
+        {"refine__seed": 1},
+        {"recipes__clip_refine__alpha": 0.4},
+    ],
+)
+def test_another_configuration_never_resumes_an_old_checkpoint(cached, monkeypatch, caplog, change):
+    with monkeypatch.context() as patch:
+        interrupt_at(2, patch)
+        with pytest.raises(runtime.Stopped):
+            refined(cached, **QUIET)
+    with caplog.at_level("INFO"):
+        refined(cached, **QUIET, **change)
+    assert "resumed" not in caplog.text
+    assert len(history(cached)) >= 5
+
+
+def test_another_input_or_code_version_never_resumes_an_old_checkpoint(cached, monkeypatch, caplog):
+    with monkeypatch.context() as patch:
+        interrupt_at(2, patch)
+        with pytest.raises(runtime.Stopped):
+            refined(cached, **QUIET)
+    with monkeypatch.context() as patch, caplog.at_level("INFO"):
+        patch.setattr("pipeline_lib.provenance.code_digest", lambda *_: "other")
+        run_stage("refine", cached)
+    assert "resumed" not in caplog.text
+    shutil.rmtree(cached / "clip")
+    write_tiny_clip(cached / "clip", seed=5)
+    for name in ("base", "shard", "cache_teacher", "refine"):
+        run_stage(name, cached)
+    assert "resumed" not in caplog.text
+
+
+def test_a_pickled_checkpoint_is_not_loaded(cached, monkeypatch):
+    """weights_only: a checkpoint that would run code is refused."""
+    with monkeypatch.context() as patch:
+        interrupt_at(2, patch)
+        with pytest.raises(runtime.Stopped):
+            refined(cached, **QUIET)
+    [work] = (cached / ".checkpoints").iterdir()
+    torch.save({"step": print}, work / training.CHECKPOINT)
+    with pytest.raises(Exception, match=r"weights_only|Weights only"):
+        run_stage("refine", cached)
+
+
+@pytest.mark.slow
+def test_killed_at_random_steps_it_ends_with_the_same_weights(cached):
+    """SIGKILL at random moments, again and again, a checkpoint at every step: bitwise the uninterrupted weights."""
+    values = {"refine__epochs": 8, "runtime__checkpoint_every": 1}
+    reference, rows = refined(cached, **values), history(cached)
+    shutil.rmtree(cached / "data/refined")
+    dice, resumed = random.Random(1), 0
+    for _ in range(4):
+        process = stage_process(cached, "refine")
+        written = time.time()
+        while process.poll() is None:
+            found = list((cached / ".checkpoints").rglob(training.CHECKPOINT))
+            if found and found[0].stat().st_mtime > written:
+                break
+            time.sleep(0.002)
+        time.sleep(dice.random() * 0.3)
+        process.send_signal(signal.SIGKILL)
+        resumed += "resumed at step" in process.communicate()[0]
+    process = stage_process(cached, "refine")
+    output, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, output
+    assert "resumed at step" in output
+    assert resumed >= 2
+    assert equal(weights(cached), reference)
+    assert history(cached) == rows
+
+
+@pytest.mark.slow
+def test_sigterm_writes_a_checkpoint_and_ends_the_stage(cached):
+    write_params(cached, refine__epochs=400, **QUIET)
+    process = stage_process(cached, "refine")
+    while not list((cached / ".checkpoints").rglob(training.HISTORY)):
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "checkpoint written at step" in output
+    assert list((cached / ".checkpoints").rglob(training.CHECKPOINT))
+
+
+@pytest.mark.slow
+def test_two_processes_refine_as_one(cached):
+    """torchrun through `runtime.processes: 2`: the weights of one process, to fp32 rounding (fp64: test_gradients)."""
+    one = refined(cached, refine__eps=1e-3)
+    rows = history(cached)
+    write_params(cached, refine__eps=1e-3, runtime__processes=2)
+    process = stage_process(cached, "refine")
+    output, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, output
+    for name, value in weights(cached).items():
+        torch.testing.assert_close(value, one[name], rtol=1e-5, atol=1e-6)
+    for a, b in zip(history(cached), rows, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+
+
+def test_config_mentions_every_field_of_refine():
+    """A field that nothing reads would be a switch without a wire."""
+    library = [path for path in (ROOT / "pipeline_lib").glob("*.py") if path.stem != "config"]
+    source = "".join(path.read_text() for path in library)
+    for name in config.Refine.__dataclass_fields__:
+        assert f"settings.{name}" in source, name
