@@ -29,12 +29,13 @@ from PIL import Image
 from pipeline_lib import artifacts, config
 from pipeline_lib.errors import UserError
 from pipeline_lib.samples import CLASS_TASK, Sample, Splitter, TarFile, TarImage, Task
-from pipeline_lib.shards import IndexEntry, key_digest
+from pipeline_lib.shards import IndexEntry, caption_digest, key_digest
 from pipeline_lib.tars import IMAGE_EXTENSIONS, list_tar
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 _LAST_BYTES = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82", "GIF": b";"}
 _HEADER = 512  # bytes before a member of the tar
+_CHUNK = 1 << 20  # bytes hashed and written at a time
 _LONGEST_KEY = 80  # a tar header holds names of 100 bytes
 
 
@@ -104,17 +105,27 @@ class Record:
     dropped_captions: int = 0
     quarantined: list[tuple[str, str]] = field(default_factory=list)  # (key, reason)
     excluded: list[tuple[str, str]] = field(default_factory=list)  # (key, reason)
+    pictures: bytearray = field(default_factory=bytearray)  # 16 bytes of the hash of each image, in order
+    captions: bytearray = field(default_factory=bytearray)  # 16 bytes of the digest of each caption, in order
 
     @property
     def read(self) -> int:
         """Samples of the source, whatever became of them."""
         return self.num_samples + len(self.quarantined) + len(self.excluded)
 
-    def add(self, sample: Sample) -> None:
+    def add(self, entry: IndexEntry) -> None:
         """Count a sample that is used."""
         self.num_samples += 1
-        self.num_captions += len(sample.captions)
-        self.max_caption_chars = max(self.max_caption_chars, *map(len, sample.captions), 0)
+        self.num_captions += len(entry.captions)
+        self.max_caption_chars = max(self.max_caption_chars, *map(len, entry.captions), 0)
+        self.pictures += picture_digest(entry.sha256)
+        for caption in entry.captions:
+            self.captions += caption_digest(caption)
+
+
+def picture_digest(sha256: str) -> bytes:
+    """The 16 bytes by which pictures are compared."""
+    return bytes.fromhex(sha256[:32])
 
 
 @dataclass(slots=True)
@@ -221,7 +232,7 @@ class FileJob:
             writer.write({"__key__": name, extension: data})
             writer.write({"__key__": name, **self._texts(sample)})
             index.write(entry.line().encode())
-            record.add(sample)
+            record.add(entry)
         writer.close()
 
     def _texts(self, sample: Sample) -> dict[str, bytes]:
@@ -304,10 +315,11 @@ class TarJob:
         if reason:
             record.quarantined.append((sample.key, reason))
             return None
-        record.add(sample)
         image = sample.image
         assert isinstance(image, TarImage)
-        return _entry(sample, image.member, image.offset, data).line()
+        entry = _entry(sample, image.member, image.offset, data)
+        record.add(entry)
+        return entry.line()
 
 
 Job = FileJob | TarJob
@@ -335,25 +347,33 @@ def _entry(sample: Sample, member: str, offset: int, data: bytes) -> IndexEntry:
 
 
 class HashedFile:
-    """A file that hashes what is written to it; after `abandon`, what is written goes nowhere."""
+    """A file that hashes what is written to it, a megabyte at a time; after `abandon`, what is written goes nowhere."""
 
     def __init__(self, file: IO[bytes], path: Path) -> None:
         """`path` is what a message names."""
         self._file: IO[bytes] | None = file
         self._path = path
+        self._pending = bytearray()
         self._hash = hashlib.sha256()
         self.num_bytes = 0
 
     def write(self, data: bytes) -> int:
-        """Write and hash `data`."""
+        """Take `data`."""
+        self._pending += data
+        if len(self._pending) >= _CHUNK:
+            self.flush()
+        return len(data)
+
+    def flush(self) -> None:
+        """Hash and write what was taken."""
         if self._file is not None:
-            self._hash.update(data)
-            self.num_bytes += len(data)
+            self._hash.update(self._pending)
+            self.num_bytes += len(self._pending)
             try:
-                self._file.write(data)
+                self._file.write(self._pending)
             except OSError as error:
                 raise _cannot_write(self._path, error) from None
-        return len(data)
+        self._pending.clear()
 
     def abandon(self) -> None:
         """Ignore whatever a writer still wants to write when it is thrown away."""
@@ -376,6 +396,7 @@ def hashed_file(path: Path) -> Iterator[HashedFile]:
             hashed = HashedFile(file, path)
             try:
                 yield hashed
+                hashed.flush()
             except BaseException:
                 hashed.abandon()
                 raise
@@ -400,7 +421,7 @@ def run_job(job: Job) -> Result:
         warnings.simplefilter("ignore")  # of images between one and two times the limit: image_fault says it
         result = job.run()
     with hashed_file(done) as file:
-        file.write(json.dumps({"plan": plan, **dataclasses.asdict(result)}).encode())
+        file.write(json.dumps({"plan": plan, **dataclasses.asdict(result)}, default=bytearray.hex).encode())
     return result
 
 
@@ -410,7 +431,7 @@ def _finished(job: Job, done: Path, plan: str) -> Result | None:
     content = json.loads(done.read_text(encoding="utf-8"))
     if content["plan"] != plan:
         return None
-    records = [Record(**{**record, **_pairs(record)}) for record in content["records"]]
+    records = [_restored(record) for record in content["records"]]
     for record in records:
         for path, sha256 in job.files(record) if record.num_samples else ():
             if not path.is_file() or artifacts.sha256_file(path) != sha256:
@@ -418,5 +439,8 @@ def _finished(job: Job, done: Path, plan: str) -> Result | None:
     return Result(records, content["in_no_part"], content["ignored"], resumed=True)
 
 
-def _pairs(record: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
-    return {name: [(key, reason) for key, reason in record[name]] for name in ("quarantined", "excluded")}
+def _restored(fields: Mapping[str, Any]) -> Record:
+    """A record as it was before it became JSON."""
+    pairs = {name: [(key, reason) for key, reason in fields[name]] for name in ("quarantined", "excluded")}
+    digests = {name: bytearray.fromhex(fields[name]) for name in ("pictures", "captions")}
+    return Record(**{**fields, **pairs, **digests})

@@ -34,7 +34,7 @@ from pipeline_lib import artifacts, config, runtime, shard_jobs, sources
 from pipeline_lib.errors import UserError
 from pipeline_lib.samples import Sample, Source, Splitter, check_keys
 from pipeline_lib.shard_jobs import FileJob, Job, Record, Result, Rules, TarJob
-from pipeline_lib.shards import STAGE, IndexEntry, caption_digest, read_index
+from pipeline_lib.shards import STAGE, read_index
 
 log = logging.getLogger(__name__)
 
@@ -141,8 +141,9 @@ class SetWriter:
 
     def _indexed(self) -> Iterator[tuple[str, str]]:
         for record in (record for part in self.parts for record in self.records[part]):
-            for entry in read_index(self.rules.output / record.part / record.index):
-                yield entry.key, f"{record.file}: {entry.member}"
+            if record.num_samples:
+                for entry in read_index(self.rules.output / record.part / record.index):
+                    yield entry.key, f"{record.file}: {entry.member}"
 
     def jobs(self) -> Iterator[Job]:
         """All jobs in order; the same ones each time."""
@@ -251,13 +252,13 @@ class Seen:
         return found
 
 
-def _rows(digests: Iterable[bytes]) -> np.ndarray:
+def _rows(digests: Iterable[bytes | bytearray]) -> np.ndarray:
     """16-byte digests as an array [n] that numpy can sort and compare."""
-    return np.fromiter(digests, dtype="S16")
+    return np.frombuffer(b"".join(digests), dtype="S16")
 
 
-def _content(sha256: str) -> bytes:
-    return bytes.fromhex(sha256[:32])
+def _pictures(writer: SetWriter, part: str) -> np.ndarray:
+    return _rows(record.pictures for record in writer.records[part])
 
 
 def read_trained_on(path: Path) -> list[tuple[str, str]]:
@@ -282,13 +283,13 @@ def _exclude_overlap(workers: Workers, sets: Sequence[SetWriter], trained_on: Se
         UserError: A part holds more of them than `shard.max_overlap_share` allows, or a sample of `base` itself.
     """
     seen = Seen()
-    seen.add("base", _rows(_content(sha256) for _, sha256 in trained_on))
+    seen.add("base", _rows(shard_jobs.picture_digest(sha256) for _, sha256 in trained_on))
     for writer, part in _in_order(sets):
         found = _overlap(writer, part, seen, set(trained_on) if writer is sets[0] else set())
         if found:
             writer.exclude(workers, found)
         if writer is sets[0] and part in TRAINING:
-            seen.add(part, _rows(_content(entry.sha256) for entry in _entries(writer, part)))
+            seen.add(part, _pictures(writer, part))
 
 
 def _in_order(sets: Sequence[SetWriter]) -> list[tuple[SetWriter, str]]:
@@ -297,17 +298,11 @@ def _in_order(sets: Sequence[SetWriter]) -> list[tuple[SetWriter, str]]:
     return [(sets[0], part) for part in order] + [(writer, part) for writer in sets[1:] for part in writer.parts]
 
 
-def _entries(writer: SetWriter, part: str) -> Iterator[IndexEntry]:
-    for record in writer.records[part]:
-        if record.num_samples:
-            yield from read_index(writer.rules.output / part / record.index)
-
-
 def _overlap(
     writer: SetWriter, part: str, seen: Seen, trained_on: set[tuple[str, str]]
 ) -> dict[str, dict[tuple[str, str], str]]:
     """{job: {(part, key): reason}} of the pictures of `part` that were seen."""
-    rows = seen.find(_rows(_content(entry.sha256) for entry in _entries(writer, part)))
+    rows = seen.find(_pictures(writer, part))
     if not rows:
         return {}
     number, found, keys = 0, dict[str, dict[tuple[str, str], str]](), list[str]()
@@ -432,8 +427,7 @@ def _part_facts(writer: SetWriter, part: str) -> dict[str, Any]:
     reasons = Counter(reason for record in records for _, reason in record.excluded)
     num_samples = sum(record.num_samples for record in used)
     num_captions = sum(record.num_captions for record in used)
-    pictures = _rows(_content(entry.sha256) for entry in _entries(writer, part))
-    captions = _rows(caption_digest(caption) for entry in _entries(writer, part) for caption in entry.captions)
+    pictures, captions = _pictures(writer, part), _rows(record.captions for record in records)
     return {
         "name": part,
         "in_place": bool(writer.source.tars),

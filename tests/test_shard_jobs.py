@@ -172,6 +172,7 @@ def test_a_failed_write_names_the_file_and_leaves_nothing(tmp_path, monkeypatch)
             self._file = Full()
 
     monkeypatch.setattr(shard_jobs, "HashedFile", FullDisk)
+    monkeypatch.setattr(shard_jobs, "_CHUNK", 1000)
     with pytest.raises(UserError, match=r"refine/00000.tar: cannot be written \(No space left on device\); make room"):
         shard_jobs.run_job(job(tmp_path, [sample(tmp_path, n) for n in range(8)]))
     assert [p for p in (tmp_path / "work").rglob("*") if p.is_file()] == []
