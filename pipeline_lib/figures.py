@@ -84,11 +84,12 @@ class Figure:
 
 @dataclass(frozen=True)
 class Difference:
-    """One row of the differences figure, in points."""
+    """One row of a figure of differences, in percentage points."""
 
     label: str
     interval: Interval
     verdict: Literal["rose", "fell", "still"]
+    seeds: tuple[float, ...] = ()  # of each seed, where `interval` is of their mean
 
 
 def to_svgs(figure: Figure) -> list[str]:
@@ -138,7 +139,7 @@ def _for_page(svg: str, prefix: str) -> str:
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', svg)
     svg = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}-\1"', svg)
     svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", svg)
-    svg = re.sub(r"font: ([^;\"]*?)'DejaVu Sans'[^;\"]*", r"font: \1var(--sans)", svg)
+    svg = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--sans)", svg)
     for name, value in COLOURS.items():
         svg = svg.replace(value, f"var(--{name})")
     return re.sub(r"\n\s*", "\n", svg)
@@ -154,7 +155,39 @@ def differences(rows: Sequence[Difference], *, confidence: str) -> Figure:
         rows: The headlines.
         confidence: Coverage of the intervals, as it reads.
     """
+    return Figure(
+        "differences",
+        "What changed",
+        f"Refined minus base on the same items, with the paired {confidence} interval. A triangle up: rose, a triangle "
+        "down: fell, a dot: no measurable change after Holm's correction.",
+        (_difference_rows(rows, "refined − base, percentage points"),),
+        (4.8, 0.75 + 0.45 * max(2, len(rows))),
+    )
 
+
+def ablation(set_name: str, panels: Mapping[str, Sequence[Difference]], *, confidence: str) -> Figure:
+    """Difference from base of every configuration, one panel per headline.
+
+    Args:
+        set_name: Evaluation set.
+        panels: headline -> configurations in the order of the rows.
+        confidence: Coverage of the intervals, as it reads.
+    """
+    rows = max(len(of_panel) for of_panel in panels.values())
+    return Figure(
+        f"ablation_{_file_name(set_name)}",
+        f"Differences from base on {set_name}",
+        f"Marks and lines: mean over seeds with its paired {confidence} interval over pictures; a triangle where it is "
+        "measurable after Holm's correction. Ticks: each seed by itself. Rows in the order of the ranking.",
+        tuple(
+            _difference_rows(of_panel, "minus base, percentage points", title=headline)
+            for headline, of_panel in panels.items()
+        ),
+        (4.4, 0.95 + 0.4 * max(2, rows)),
+    )
+
+
+def _difference_rows(rows: Sequence[Difference], axis: str, *, title: str = "") -> Panel:
     def draw(axes: Axes) -> None:
         axes.axvline(0, color=COLOURS["muted"], linewidth=0.9)
         for y, row in enumerate(rows):
@@ -162,24 +195,17 @@ def differences(rows: Sequence[Difference], *, confidence: str) -> Figure:
             axes.plot([low, high], [y, y], color=colour, linewidth=2.2, solid_capstyle="round")
             marker = {"rose": "^", "fell": "v", "still": "o"}[row.verdict]
             axes.plot([value], [y], marker=marker, color=colour, markersize=7)
-            axes.annotate(
-                row.label, (0, y), (0, 9), ("axes fraction", "data"), "offset points", fontsize=9,
-                bbox={"facecolor": COLOURS["paper"], "edgecolor": "none", "pad": 1},
-            )  # fmt: skip
+            if len(row.seeds) > 1:
+                axes.plot(row.seeds, [y] * len(row.seeds), "|", color=COLOURS["ink"], markersize=9, markeredgewidth=1.1)
+            # The label stands above its row, so that it is readable at any width, however long.
+            box = {"facecolor": COLOURS["paper"], "edgecolor": "none", "pad": 1}
+            axes.annotate(row.label, (0, y), (0, 9), ("axes fraction", "data"), "offset points", fontsize=9, bbox=box)
         axes.set_ylim(len(rows) - 0.5, -0.8)
-        axes.set_yticks([])
+        axes.set(yticks=[], xlabel=axis, title=title)
         axes.spines["left"].set_visible(False)
         axes.grid(axis="x")
-        axes.set_xlabel("refined − base, percentage points")
 
-    return Figure(
-        "differences",
-        "What changed",
-        f"Refined minus base on the same items, with the paired {confidence} interval. A triangle up: rose, a "
-        "triangle down: fell, a dot: no measurable change after Holm's correction.",
-        (draw,),
-        (4.8, 0.75 + 0.45 * max(2, len(rows))),
-    )
+    return draw
 
 
 def projection(clouds: Mapping[str, tuple[Array, Array]]) -> Figure:
@@ -191,7 +217,8 @@ def projection(clouds: Mapping[str, tuple[Array, Array]]) -> Figure:
     from sklearn.decomposition import PCA
 
     picked = {model: tuple(_evenly(x, MAX_POINTS) for x in pair) for model, pair in clouds.items()}
-    pca = PCA(n_components=2, svd_solver="full").fit(np.concatenate([x for pair in clouds.values() for x in pair]))
+    with np.errstate(invalid="ignore"):
+        pca = PCA(n_components=2, svd_solver="full").fit(np.concatenate([x for pair in clouds.values() for x in pair]))
     points = {model: [pca.transform(x) for x in pair] for model, pair in picked.items()}
     everything = np.concatenate([x for pair in points.values() for x in pair])
     (x_low, y_low), (x_high, y_high) = everything.min(axis=0), everything.max(axis=0)
@@ -209,9 +236,9 @@ def projection(clouds: Mapping[str, tuple[Array, Array]]) -> Figure:
                 axes.plot(
                     *cloud.mean(axis=0), marker, color=COLOURS[kind], markersize=10, markeredgecolor=COLOURS["paper"]
                 )
-            pad_x, pad_y = 0.04 * (x_high - x_low), 0.06 * (y_high - y_low)
+            pad_x, pad_y = 0.04 * (x_high - x_low) + 1e-3, 0.06 * (y_high - y_low) + 1e-3
             axes.set(xlim=(x_low - pad_x, x_high + pad_x), ylim=(y_low - pad_y, y_high + pad_y), title=model)
-            share = pca.explained_variance_ratio_
+            share = np.nan_to_num(pca.explained_variance_ratio_)  # no variance at all: no share
             axes.set_xlabel(f"direction 1 ({share[0]:.0%} of the variance)")
             axes.set_ylabel(f"direction 2 ({share[1]:.0%})")
             axes.legend(loc="best", handletextpad=0.1, markerscale=1.6)
@@ -238,7 +265,8 @@ def cosine_histogram(cosines: Mapping[str, Mapping[str, Array]]) -> Figure:
     """
     values = [x for kinds in cosines.values() for x in kinds.values()]
     low, high = min(float(x.min()) for x in values), max(float(x.max()) for x in values)
-    edges = np.linspace(low, high if high > low else low + 1e-6, 61)
+    high = max(high, low + 1e-3)
+    edges = np.linspace(low, high, 61)
     heights = {
         m: {k: np.histogram(x, edges)[0] / max(1, len(x)) for k, x in kinds.items()} for m, kinds in cosines.items()
     }
@@ -301,9 +329,9 @@ def gap_spectrum(centroid_differences: Mapping[str, Array]) -> Figure:
     return Figure(
         "gap_spectrum",
         "The gap, dimension by dimension",
-        "Left: how far the mean picture and the mean caption lie apart in each dimension, largest first. Right: the "
-        "share of the squared distance held by the k largest; a line that jumps up at once means that few dimensions "
-        "carry the gap.",
+        "Size: how far the mean picture and the mean caption lie apart in each dimension, largest first. "
+        "Concentration: the share of the squared distance held by the k largest; a line that jumps up at once means "
+        "that few dimensions carry the gap.",
         (size, share),
     )
 
@@ -336,7 +364,7 @@ def recall_bars(set_name: str, recalls: Mapping[str, Mapping[str, Mapping[int, I
         return draw
 
     return Figure(
-        f"recall_{re.sub(r'[^A-Za-z0-9_-]', '_', set_name)}",
+        f"recall_{_file_name(set_name)}",
         f"Retrieval on {set_name}",
         "Share of queries that find one of their own within the first k, with bootstrap intervals. These intervals are "
         "of each model by itself; whether two models differ is told by the paired differences above, which are "
@@ -415,6 +443,10 @@ def wise_ft_curve(curves: Mapping[str, Sequence[tuple[float, float, float]]], *,
         tuple(panel(title) for title in curves),
         (4.4, 3.4),
     )
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]", "_", text)
 
 
 def _log_counts(axes: Axes) -> None:

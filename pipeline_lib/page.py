@@ -62,11 +62,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; `code` in backticks, **strong** in asterisks. `lead` is the sentence one must not miss."""
+    """A paragraph; `code` in backticks, **strong** in asterisks. `lead`: not to be missed, `quiet`: the small print."""
 
     text: str
     lead: bool = False
-    tone: Tone = ""
+    quiet: bool = False
     kind: str = field(default="text", init=False)
 
 

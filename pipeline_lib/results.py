@@ -19,14 +19,30 @@ from typing import Any, Literal
 import numpy as np
 from safetensors.numpy import load_file
 
-from pipeline_lib import artifacts, statistics
+from pipeline_lib import artifacts, config, statistics
 from pipeline_lib.errors import UserError
 from pipeline_lib.statistics import Interval, Mean
 
 Array = np.ndarray[Any, Any]
 Verdict = Literal["rose", "fell", "still"]
+PARAMETERS = ("data", "base", "shard", "cache_teacher", "refine", "evaluate")  # sections that decide results
 PLAIN, CENTRED = "plain", "mean_centred"
 DIRECTIONS = {"image_to_text": "image → text", "text_to_image": "text → image"}
+
+
+def read_parameters(params_file: Path) -> dict[str, Any]:
+    """The sections of params.yaml that decide results, of `recipes` the one that is used."""
+    parameters = {name: config.raw_section(params_file, name) for name in PARAMETERS}
+    recipe = parameters["refine"]["recipe"]
+    return {**parameters, "recipes": {recipe: config.raw_section(params_file, "recipes").get(recipe)}}
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys: {"a": {"b": 1}} -> {"a.b": 1}."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        result |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return result
 
 
 @dataclass(frozen=True)

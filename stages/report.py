@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline_lib import artifacts, config, report, tracking
 from pipeline_lib.runtime import run_stage
 
-SECTIONS = ("paths", *report.PARAMETERS, "recipes", "report", "tracking")
+SECTIONS = ("paths", "data", "base", "shard", "cache_teacher", "refine", "recipes", "evaluate", "report", "tracking")
 
 
 def main(params_file: Path = Path("params.yaml")) -> None:

@@ -23,27 +23,46 @@ WIDTH, PER_IMAGE = 24, 2
 SIZES = {"val": 60, "eval": 120}
 
 
-def write(root: Path, *, seed=0, recipe="clip_refine", gain=1.0, loss=1.0, with_captions=True, with_task=True) -> Path:
-    """Fill `root` with params.yaml and data/{base,refined,teacher,shards,eval}; returns the params file.
-
-    `gain` moves pairs together, `loss` moves the class prompts away, `seed` is the luck of the refinement.
-    """
+def write(root: Path, *, seed=0, recipe="clip_refine", **options) -> Path:
+    """Fill `root` with params.yaml and what `build` makes; returns the params file."""
     params = (ROOT / "params.yaml").read_text()
-    params = params.replace("recipe: clip_refine", f"recipe: {recipe}").replace(
-        "  seed: 0\n  epochs: 1", f"  seed: {seed}\n  epochs: 1"
-    )
-    params = params.replace("bootstrap_samples: 1000", "bootstrap_samples: 200")
-    params_file = root / "params.yaml"
-    params_file.write_text(params)
-    data = root / "data"
-    parts = {}
-    for name, size in SIZES.items():
-        parts[name] = write_part(data / "shards" / name, size, with_captions=with_captions, with_task=with_task)
+    for old, new in (
+        ("recipe: clip_refine", f"recipe: {recipe}"),
+        ("  seed: 0\n  epochs: 1", f"  seed: {seed}\n  epochs: 1"),
+        ("bootstrap_samples: 1000", "bootstrap_samples: 200"),
+    ):
+        assert old in params
+        params = params.replace(old, new)
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "params.yaml").write_text(params)
+    build(root, **options)
+    return root / "params.yaml"
+
+
+def build(root: Path, *, gain=1.0, loss=1.0, with_captions=True, with_task=True, centred=True) -> None:
+    """Make data/{base,refined,teacher,shards,eval} as params.yaml says.
+
+    `gain` moves pairs together, `loss` moves the class prompts away, `refine.seed` is the luck of the refinement.
+    """
+    params_file, data = root / "params.yaml", root / "data"
+    settings, seed = config.load(params_file, "evaluate"), config.load(params_file, "refine").seed
+    parts = {
+        name: write_part(
+            data / "shards" / name,
+            size,
+            with_captions=with_captions and (centred or name != "val"),
+            with_task=with_task,
+        )
+        for name, size in SIZES.items()
+    }
     artifacts.write_manifest(data / "shards", "shard", parts={name: part.digest for name, part in parts.items()})
-    settings = config.load(params_file, "evaluate")
-    for model, gain_now, loss_now, luck in (("base", 0, 0, None), ("refined", gain, loss, seed)):
+    refined = f"refined {seed} {gain} {loss}"
+    for model, weights, gain_now, loss_now, luck in (
+        ("base", "base", 0, 0, None),
+        ("refined", refined, gain, loss, seed),
+    ):
         embedded = {name: embed(part, gain_now, loss_now, luck) for name, part in parts.items()}
-        clip = SimpleNamespace(facts={"weights_digest": digest(model)})
+        clip = SimpleNamespace(facts={"weights_digest": digest(weights)})
         embedder = SimpleNamespace(clip=clip, world=World(), embed=lambda part, sets=embedded: sets[part.name])
         found = evaluation.evaluate(embedder, model, Inputs([parts["eval"]], parts["val"]), settings)
         if model == "refined":
@@ -52,8 +71,7 @@ def write(root: Path, *, seed=0, recipe="clip_refine", gain=1.0, loss=1.0, with_
                 for x in settings.wise_ft
             ]  # fmt: skip
         evaluation.write(found, data / "eval" / model, data / "eval" / f"{model}.json")
-    write_models(data, seed)
-    return params_file
+    write_models(data, seed, refined)
 
 
 def embed(part, gain, loss, luck):
@@ -94,7 +112,7 @@ def digest(model):
     return artifacts.sha256_bytes(model.encode())
 
 
-def write_models(data, seed):
+def write_models(data, seed, refined):
     """Folders of base, refined and teacher: manifests and history, no weights."""
     facts = {
         "source": {"source": "demo"},
@@ -110,7 +128,7 @@ def write_models(data, seed):
     rows.append({"weight_displacement": 0.0123})
     for folder, stage, model in (
         ("base", "base", "base"),
-        ("refined", "refine", "refined"),
+        ("refined", "refine", refined),
         ("teacher", "cache_teacher", "base"),
     ):
         (data / folder).mkdir()

@@ -17,11 +17,11 @@ from pathlib import Path
 from pipeline_lib import artifacts, page
 from pipeline_lib.page import Page, Section
 from pipeline_lib.report import pictures, tables, verdict
-from pipeline_lib.report.inputs import PARAMETERS, Inputs, read, steps
+from pipeline_lib.report.inputs import Inputs, read, steps
 
 STAGE = "report"
 HTML, MARKDOWN = "report.html", "report.md"
-__all__ = ["HTML", "MARKDOWN", "PARAMETERS", "Inputs", "build", "metrics", "read", "terminal_table", "write"]
+__all__ = ["HTML", "MARKDOWN", "Inputs", "build", "metrics", "read", "terminal_table", "write"]
 
 
 def build(inputs: Inputs) -> Page:

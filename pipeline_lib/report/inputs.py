@@ -16,7 +16,6 @@ from pipeline_lib.results import CENTRED, Evaluation, Paired, Settings, Variant
 OPENMOJI = (
     "All emojis designed by OpenMoji (openmoji.org) – the open-source emoji and icon project. License: CC BY-SA 4.0"
 )
-PARAMETERS = ("data", "base", "shard", "cache_teacher", "refine", "evaluate")  # what decides results
 
 
 @dataclass(frozen=True)
@@ -75,8 +74,6 @@ def read(params_file: Path) -> Inputs:
             raise UserError(
                 f"{evaluation.directory}: evaluated other weights than those in {folders[stage]}; dvc repro"
             )
-    parameters = {name: config.raw_section(params_file, name) for name in PARAMETERS}
-    recipe = parameters["refine"]["recipe"]
     history = (paths.refined / "history.jsonl").read_text(encoding="utf-8").splitlines()
     return Inputs(
         base=base,
@@ -84,7 +81,7 @@ def read(params_file: Path) -> Inputs:
         history=[json.loads(line) for line in history],
         parts={name: shards.read_part(paths.shards / name) for name in refined.sets},
         manifests=manifests,
-        parameters={**parameters, "recipes": {recipe: config.raw_section(params_file, "recipes").get(recipe)}},
+        parameters=results.read_parameters(params_file),
         evaluate=Settings(evaluate.confidence, evaluate.bootstrap_samples, evaluate.seed),
         num_examples=shown.num_examples,
         title=shown.title,

@@ -104,7 +104,7 @@ def examples(inputs: Inputs) -> tuple[Any, ...]:
         f"by the ratio of the two places. {page.percent((change > 0).mean())}\u00a0% of the pictures rank their own "
         f"caption better than before, {page.percent((change < 0).mean())}\u00a0% worse."
     )
-    attribution = (Text(OPENMOJI),) if inputs.uses_openmoji else ()
+    attribution = (Text(OPENMOJI, quiet=True),) if inputs.uses_openmoji else ()
     return (Text(explain), *(gallery for gallery in galleries if gallery.examples), *attribution)
 
 

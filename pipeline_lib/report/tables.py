@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,14 +83,14 @@ def detail(inputs: Inputs) -> tuple[Any, ...]:
         rows.append(page.group(name))
         rows += [Row((Cell(label), *(Cell(v.get(label, "–")) for v in values))) for label in values[0]]
     everything = Table(("", "base", "mean-centred", "refined"), tuple(rows))
-    worst = [table for name in inputs.sets for table in _worst_classes(inputs, name)]
+    worst = [table for name in inputs.sets for table in worst_classes(inputs, name)]
     return (
         Fold("Everything that was measured", (everything,)),
         *((Fold("Classes and confusions", tuple(worst)),) if worst else ()),
     )
 
 
-def _worst_classes(inputs: Inputs, name: str) -> Iterator[Table]:
+def worst_classes(inputs: Inputs, name: str) -> Iterator[Table]:
     """The classes that the refined model gets wrong most, and what it takes them for."""
     before = inputs.base.block(name, "zero_shot")
     for task, prompts in inputs.refined.block(name, "zero_shot").items():
@@ -217,13 +217,13 @@ def sources(inputs: Inputs) -> tuple[Any, ...]:
     digests |= {f"evaluate {e.results['model']}": [f"`{e.manifest['digest']}`"] for e in (inputs.base, inputs.refined)}
     code = {"code of the report": [f"`{provenance.code_digest(Path('stages/report.py'), ROOT)}`"]}
     versions = {name: [version] for name, version in provenance.package_versions().items()}
-    parameters = {name: [f"`{value}`"] for name, value in flat(inputs.parameters).items()}
+    parameters = {name: [f"`{value}`"] for name, value in results.flat(inputs.parameters).items()}
     return (
         page.grid(("output of stage", "digest"), digests | code, text_columns=(0, 1)),
         Fold("Models", (page.grid(("", "base", "refined"), facts, text_columns=(0, 1, 2)),)),
         Fold("Parameters", (page.grid(("params.yaml", "value"), parameters, text_columns=(0, 1)),)),
         Fold("Packages", (page.grid(("package", "version"), versions, text_columns=(0, 1)),)),
-        *((Text(OPENMOJI),) if inputs.uses_openmoji else ()),
+        *((Text(OPENMOJI, quiet=True),) if inputs.uses_openmoji else ()),
     )
 
 
@@ -232,11 +232,3 @@ def _plain(value: Any) -> str:
     if value is None:
         return "–"
     return f"`{artifacts.canonical_json(value) if isinstance(value, dict | list) else value}`"
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as dotted keys: {"a": {"b": 1}} -> {"a.b": 1}."""
-    result: dict[str, Any] = {}
-    for key, value in values.items():
-        result |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return result

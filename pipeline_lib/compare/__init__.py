@@ -1,0 +1,30 @@
+"""Comparison across runs: which configuration is best, by how much, and how sure that is.
+
+    python -m pipeline_lib.compare                          this folder and its DVC experiments
+    python -m pipeline_lib.compare hycd=../a rafa=../b      evaluated folders, with or without names
+    python -m pipeline_lib.compare --revs main v1 quick-1   git revisions or experiments
+    python -m pipeline_lib.compare queue --seeds 0..2       run every ablation that shares this base and data
+
+Configurations that differ in `refine.seed` alone are one row: mean ± spread over seeds, and an interval over pictures
+of the seeds' mean difference from base. The ranking is made on the selection part (val); the evaluation sets are shown
+in that order, so that the best row there is not a choice among lucky ones.
+
+    candidates   reads folders, revisions and experiments; groups seeds
+    board        ranking, tables, page
+    ablate       runs the ablations as DVC experiments
+"""
+
+from pipeline_lib.compare.board import build, ranked_on, terminal_table, write
+from pipeline_lib.compare.candidates import Candidate, Group, group, read_folder, read_revisions
+
+__all__ = [
+    "Candidate",
+    "Group",
+    "build",
+    "group",
+    "ranked_on",
+    "read_folder",
+    "read_revisions",
+    "terminal_table",
+    "write",
+]

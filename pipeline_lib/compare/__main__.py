@@ -1,0 +1,67 @@
+"""Command line of the comparison; see `python -m pipeline_lib.compare --help`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline_lib import compare
+from pipeline_lib.compare import ablate, board, candidates
+from pipeline_lib.errors import UserError
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Options of the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline_lib.compare",
+        description=compare.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folders", nargs="*", metavar="[NAME=]DIR", help="evaluated project folders, or: queue")
+    parser.add_argument("--revs", nargs="+", default=[], metavar="REV", help="git revisions or DVC experiments")
+    parser.add_argument("--experiments", action="store_true", help="all DVC experiments of the current commit")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="confidence (default: %(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("data/compare"), help="folder (default: %(default)s)")
+    parser.add_argument("--seeds", default="0", help="with queue: 0, 0,1,5 or 0..2 (default: %(default)s)")
+    parser.add_argument("--ablations", type=Path, default=Path("ablations"), help="with queue (default: %(default)s)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read all candidates, write the page, print the table.
+
+    Raises:
+        UserError: A candidate cannot be read.
+    """
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    folders, revisions = list(options.folders), list(options.revs)
+    if folders == ["queue"]:
+        folders, revisions = [], ablate.run(options.params, options.ablations, ablate.parse_seeds(options.seeds))
+    elif options.experiments or not (folders or revisions):
+        revisions += candidates.experiments()
+        folders += [] if options.experiments else ["."]
+    with tempfile.TemporaryDirectory() as scratch:
+        found = [_folder(argument) for argument in folders] + compare.read_revisions(revisions, Path(scratch))
+        if not found:
+            raise UserError("nothing to compare: name folders, --revs, or run experiments (`dvc exp run`)")
+        ranking = board.make(compare.group(found), options.params)
+        compare.write(ranking, options.output)
+        print(f"{compare.terminal_table(ranking)}\n\n{options.output / board.HTML}")
+
+
+def _folder(argument: str) -> candidates.Candidate:
+    name, _, path = argument.rpartition("=")
+    return compare.read_folder(name or Path(path).resolve().name, Path(path))
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,337 @@
+"""The ranking of configurations: on which set, by what, with which differences; as tables and as a page."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from pipeline_lib import artifacts, config, figures, page, recipes, results, statistics
+from pipeline_lib.compare.candidates import Candidate, Group
+from pipeline_lib.errors import UserError
+from pipeline_lib.page import Cell, Drawing, Fold, Page, Row, Section, Table, Text
+from pipeline_lib.results import CENTRED, Interval, Measure, Settings, Variant, Verdict
+
+HTML, MARKDOWN = "comparison.html", "comparison.md"
+MINUS_BASE = "minus base"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One headline of one group: its value by seed, the seeds' mean difference from base with an interval."""
+
+    measure: Measure
+    values: tuple[float, ...]  # by seed, shares
+    difference: Interval
+    p_value: float
+    verdict: Verdict = "still"
+
+    @property
+    def mean(self) -> float:
+        """Mean over seeds."""
+        return float(np.mean(self.values))
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation over seeds; None of a single one."""
+        return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else None
+
+    def drawn(self, label: str) -> figures.Difference:
+        """The difference with its interval, and that of each seed, in percentage points."""
+        base = self.mean - self.difference.value
+        value, low, high = self.difference
+        seeds = tuple(100 * (seed - base) for seed in self.values)
+        return figures.Difference(label, (100 * value, 100 * low, 100 * high), self.verdict, seeds)
+
+
+@dataclass(frozen=True)
+class Board:
+    """The groups, best first, with everything they are compared by."""
+
+    groups: Sequence[Group]
+    settings: Settings
+
+    @cached_property
+    def ranking_sets(self) -> list[str]:
+        """The selection parts that all groups share and that have headlines; else the evaluation sets."""
+        shared = [name for name in self._names("selection") if self.keys(name)]
+        return shared or self._names("sets")
+
+    @property
+    def is_honest(self) -> bool:
+        """Whether the ranking uses other pictures than the evaluation sets."""
+        return not set(self.ranking_sets) & set(self._names("sets"))
+
+    @cached_property
+    def sets(self) -> list[str]:
+        """All sets that all groups share, the ranking ones first."""
+        return [*self.ranking_sets, *(name for name in self._names("sets") if name not in self.ranking_sets)]
+
+    def _names(self, kind: str) -> list[str]:
+        """Sets of a kind that every candidate was evaluated on, with the same pictures."""
+        candidates = [candidate for group in self.groups for candidate in group.candidates]
+        digests = [{name: one.get("digest") for name, one in getattr(c.refined, kind).items()} for c in candidates]
+        return [name for name, digest in digests[0].items() if all(d.get(name) == digest for d in digests)]
+
+    def keys(self, name: str) -> dict[str, str]:
+        """Headlines of a set that all groups have: key -> label."""
+        found = [
+            {measure.key: measure.label for measure in Variant(candidate.refined).headlines(name)}
+            for group in self.groups
+            for candidate in group.candidates
+        ]
+        return {key: label for key, label in found[0].items() if all(key in one for one in found)}
+
+    @cached_property
+    def entries(self) -> dict[str, dict[str, dict[str, Entry]]]:
+        """Set -> label of the group -> key of the headline -> entry, Holm's correction within each set."""
+        return {name: self._judge({g.label: self._entries(g, name) for g in self.groups}) for name in self.sets}
+
+    def _entries(self, group: Group, name: str) -> dict[str, Entry]:
+        pairs = [(Variant(candidate.base), Variant(candidate.refined)) for candidate in group.candidates]
+        return _compare(pairs, name, list(self.keys(name)), self.settings)
+
+    def _judge(self, rows: dict[str, dict[str, Entry]]) -> dict[str, dict[str, Entry]]:
+        flat = [(label, key, entry) for label, by_key in rows.items() for key, entry in by_key.items()]
+        adjusted = statistics.holm([entry.p_value for _, _, entry in flat])
+        judged: dict[str, dict[str, Entry]] = {label: {} for label in rows}
+        for (label, key, entry), p in zip(flat, adjusted, strict=True):
+            moved: Verdict = "rose" if entry.difference.value > 0 else "fell"
+            judged[label][key] = replace(entry, verdict=moved if p < 1 - self.settings.confidence else "still")
+        return judged
+
+    def score(self, group: Group) -> float:
+        """Mean difference from base over the headlines of the ranking sets."""
+        entries = [e for name in self.ranking_sets for e in self.entries[name][group.label].values()]
+        return float(np.mean([entry.difference.value for entry in entries])) if entries else 0.0
+
+    @cached_property
+    def ranked(self) -> list[Group]:
+        """The groups, best first."""
+        return sorted(self.groups, key=lambda group: (-self.score(group), group.label))
+
+    @property
+    def first(self) -> Candidate:
+        """Any candidate: for what all share."""
+        return self.groups[0].candidates[0]
+
+
+def _compare(
+    pairs: Sequence[tuple[Variant, Variant]], name: str, keys: Sequence[str], settings: Settings
+) -> dict[str, Entry]:
+    """Headlines of several (before, after) pairs on one set, their item-wise differences averaged over the pairs."""
+    measures = {m.key: m for m in pairs[0][1].headlines(name) if m.key in keys}
+    differences = {}
+    for key, measure in measures.items():
+        means = [results.item_differences(before, after, measure) for before, after in pairs]
+        differences[key] = means[0]._replace(values=np.mean([mean.values for mean in means], axis=0))
+    tests = statistics.paired_tests(
+        differences,
+        pairs[0][1].evaluation.all_sets[name]["num_images"],
+        num_samples=settings.samples,
+        confidence=settings.confidence,
+        seed=settings.seed,
+    )
+    by_seed = [{m.key: m.interval.value for m in after.headlines(name)} for _, after in pairs]
+    return {
+        key: Entry(
+            measure,
+            tuple(values[key] for values in by_seed),
+            Interval(tests[key].difference, tests[key].low, tests[key].high),
+            tests[key].p_value,
+        )
+        for key, measure in measures.items()
+    }
+
+
+def make(groups: Sequence[Group], params_file: Path) -> Board:
+    """A board that is as sure as section `evaluate` of `params_file` asks for.
+
+    Raises:
+        UserError: The groups share no set.
+    """
+    evaluate = config.load(params_file, "evaluate")
+    count = len(groups) * 10  # headlines, roughly: enough resamples for Holm's factor over all of them
+    samples = max(evaluate.bootstrap_samples, round(10 * count / (1 - evaluate.confidence)))
+    board = Board(groups, Settings(evaluate.confidence, min(samples, 20000), evaluate.seed))
+    if not board.sets:
+        raise UserError("nothing to compare: the evaluations have no set in common with the same pictures")
+    return board
+
+
+# --- tables and page -------------------------------------------------------------------------------------------------
+
+
+def table(board: Board, name: str) -> Table:
+    """Every group on one set, best first, below the base models and their mean-centred variants."""
+    keys = board.keys(name)
+    rows = _baselines(board, name)
+    for group in board.ranked:
+        entries = board.entries[name][group.label]
+        gap = [_gap(Variant(candidate.refined), name) for candidate in group.candidates]
+        cells = (_entry(entries[key]) for key in keys)
+        rows.append(
+            Row((Cell(group.label), Cell(str(len(group.candidates))), *cells, Cell(_mean_number(gap))), "strong")
+        )
+    return Table(
+        (f"{name}, %", "seeds", *keys.values(), "gap"),
+        tuple(rows),
+        note="Mean ± standard deviation over seeds; in small type the "
+        f"{page.level(board.settings.confidence)} interval of the difference from base over pictures, with the seeds "
+        "averaged. A triangle: the difference is measurable after Holm's correction over this table. Gap: centroid "
+        "distance.",
+    )
+
+
+def _baselines(board: Board, name: str) -> list[Row]:
+    """The base, and the base mean-centred where it was measured; one line each for every distinct base model."""
+    keys = list(board.keys(name))
+    bases = {c.base.results["weights_digest"]: c for group in board.groups for c in group.candidates}
+    rows = []
+    for digest, candidate in bases.items():
+        suffix = f" {digest[:8]}" if len(bases) > 1 else ""
+        plain, centred = Variant(candidate.base), Variant(candidate.base, CENTRED)
+        values = {m.key: m.interval.value for m in plain.headlines(name)}
+        cells = [Cell(page.percent(values[key])) for key in keys]
+        rows.append(Row((Cell(f"base{suffix}"), Cell("–"), *cells, Cell(page.number(_gap(plain, name))))))
+        if list(centred.headlines(name)):
+            entries = _compare([(plain, centred)], name, keys, board.settings)
+            cells = [_entry(entries[key]) for key in keys]
+            rows.append(Row((Cell(f"mean-centred{suffix}"), Cell("–"), *cells, Cell(page.number(_gap(centred, name))))))
+    return rows
+
+
+def _entry(entry: Entry) -> Cell:
+    spread = "" if entry.spread is None else f" ± {page.percent(entry.spread)}"
+    ends = (page.points(entry.difference.low), page.points(entry.difference.high))
+    return Cell(page.percent(entry.mean) + spread, ends, "" if entry.verdict == "still" else entry.verdict)
+
+
+def _gap(variant: Variant, name: str) -> float | None:
+    return variant.evaluation.block(name, "gap", variant.name).get("centroid_distance")
+
+
+def _mean_number(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    spread = f" ± {page.number(float(np.std(known, ddof=1)))}" if len(known) > 1 else ""
+    return (page.number(float(np.mean(known))) if known else "–") + spread
+
+
+def build(board: Board) -> Page:
+    """The page: ranking, tables, the grid, the recipes' equations, the runs."""
+    tables = [Section(_heading(board, name), (table(board, name), *_drawing(board, name))) for name in board.sets]
+    sections = (
+        Section("Ranking", (Text(verdict(board), lead=True), Text(ranked_on(board)))),
+        *tables,
+        Section("The grid", (_grid(board),)),
+        Section("The recipes", (_equations(board),)),
+        Section("Runs", (Fold("Every run", (_runs(board),)),)),
+    )
+    count = sum(len(group.candidates) for group in board.groups)
+    return Page("Configurations compared", f"{len(board.groups)} configurations, {count} runs", sections)
+
+
+def verdict(board: Board) -> str:
+    """Which configuration is first, and by how much."""
+    best = board.ranked[0]
+    sets = ", ".join(board.ranking_sets)
+    text = (
+        f"`{best.label}` is first on {sets}: {page.points(board.score(best))} points over base, mean of all headlines"
+    )
+    if len(board.ranked) == 1:
+        return f"{text}."
+    second = board.ranked[1]
+    return f"{text}; next is `{second.label}` with {page.points(board.score(second))}."
+
+
+def ranked_on(board: Board) -> str:
+    """On which split the ranking was made, and what that means for the numbers."""
+    sets = ", ".join(board.ranking_sets)
+    if board.is_honest:
+        return (
+            f"Ranked on {sets}, by the mean difference from base over its headlines. Choose there; the evaluation sets "
+            "below follow in that order and took no part in it."
+        )
+    return (
+        f"Ranked on the evaluation sets themselves ({sets}), because no selection part was evaluated by all: the best "
+        "of many looks better than it is. Choose on other pictures, or confirm on new ones."
+    )
+
+
+def _heading(board: Board, name: str) -> str:
+    return f"{name}, ranked on" if name in board.ranking_sets else f"{name}, in the same order"
+
+
+def _drawing(board: Board, name: str) -> tuple[Drawing, ...]:
+    if not board.keys(name):
+        return ()
+    panels = {
+        label: [board.entries[name][group.label][key].drawn(group.label) for group in board.ranked]
+        for key, label in board.keys(name).items()
+    }
+    return (Drawing(figures.ablation(name, panels, confidence=page.level(board.settings.confidence))),)
+
+
+def _grid(board: Board) -> Table:
+    keys = list(dict.fromkeys(key for group in board.ranked for key in group.varied if key != "refine.recipe"))
+    rows = {
+        group.label: [
+            *(str(group.candidates[0].configuration.get(key, "–")) for key in keys),
+            ", ".join(str(candidate.seed) for candidate in group.candidates),
+            page.points(board.score(group)),
+        ]
+        for group in board.ranked
+    }
+    return page.grid(
+        ("configuration", *keys, "seeds", f"mean {MINUS_BASE}, points"),
+        rows,
+        note="Only the parameters that differ; all others are the same in every row.",
+    )
+
+
+def _equations(board: Board) -> Table:
+    used = dict.fromkeys(group.candidates[0].recipe for group in board.ranked)
+    rows = {name: [(recipes.RECIPES[name].__doc__ or "").split("\n")[0]] for name in used if name in recipes.RECIPES}
+    return page.grid(
+        ("recipe", "loss"),
+        rows,
+        text_columns=(0, 1),
+        note="f, g: raw image and text features of the student; F, G: of the frozen teacher; a hat: divided by the "
+        "norm; s = f gᵀ, S = F Gᵀ; z: random reference, one per pair. RaFA = mean((f − z)²) + mean((g − z)²); HyCD = "
+        "T² KL(α I + (1 − α) softmax(S/T) ‖ softmax(s/T)) and InfoNCE = cross-entropy of the diagonal, both as the "
+        "mean of the two directions.",
+    )
+
+
+def _runs(board: Board) -> Table:
+    rows = {
+        candidate.name: [group.label, str(candidate.seed), f"`{candidate.refined.results['weights_digest'][:16]}`"]
+        for group in board.ranked
+        for candidate in group.candidates
+    }
+    return page.grid(("run", "configuration", "seed", "weights"), rows, text_columns=(0, 1, 3))
+
+
+def terminal_table(board: Board) -> str:
+    """The ranking and its table as plain text, intervals left out."""
+    parts = [textwrap.fill(text, 100) for text in (verdict(board).replace("`", ""), ranked_on(board))]
+    for name in board.sets:
+        wide = table(board, name)
+        rows = tuple(Row(tuple(Cell(cell.text) for cell in row.cells)) for row in wide.rows)
+        parts.append(page.to_terminal(replace(wide, rows=rows)))
+    return "\n\n".join(parts)
+
+
+def write(board: Board, target: Path) -> Page:
+    """Write comparison.html, comparison.md and the pictures of the latter to the folder `target`."""
+    document = build(board)
+    with artifacts.output_directory(target, "compare") as place:
+        artifacts.write_text(place(HTML), page.to_html(document))
+        artifacts.write_text(place(MARKDOWN), page.to_markdown(document))
+        for name, data in page.images(document).items():
+            artifacts.write_bytes(place(name), data)
+    return document

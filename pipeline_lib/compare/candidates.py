@@ -1,0 +1,147 @@
+"""Evaluated configurations: a folder, a git revision or a DVC experiment each; seeds of one configuration together."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline_lib import artifacts, config, results
+from pipeline_lib.errors import UserError
+from pipeline_lib.results import Evaluation
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One refined model with its base, evaluated."""
+
+    name: str
+    parameters: dict[str, Any]  # the sections that decide results
+    base: Evaluation
+    refined: Evaluation
+
+    @property
+    def seed(self) -> int:
+        """Seed of the refinement."""
+        return self.parameters["refine"]["seed"]
+
+    @property
+    def recipe(self) -> str:
+        """Name of the recipe."""
+        return self.parameters["refine"]["recipe"]
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """Everything but the seed, as dotted keys."""
+        return {key: value for key, value in results.flat(self.parameters).items() if key != "refine.seed"}
+
+
+@dataclass(frozen=True)
+class Group:
+    """The seeds of one configuration."""
+
+    label: str  # what sets it apart from the other groups
+    varied: dict[str, Any]  # the parameters that do
+    candidates: tuple[Candidate, ...]  # by seed
+
+
+def read_folder(name: str, root: Path) -> Candidate:
+    """An evaluated project folder: params.yaml and the evaluations that its `paths.eval` names.
+
+    Raises:
+        UserError: Something is missing.
+    """
+    params_file = root / "params.yaml"
+    evaluations = root / config.load(params_file, "paths").eval
+    base, refined = (Evaluation(evaluations / model) for model in ("base", "refined"))
+    return Candidate(name, results.read_parameters(params_file), base, refined)
+
+
+def read_revisions(revisions: Sequence[str], scratch: Path) -> list[Candidate]:
+    """Revisions or experiments of the DVC project in the current folder; their files are copied to `scratch`.
+
+    Raises:
+        UserError: A revision is unknown, or its evaluation is neither in the cache nor in a remote.
+    """
+    return [_read_revision(revision, scratch / f"{place:03d}") for place, revision in enumerate(revisions)]
+
+
+def _read_revision(revision: str, folder: Path) -> Candidate:
+    from dvc.api import DVCFileSystem
+    from dvc.exceptions import DvcException
+
+    folder.mkdir(parents=True)
+    try:
+        files = DVCFileSystem(rev=revision)
+        artifacts.write_text(folder / "params.yaml", files.read_text("params.yaml"))
+        evaluations = config.load(folder / "params.yaml", "paths").eval
+        for model in ("base", "refined"):
+            files.get((evaluations / model).as_posix(), str(folder / evaluations / model), recursive=True)
+    except (DvcException, OSError) as error:
+        raise UserError(f"{revision}: no evaluation to read ({error}); try `dvc exp list`, `dvc pull`") from None
+    return read_folder(revision, folder)
+
+
+def experiments() -> list[str]:
+    """Names of the finished DVC experiments that start from the current commit."""
+    return run_dvc("exp", "list", "--name-only").split()
+
+
+def run_dvc(*arguments: str, capture: bool = True) -> str:
+    """Run the `dvc` command of this environment; returns its output, or shows it on the terminal.
+
+    Raises:
+        UserError: It failed.
+    """
+    command = [sys.executable, "-m", "dvc", *arguments]
+    done = subprocess.run(command, capture_output=capture, text=True, check=False)  # noqa: S603 - no shell
+    if done.returncode:
+        reason = (done.stderr or "see above").strip().splitlines()[-1]
+        raise UserError(f"dvc {' '.join(arguments)}: {reason}")
+    return done.stdout or ""
+
+
+def group(candidates: Iterable[Candidate]) -> list[Group]:
+    """Candidates by configuration, seeds together, labelled by the parameters in which the groups differ.
+
+    Where one seed of a configuration gave two different models (other code, another machine), parameters do not tell
+    them apart: each candidate of it stands alone, under its own name.
+    """
+    found: dict[str, dict[int, Candidate]] = {}
+    clashes = set()
+    candidates = list(candidates)
+    for candidate in candidates:
+        key = artifacts.digest(candidate.configuration)
+        twin = found.setdefault(key, {}).setdefault(candidate.seed, candidate)
+        if twin.refined.results["weights_digest"] != candidate.refined.results["weights_digest"]:
+            clashes.add(key)
+    members = [([seeds[seed] for seed in sorted(seeds)], "") for key, seeds in found.items() if key not in clashes]
+    alone = [c for c in candidates if artifacts.digest(c.configuration) in clashes]
+    members += [([candidate], f" ({candidate.name})") for candidate in alone]
+    varied = _varied([one[0] for one, _ in members])
+    return [
+        Group(_label(one[0], different) + suffix, different, tuple(one))
+        for (one, suffix), different in zip(members, varied, strict=True)
+    ]
+
+
+def _varied(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
+    """Of each candidate, the parameters that not all have alike; a recipe's own only among those that share it."""
+    found = []
+    for candidate in candidates:
+        own = {}
+        for key, value in candidate.configuration.items():
+            rivals = [c for c in candidates if not key.startswith("recipes.") or c.recipe == candidate.recipe]
+            if any(rival.configuration.get(key) != value for rival in rivals):
+                own[key] = value
+        found.append(own)
+    return found
+
+
+def _label(candidate: Candidate, varied: dict[str, Any]) -> str:
+    """The recipe, then what else is different."""
+    rest = [f"{key.rsplit('.', 1)[-1]} {value}" for key, value in varied.items() if key != "refine.recipe"]
+    return ", ".join([candidate.recipe, *rest])

@@ -1,0 +1,259 @@
+"""The comparison: grouping, means and spreads against numpy, the ranking's split, and real DVC revisions and queue."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline_lib import artifacts, compare, page, recipes
+from pipeline_lib.compare import ablate, board
+from pipeline_lib.compare.__main__ import main
+from pipeline_lib.errors import UserError
+from tests import example_results
+
+ROOT = example_results.ROOT
+RUNS = {
+    "refine-0": {"seed": 0},
+    "refine-1": {"seed": 1},
+    "hycd-0": {"seed": 0, "recipe": "hycd", "gain": 0.5, "loss": 0.2},
+    "worse": {"seed": 0, "recipe": "rafa", "gain": -1.0, "loss": 0.0},
+}
+HEADLINE = "image_to_text_recall_at_1"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    for name, options in RUNS.items():
+        example_results.write(root / name, **options)
+    return root
+
+
+@pytest.fixture
+def candidates(folders):
+    return [compare.read_folder(name, folders / name) for name in RUNS]
+
+
+@pytest.fixture
+def ranking(folders, candidates):
+    return board.make(compare.group(candidates), folders / "worse" / "params.yaml")
+
+
+def value(candidate, name, model="refined"):
+    results = getattr(candidate, model).results
+    group = "sets" if name in results["sets"] else "selection"
+    return results[group][name]["variants"]["plain"]["retrieval"][HEADLINE]["value"]
+
+
+# ---- grouping ----
+
+
+def test_seeds_of_one_configuration_are_one_group(candidates):
+    groups = compare.group(reversed(candidates))
+    assert {g.label: [c.name for c in g.candidates] for g in groups} == {
+        "clip_refine": ["refine-0", "refine-1"],
+        "hycd": ["hycd-0"],
+        "rafa": ["worse"],
+    }
+
+
+def test_groups_are_told_apart_by_what_differs(candidates):
+    one, other = candidates[0], compare.read_folder("x", candidates[0].refined.directory.parents[2])
+    other.parameters["refine"]["learning_rate"] = 1e-4
+    other.parameters["recipes"]["clip_refine"]["alpha"] = 0.1
+    labels = [group.label for group in compare.group([one, other])]
+    assert labels == ["clip_refine, learning_rate 5e-05, alpha 0.5", "clip_refine, learning_rate 0.0001, alpha 0.1"]
+
+
+def test_one_seed_with_two_results_is_not_averaged(candidates):
+    """Equal parameters, other weights: other code or another machine. Each stands alone under its own name."""
+    twin = compare.read_folder("twin", candidates[0].refined.directory.parents[2])
+    twin.refined.results["weights_digest"] = "0" * 64
+    labels = [group.label for group in compare.group([candidates[0], twin])]
+    assert labels == ["clip_refine (refine-0)", "clip_refine (twin)"]
+    same = compare.read_folder("copy", candidates[0].refined.directory.parents[2])
+    assert len(compare.group([candidates[0], same])[0].candidates) == 1
+
+
+# ---- the board ----
+
+
+def test_means_spreads_and_differences_equal_numpy(ranking, candidates):
+    for name in ("val", "eval"):
+        entry = ranking.entries[name]["clip_refine"][HEADLINE]
+        values = [value(candidate, name) for candidate in candidates[:2]]
+        assert entry.values == pytest.approx(values)
+        assert entry.mean == pytest.approx(np.mean(values))
+        assert entry.spread == pytest.approx(abs(values[0] - values[1]) / np.sqrt(2))
+        assert entry.difference.value == pytest.approx(np.mean(values) - value(candidates[0], name, "base"), abs=1e-6)
+    assert ranking.entries["eval"]["hycd"][HEADLINE].spread is None
+
+
+def test_ranked_on_val_by_the_mean_difference(ranking):
+    assert ranking.ranking_sets == ["val"]
+    assert ranking.sets == ["val", "eval"]
+    assert [group.label for group in ranking.ranked][-1] == "rafa"
+    scores = [ranking.score(group) for group in ranking.ranked]
+    assert scores == sorted(scores, reverse=True)
+    expected = np.mean([e.difference.value for e in ranking.entries["val"]["hycd"].values()])
+    assert scores[[g.label for g in ranking.ranked].index("hycd")] == pytest.approx(expected)
+    assert compare.ranked_on(ranking).startswith("Ranked on val,")
+
+
+def test_without_a_selection_part_the_page_warns(candidates, folders):
+    for candidate in candidates:
+        for evaluation in (candidate.base, candidate.refined):
+            evaluation.results["selection"] = {}
+    ranking = board.make(compare.group(candidates), folders / "worse" / "params.yaml")
+    assert ranking.ranking_sets == ["eval"]
+    assert "the best of many looks better than it is" in compare.ranked_on(ranking)
+
+
+def test_sets_with_other_pictures_are_not_compared(candidates, folders):
+    candidates[0].refined.results["sets"]["eval"]["digest"] = "other"
+    ranking = board.make(compare.group(candidates), folders / "worse" / "params.yaml")
+    assert ranking.sets == ["val"]
+
+
+def test_nothing_in_common_is_said(candidates, folders):
+    for kind in ("sets", "selection"):
+        for one in candidates[0].refined.results[kind].values():
+            one["digest"] = "other"
+    with pytest.raises(UserError, match="no set in common"):
+        board.make(compare.group(candidates), folders / "worse" / "params.yaml")
+
+
+def test_table_holds_base_mean_centred_and_every_group(ranking, candidates):
+    table = board.table(ranking, "eval")
+    assert [row.cells[0].text for row in table.rows][:2] == ["base", "mean-centred"]
+    assert [row.cells[0].text for row in table.rows][2:] == [group.label for group in ranking.ranked]
+    by_name = {row.cells[0].text: row for row in table.rows}
+    entry = ranking.entries["eval"]["clip_refine"][HEADLINE]
+    assert by_name["clip_refine"].cells[2].text == f"{page.percent(entry.mean)} ± {page.percent(entry.spread)}"
+    assert by_name["base"].cells[2].text == page.percent(value(candidates[0], "eval", "base"))
+    assert by_name["rafa"].cells[2].tone == "fell"
+    assert by_name["clip_refine"].cells[1].text == "2"
+
+
+def test_page_shows_equations_grid_and_runs(ranking, tmp_path):
+    compare.write(ranking, tmp_path / "out")
+    markdown = (tmp_path / "out" / board.MARKDOWN).read_text()
+    for recipe in ("clip_refine", "hycd", "rafa"):
+        assert recipes.RECIPES[recipe].__doc__.split("\n")[0] in markdown
+    for name in RUNS:
+        assert name in markdown
+    html = (tmp_path / "out" / board.HTML).read_text()
+    assert "Ranked on val" in html
+    assert "/tmp" not in html
+    assert artifacts.verify(tmp_path / "out") == []
+
+
+def test_command_line_takes_named_folders(folders, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = [f"a={folders / 'refine-0'}", str(folders / "worse"), "--params", str(folders / "worse/params.yaml")]
+    main([*arguments, "--output", "out"])
+    assert (tmp_path / "out" / board.HTML).is_file()
+    printed = capsys.readouterr().out
+    assert printed.startswith("clip_refine is first on val")
+    assert max(len(line) for line in printed.splitlines()) <= 100
+
+
+def test_folder_without_an_evaluation_is_named(tmp_path):
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    with pytest.raises(UserError, match=r"data/eval/base/manifest\.json: no such file"):
+        compare.read_folder("x", tmp_path)
+
+
+# ---- ablations ----
+
+
+def test_seeds():
+    assert ablate.parse_seeds("0..2") == [0, 1, 2]
+    assert ablate.parse_seeds("4") == [4]
+    assert ablate.parse_seeds("3,1") == [3, 1]
+    with pytest.raises(UserError, match="--seeds"):
+        ablate.parse_seeds("0-2")
+
+
+def test_plan_overrides_what_an_ablation_changes_and_leaves_out_other_data(tmp_path):
+    params = tmp_path / "params.yaml"
+    params.write_text("data: {root: a}\nrefine: {recipe: hycd, seed: 0}\nrecipes: {hycd: {alpha: 0.5}}\n")
+    folder = tmp_path / "ablations"
+    folder.mkdir()
+    (folder / "self_kd.yaml").write_text(
+        "data: {root: a}\nrefine: {recipe: hycd, seed: 0}\nrecipes: {hycd: {alpha: 0}}\n"
+    )
+    (folder / "other.yaml").write_text(
+        "data: {root: b}\nrefine: {recipe: rafa, seed: 0}\nrecipes: {hycd: {alpha: 0.5}}\n"
+    )
+    assert ablate.plan(params, folder, [0, 1]) == {
+        "hycd-seed0": ["--set-param", "refine.seed=0"],
+        "hycd-seed1": ["--set-param", "refine.seed=1"],
+        "self-kd-seed0": ["--set-param", "recipes.hycd.alpha=0", "--set-param", "refine.seed=0"],
+        "self-kd-seed1": ["--set-param", "recipes.hycd.alpha=0", "--set-param", "refine.seed=1"],
+    }
+
+
+def test_plan_of_the_shipped_ablations_covers_every_recipe():
+    planned = ablate.plan(ROOT / "params.yaml", ROOT / "ablations", [0])
+    chosen = {a.split("=")[1] for arguments in planned.values() for a in arguments if a.startswith("refine.recipe=")}
+    assert chosen | {"clip_refine"} == set(recipes.RECIPES)
+    assert not any("data" in argument for arguments in planned.values() for argument in arguments)
+
+
+# ---- real DVC ----
+
+STAGE = "import sys; from pathlib import Path; from tests import example_results; example_results.build(Path())"
+
+
+@pytest.fixture
+def dvc_project(tmp_path, monkeypatch):
+    """A git and DVC repository with one stage that makes data/eval from params.yaml."""
+    monkeypatch.chdir(tmp_path)
+    for key, text in {"GIT_AUTHOR": "a", "GIT_COMMITTER": "a"}.items():
+        monkeypatch.setenv(f"{key}_NAME", text)
+        monkeypatch.setenv(f"{key}_EMAIL", f"{text}@b")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    example_results.write(tmp_path)
+    shutil.rmtree(tmp_path / "data")
+    stage = {
+        "cmd": f'rm -rf data && python -c "{STAGE}"',
+        "params": ["refine", "recipes"],
+        "outs": ["data/eval"],
+    }
+    (tmp_path / "dvc.yaml").write_text(json.dumps({"stages": {"evaluate": stage}}))
+    (tmp_path / ".gitignore").write_text("/data\n")
+    (tmp_path / "ablations").mkdir()
+    text = (tmp_path / "params.yaml").read_text()
+    (tmp_path / "ablations/hycd.yaml").write_text(text.replace("recipe: clip_refine", "recipe: hycd"))
+    for command in ("git init -q", "dvc init -q", "dvc repro -q", "git add -A", "git commit -qm first"):
+        run(*command.split())
+    return tmp_path
+
+
+def run(*command):
+    command = [sys.executable, "-m", *command] if command[0] == "dvc" else command
+    subprocess.run(command, check=True, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_ablations_run_as_experiments_and_are_read_from_the_dvc_cache(dvc_project, capsys):
+    """The queue runs each planned experiment once; what is compared comes from the cache, not from the workspace."""
+    main(["queue", "--seeds", "0", "--output", "out"])
+    assert "first on val" in capsys.readouterr().out
+    markdown = (dvc_project / "out" / board.MARKDOWN).read_text()
+    assert "2 configurations, 2 runs" in markdown
+    assert "clip-refine-seed0" in markdown
+    assert ablate.run(Path("params.yaml"), Path("ablations"), [0]) == ["clip-refine-seed0", "hycd-seed0"]  # all there
+    shutil.rmtree(dvc_project / "data")
+    main(["--revs", "HEAD", "hycd-seed0", "--output", "again"])
+    assert "2 configurations, 2 runs" in (dvc_project / "again" / board.MARKDOWN).read_text()
+    with pytest.raises(UserError, match="nowhere: no evaluation to read"):
+        compare.read_revisions(["nowhere"], dvc_project / "scratch")

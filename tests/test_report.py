@@ -1,0 +1,322 @@
+"""The report: its verdict against cases worked by hand, its page against the arrays, its bytes against a second run."""
+
+import dataclasses
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline_lib import artifacts, page, report
+from pipeline_lib.errors import UserError
+from pipeline_lib.page import Gallery
+from pipeline_lib.report import pictures, tables, verdict
+from pipeline_lib.results import Interval, Measure, Paired
+from pipeline_lib.statistics import Mean
+from tests import example_results
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    root = tmp_path_factory.mktemp("project")
+    example_results.write(root)
+    return root
+
+
+def read(root, monkeypatch, **changes):
+    monkeypatch.chdir(root)
+    return dataclasses.replace(report.read(Path("params.yaml")), **changes)
+
+
+@pytest.fixture(scope="module")
+def written(project):
+    """The page as a stage writes it, with the terminal's text."""
+    with pytest.MonkeyPatch.context() as patch:
+        inputs = read(project, patch)
+        report.write(inputs, Path("data/report"))
+        return project / "data/report", report.terminal_table(inputs), inputs
+
+
+def paired(verdict, p=0.5, name="R@1"):
+    measure = Measure("eval", name, name, Interval(0.2, 0.1, 0.3), is_headline=True)
+    return Paired(measure, measure, Interval(0.0, -0.1, 0.1), p, p, verdict)
+
+
+# ---- the verdict ----
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "expected"),
+    [
+        (("rose", "rose"), "Better: all 2 headlines rose."),
+        (("rose", "still", "still"), "Better: of 3 headlines, 1 rose and 2 did not move measurably."),
+        (("rose", "fell", "still"), "Mixed: of 3 headlines, 1 rose, 1 fell and 1 did not move measurably."),
+        (("fell", "still"), "Worse: of 2 headlines, 1 fell and 1 did not move measurably."),
+        (("still",), "No measurable change: the one headline did not move measurably."),
+        ((), "Nothing to compare: no headline was measured on both models."),
+    ],
+)
+def test_sentence_begins_with_the_conclusion(verdicts, expected):
+    assert verdict.sentence([paired(kind) for kind in verdicts]) == expected
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "expected"),
+    [
+        (("rose", "still"), "**it wins**, measurably ahead on eval: R@1 and behind on none."),
+        (("fell", "still"), "**it loses**, measurably behind on eval: R@1 and ahead on none."),
+        (("rose", "fell"), "**it wins some and loses some**, ahead on eval: R@1, behind on eval: R@1."),
+        (("still", "still"), "**no measurable difference** on any of the 2 headlines."),
+        (("rose",) * 5, "**it wins**, measurably ahead on 5 of 5 headlines and behind on none."),
+    ],
+)
+def test_accuracy_against_mean_centring(verdicts, expected):
+    assert verdict.accuracy_verdict([paired(kind) for kind in verdicts]) == expected
+
+
+def set_gap(evaluation, variant, value):
+    evaluation.results["sets"]["eval"]["variants"][variant]["gap"]["centroid_distance"] = value
+
+
+@pytest.mark.parametrize(
+    ("base", "free", "refined", "says"),
+    [
+        (0.8, 0.1, 0.05, ("narrowed", "**beats it on the gap**; on accuracy,")),
+        (0.8, 0.1, 0.5, ("narrowed", "**does not beat it on the gap** and must win on accuracy:")),
+        (0.1, 0.1, 0.3, ("widened", "must win on accuracy")),
+    ],
+)
+def test_gap_is_held_against_the_free_baseline(project, monkeypatch, base, free, refined, says):
+    inputs = read(project, monkeypatch)
+    set_gap(inputs.base, "plain", base)
+    set_gap(inputs.base, "mean_centred", free)
+    set_gap(inputs.refined, "plain", refined)
+    text = verdict.gap_verdict(inputs)
+    assert all(words in text for words in says)
+    assert all(page.number(value) in text for value in (base, free, refined))
+
+
+# ---- the page ----
+
+
+def test_verdict_comes_first_and_names_every_headline(written):
+    folder, terminal, inputs = written
+    markdown = (folder / report.MARKDOWN).read_text()
+    sections = re.findall(r"^## (.*)", markdown, flags=re.MULTILINE)
+    assert sections[:2] == ["Verdict", "Before and after"]
+    assert sections[-1] == "Provenance"
+    first = markdown.split("## Before and after")[0]
+    assert "Mixed: of 3 headlines, 2 rose and 1 fell." in first
+    assert terminal.startswith("Mixed: of 3 headlines, 2 rose and 1 fell.")
+    for row in inputs.comparison:
+        if row.before.is_headline:
+            assert f"{row.before.name} **{row.verdict}**: {page.percent(row.before.interval.value)} →" in first
+
+
+def test_html_and_markdown_hold_the_same_numbers(written):
+    folder, terminal, inputs = written
+    html, markdown = ((folder / name).read_text() for name in (report.HTML, report.MARKDOWN))
+    for row in inputs.comparison:
+        for shown in (row.before.interval, row.after.interval):
+            assert f">{page.percent(shown.value)}</span>" in html
+            for text in (markdown, terminal):
+                assert f"{page.percent(shown.value)} [{page.percent(shown.low)}, {page.percent(shown.high)}]" in text
+
+
+def test_html_is_one_small_file_that_names_no_place(written):
+    folder, _, _ = written
+    html = (folder / report.HTML).read_text()
+    assert len(html) < 1_500_000
+    for text in (html, (folder / report.MARKDOWN).read_text()):
+        assert "/tmp" not in text
+        assert str(Path.home()) not in text
+    assert not re.search(r'(src|href)="(?!#|data:)', html)
+
+
+def test_the_same_inputs_in_another_place_give_the_same_bytes(written, tmp_path, monkeypatch):
+    folder, _, _ = written
+    shutil.copytree(folder.parents[1], tmp_path / "copy")
+    inputs = read(tmp_path / "copy", monkeypatch)
+    report.write(inputs, Path("again"))
+    assert artifacts.read_manifest(Path("again"))["digest"] == artifacts.read_manifest(folder)["digest"]
+    assert artifacts.verify(folder) == []
+
+
+def test_every_picture_of_the_markdown_is_there(written):
+    folder, _, _ = written
+    named = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", (folder / report.MARKDOWN).read_text())
+    files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix in {".png", ".jpg"}}
+    assert set(named) == files
+    figures = {Path(name).stem for name in files if name.endswith(".png")}
+    assert figures == {"differences", "projection", "cosines", "gap_spectrum", "recall_eval", "training", "wise_ft"}
+
+
+def test_terminal_table_fits_100_columns(written):
+    _, terminal, _ = written
+    assert max(len(line) for line in terminal.splitlines()) <= 100
+
+
+def test_attribution_where_openmoji_is_shown(written):
+    folder, _, _ = written
+    assert (folder / report.HTML).read_text().count("CC BY-SA 4.0") == 2
+    assert "All emojis designed by OpenMoji" in (folder / report.MARKDOWN).read_text()
+
+
+def test_provenance_names_weights_outputs_parameters_and_packages(written):
+    folder, _, inputs = written
+    text = (folder / report.MARKDOWN).read_text()
+    for stage in ("base", "shard", "cache_teacher", "refine"):
+        assert inputs.manifests[stage]["digest"] in text
+    for evaluation in (inputs.base, inputs.refined):
+        assert evaluation.results["weights_digest"] in text
+        assert evaluation.manifest["digest"] in text
+    assert "refine.learning_rate" in text
+    assert "recipes.clip_refine.alpha" in text
+    assert "| torch " in text
+    assert not re.search(r"runtime\.|tracking\.|paths\.", text)
+
+
+def test_metrics_are_the_differences_and_their_p_values(written):
+    _, _, inputs = written
+    found = report.metrics(inputs)
+    hits = [e.items("eval")["image_to_text_hit_at_1"] for e in (inputs.base, inputs.refined)]
+    expected = float(hits[1].mean()) - float(hits[0].mean())
+    assert found["report/eval/image_to_text_recall_at_1_difference"] == pytest.approx(expected)
+    assert len(found) == 6
+    assert all(np.isfinite(list(found.values())))
+
+
+# ---- what may be missing ----
+
+
+@pytest.mark.parametrize("options", [{"with_captions": False}, {"with_task": False}, {"centred": False}], ids=str)
+def test_sets_without_captions_labels_or_centring_still_get_a_page(tmp_path, monkeypatch, options):
+    example_results.write(tmp_path, **options)
+    text = page.to_markdown(report.build(read(tmp_path, monkeypatch)))
+    assert ("zero-shot shape" in text) == options.get("with_task", True)
+    assert ("## The modality gap" in text) == options.get("with_captions", True)
+    if not options.get("centred", True):
+        assert "Mean-centring, which costs nothing" not in text
+
+
+def test_no_sweep_no_probe_no_examples_no_history(project, monkeypatch):
+    inputs = read(project, monkeypatch, history=[], num_examples=0)
+    for evaluation in (inputs.base, inputs.refined):
+        evaluation.results["wise_ft"], evaluation.results["linear_probe"] = [], {}
+    titles = [section.title for section in report.build(inputs).sections]
+    assert "Examples" not in titles
+    assert "What was forgotten" not in titles
+
+
+def test_other_weights_than_those_evaluated_are_refused(tmp_path, monkeypatch):
+    example_results.write(tmp_path)
+    manifest = json.loads((tmp_path / "data/refined/manifest.json").read_text())
+    artifacts.write_manifest(
+        tmp_path / "data/refined", "refine", model={**manifest["model"], "weights_digest": "0" * 64}
+    )
+    with pytest.raises(UserError, match="data/eval/refined: evaluated other weights than those in data/refined"):
+        read(tmp_path, monkeypatch)
+
+
+# ---- pictures ----
+
+
+def gallery(inputs, title):
+    return next(block for block in pictures.examples(inputs) if isinstance(block, Gallery) and block.title == title)
+
+
+def test_examples_are_those_whose_rank_changed_most(project, monkeypatch):
+    inputs = read(project, monkeypatch, num_examples=5)
+    before, after = (e.items("eval")["image_to_text_rank"] for e in (inputs.base, inputs.refined))
+    by_ratio = sorted(range(len(before)), key=lambda row: (-before[row] / after[row], row))
+    found = gallery(inputs, "Rank improved most").examples
+    assert [example.lines[0] for example in found] == [f"place {before[i]:g} → {after[i]:g}" for i in by_ratio[:5]]
+    assert [example.caption for example in found] == [f"thing number {i} <b>" for i in by_ratio[:5]]
+    worse = gallery(inputs, "Rank worsened most").examples
+    assert all(float(e.lines[0].split()[1]) < float(e.lines[0].split()[3]) for e in worse)
+
+
+def test_nearest_caption_equals_a_slow_search():
+    rng = np.random.default_rng(0)
+    features = {"raw_image_features": rng.normal(size=(6, 4)), "raw_text_features": rng.normal(size=(9, 4))}
+    for image, caption in pictures.nearest_caption(features, [1, 4]).items():
+        one = features["raw_image_features"][image]
+        scores = [one @ text / np.linalg.norm(text) / np.linalg.norm(one) for text in features["raw_text_features"]]
+        assert caption == int(np.argmax(scores))
+
+
+def test_thumbnail_is_small_and_on_white():
+    buffer = io.BytesIO()
+    Image.new("RGBA", (1000, 500), (255, 0, 0, 0)).save(buffer, "PNG")
+    thumb = Image.open(io.BytesIO(pictures.thumbnail(buffer.getvalue())))
+    assert thumb.size == (2 * pictures.THUMBNAIL, pictures.THUMBNAIL)
+    assert min(thumb.getpixel((0, 0))) > 250
+
+
+def test_pairs_and_cosines_equal_loops():
+    rng = np.random.default_rng(0)
+    image, text = (pictures.unit(rng.normal(size=(5, 3))) for _ in range(2))
+    found = pictures.cosines(image, text)
+    assert found["pairs"] == pytest.approx([image[i] @ text[i] for i in range(5)])
+    assert sorted(found["non-pairs"]) == pytest.approx(
+        sorted(image[i] @ text[j] for i in range(5) for j in range(5) if i != j)
+    )
+    assert sorted(found["image–image"]) == pytest.approx(
+        sorted(image[i] @ image[j] for i in range(5) for j in range(i))
+    )
+
+
+def test_best_mix_is_the_largest_mean_and_nearest_to_base_among_equals():
+    assert pictures.best_mix([(0.0, 0, 0), (0.5, 2, 1), (1.0, -5, 4)]) == 0.5
+    assert pictures.best_mix([(0.0, 0, 0), (0.5, -1, 1)]) == 0.0
+
+
+def test_the_mix_is_chosen_on_val_and_read_on_eval(project, monkeypatch):
+    inputs = read(project, monkeypatch)
+    curve = pictures.wise_points(inputs, ["eval"])
+    assert [point[0] for point in curve] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert curve[0] == (0.0, 0.0, 0.0)
+    chosen = pictures.best_mix(pictures.wise_points(inputs, ["val"]))
+    zero_shot, retrieval = next(point[1:] for point in curve if point[0] == chosen)
+    text = next(block.text for block in pictures.wise_ft(inputs) if hasattr(block, "text"))
+    assert f"The ringed mix, {chosen:g}," in text
+    assert "chosen on val" in text
+    assert (
+        f"{page.points(zero_shot / 100)} points zero-shot and {page.points(retrieval / 100)} points retrieval" in text
+    )
+
+
+def test_class_means_carry_paired_intervals(written):
+    """Means over classes resample images too; their difference is that of the printed numbers."""
+    _, _, inputs = written
+    row = next(row for row in inputs.comparison if row.before.key == "zero_shot_shape_mean_per_class")
+    assert row.difference.value == pytest.approx(row.after.interval.value - row.before.interval.value, abs=1e-6)
+    assert row.difference.low < row.difference.value < row.difference.high
+    labels = inputs.base.items("eval")["zero_shot.shape.label"]
+    hits = inputs.base.items("eval")["zero_shot.shape.ensemble.hit_at_1"]
+    assert Mean(hits, np.arange(len(hits)), labels).value == pytest.approx(
+        np.mean([hits[labels == label].mean() for label in np.unique(labels)])
+    )
+
+
+def test_worst_classes_come_with_what_they_are_taken_for(written):
+    _, _, inputs = written
+    table = next(iter(tables.worst_classes(inputs, "eval")))
+    shares = [float(row.cells[3].text) for row in table.rows]
+    assert shares == sorted(shares)
+    assert re.search(r"\w+ \(\d+\)", table.rows[0].cells[4].text)
+
+
+def test_stage_writes_the_folder_and_prints_the_table(project, monkeypatch, capsys):
+    from stages import report as stage
+
+    monkeypatch.chdir(project)
+    params = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(params.replace("mode: best_effort", "mode: disabled"))
+    stage.main()
+    assert artifacts.read_manifest(Path("data/report"), stage="report")
+    assert "Mixed: of 3 headlines" in capsys.readouterr().out
