@@ -356,8 +356,11 @@ class Ranks(NamedTuple):
 def _distinct_rows(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rows that differ, how often each occurs, and which of them each row is: [U, D], [U] and [N]."""
     index_of: dict[bytes, int] = {}
-    rows = (features + 0.0).cpu().numpy()  # + 0.0: a negative zero equals zero
-    index = [index_of.setdefault(hashlib.blake2b(row.data, digest_size=16).digest(), len(index_of)) for row in rows]
+    index: list[int] = []
+    for block in features.split(4096):
+        rows = (block + 0.0).cpu().numpy()  # + 0.0: a negative zero equals zero
+        digests = (hashlib.blake2b(row.data, digest_size=16).digest() for row in rows)
+        index += [index_of.setdefault(digest, len(index_of)) for digest in digests]
     inverse = torch.tensor(index, dtype=torch.int64, device=features.device)
     counts = torch.bincount(inverse, minlength=len(index_of))
     if len(index_of) == len(features):

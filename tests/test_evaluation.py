@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -362,6 +363,16 @@ def test_what_is_equal_is_embedded_once(inside, monkeypatch):
     assert torch.equal(texts[1], texts[3])
 
 
+def test_prompts_that_two_sets_share_are_embedded_once(inside, monkeypatch):
+    maker, asked = embedder(inside), []
+    tokenize = maker.clip.tokenize
+    monkeypatch.setattr(maker.clip, "tokenize", lambda texts: asked.append(texts) or tokenize(texts))
+    first, second = (maker.embed(read_part(inside, name)).tasks["class"] for name in ("eval", "val"))
+    assert any(text.startswith("a photo of a") for text in asked[0])
+    assert not any(text.startswith("a photo of a") for text in asked[1])
+    assert torch.equal(first.raw_prompt_features["ensemble"], second.raw_prompt_features["ensemble"])
+
+
 def test_an_image_that_cannot_be_read_ends_the_stage_by_name(inside):
     with pytest.raises(UserError, match=r"24 of 24 images cannot be read.*crimson/0: cannot be decoded: Image size"):
         embedder(inside, max_pixels=100).embed_images(read_part(inside, "colours"))
@@ -525,31 +536,31 @@ def test_command_line_says_in_one_sentence_what_is_missing(inside):
     params = (inside / "params.yaml").read_text().replace("data/refined", "data/no_such_model")
     (inside / "missing.yaml").write_text(params)
     command = [sys.executable, "-m", "stages.evaluate", "refined", "--params", "missing.yaml"]
-    done = subprocess.run(command, cwd=inside, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)})
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=inside, capture_output=True, text=True, env=environment)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("error: data/no_such_model/manifest.json: no such file")
     assert "Traceback" not in done.stderr
 
 
-def test_several_processes_embed_what_one_does(inside):
-    """Each process takes its rows, all get the whole: here two of them in turn, with the gathering played by hand."""
-    part = read_part(inside, "colours")
-
-    class Half:
-        is_main, size = True, 2
-
-        def __init__(self, rank):
-            self.rank = rank
-
-        def own_rows(self, count):
-            return slice(0, count // 2) if self.rank == 0 else slice(count // 2, count)
-
-    rows = []
-    for rank in (0, 1):
-        maker = embedder(inside, world=Half(rank))
-        places = [(shard, entry) for shard in part.shards for entry in shard.samples()]
-        rows.append(maker._run_images(part, places[maker.world.own_rows(len(places))]))
-    assert torch.allclose(torch.cat(rows), embedder(inside).embed_images(part), atol=1e-5)
+@pytest.mark.slow
+def test_two_processes_write_what_one_does(evaluated):
+    params = yaml.safe_load((evaluated / "params.yaml").read_text())
+    params["runtime"]["processes"] = 2
+    params["paths"]["eval"] = "data/eval_of_two"
+    (evaluated / "two.yaml").write_text(yaml.safe_dump(params))
+    command = [sys.executable, "-m", "stages.evaluate", "refined", "--params", "two.yaml"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=evaluated, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert not (evaluated / "data/eval_of_two/base").exists()
+    folders = [evaluated / "data" / name for name in ("eval", "eval_of_two")]
+    one, two = (load_file(folder / "refined/features/eval.safetensors") for folder in folders)
+    for key in one:
+        assert np.allclose(one[key], two[key], atol=1e-5)
+    one, two = (artifacts.read_json(folder / "refined.json") for folder in folders)
+    assert one["eval"].keys() == two["eval"].keys()
+    assert two["eval"]["zero_shot_class_top1"] == pytest.approx(one["eval"]["zero_shot_class_top1"], abs=0.05)
 
 
 def test_mean_leaves_become_intervals_everywhere():

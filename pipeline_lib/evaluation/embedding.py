@@ -12,7 +12,7 @@ Notable:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +26,6 @@ from pipeline_lib.errors import UserError
 from pipeline_lib.model import Clip, Preprocess
 from pipeline_lib.shards import IndexEntry, Part, Shard
 
-CUT_MULTIPLE = 8  # token ids are cut at a multiple of this
 SAME = 1e-5  # relative spread below which rows count as one and the same
 
 
@@ -61,7 +60,7 @@ class EmbeddedSet:
 
 @dataclass(frozen=True)
 class Embedder:
-    """A model and how to run it."""
+    """A model and how to run it. Other weights need a new one: it keeps the prompts' features between sets."""
 
     clip: Clip
     batch_size: int
@@ -71,6 +70,7 @@ class Embedder:
     num_workers: int = 0
     progress: bool = True
     world: World = field(default_factory=World)
+    _of_prompt: dict[str, torch.Tensor] = field(init=False, default_factory=dict)  # sets often share their tasks
 
     def embed(self, part: Part) -> EmbeddedSet:
         """Embed all images, captions and prompts of a part.
@@ -81,16 +81,10 @@ class Embedder:
         entries = [entry for shard in part.shards for entry in shard.samples()]
         captions = [caption for entry in entries for caption in entry.captions]
         prompts = {name: self._prompts(name, task) for name, task in _complete_tasks(part, entries).items()}
-        texts = [*captions, *(t for of_task in prompts.values() for kind in of_task.values() for t in kind)]
-        raw_image_features, raw_text_features = self.embed_images(part), self._embed_texts(part, texts)
-        tasks, start = {}, len(captions)
-        for name, of_task in prompts.items():
-            classnames, features = tuple(part.tasks[name]["classnames"]), {}
-            for kind, kind_texts in of_task.items():
-                rows = raw_text_features[start : start + len(kind_texts)]
-                features[kind] = rows.reshape(len(classnames), -1, rows.shape[1])
-                start += len(kind_texts)
-            tasks[name] = EmbeddedTask(classnames, labels(entries, name), features)
+        new = [t for kinds in prompts.values() for texts in kinds.values() for t in texts if t not in self._of_prompt]
+        raw_image_features = self.embed_images(part)
+        raw_text_features = self._embed_texts(part, [*captions, *new])
+        self._of_prompt.update(zip(new, raw_text_features[len(captions) :].clone(), strict=True))
         counts = torch.tensor([len(entry.captions) for entry in entries])
         return EmbeddedSet(
             name=part.name,
@@ -101,8 +95,18 @@ class Embedder:
             raw_image_features=raw_image_features,
             raw_text_features=raw_text_features[: len(captions)],
             logit_scale=self.clip.logit_scale.item(),
-            tasks=tasks,
+            tasks={name: self._task(part, entries, name, kinds) for name, kinds in prompts.items()},
         )
+
+    def _task(
+        self, part: Part, entries: Sequence[IndexEntry], name: str, prompts: Mapping[str, Sequence[str]]
+    ) -> EmbeddedTask:
+        classnames = tuple(part.tasks[name]["classnames"])
+        features = {
+            kind: torch.stack([self._of_prompt[text] for text in texts]).unflatten(0, (len(classnames), -1))
+            for kind, texts in prompts.items()
+        }
+        return EmbeddedTask(classnames, labels(entries, name), features)
 
     def _prompts(self, name: str, task: Any) -> dict[str, list[str]]:
         """Texts of both kinds of prompts, class after class."""
@@ -178,7 +182,7 @@ class Embedder:
             None, label=label, total=len(token_ids), unit="text", enabled=self._shows_progress
         ) as bar:
             for rows in lengths.argsort(stable=True).split(self.batch_size):
-                cut = -(-int(lengths[rows].max()) // CUT_MULTIPLE) * CUT_MULTIPLE
+                cut = int(lengths[rows].max())
                 features[rows] = self._forward(self.clip.encode_text, token_ids[rows, :cut])
                 bar.update(len(rows))
         return features

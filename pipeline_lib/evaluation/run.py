@@ -268,7 +268,8 @@ def _wise_ft(embedder: Embedder, inputs: Inputs, mixes: Sequence[float]) -> list
         for mix in mixes:
             log.info("evaluating %.0f %% refined, %.0f %% base", 100 * mix, 100 * (1 - mix))
             module.load_state_dict(forgetting.interpolate(inputs.base_weights, refined, mix))
-            embedded = [embedder.embed(part) for part in inputs.all_sets]
+            mixed = dataclasses.replace(embedder)
+            embedded = [mixed.embed(part) for part in inputs.all_sets]
             if embedder.world.is_main:
                 rows.append({"mix": mix, "sets": {one.name: scoring.headline_values(one) for one in embedded}})
     finally:
