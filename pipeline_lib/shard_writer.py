@@ -96,7 +96,7 @@ def start_workers(count: int | None = None) -> Iterator[Workers]:
     available = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if "forkserver" in available else "spawn")
     if "forkserver" in available:
-        context.set_forkserver_preload([shard_jobs.__name__])
+        context.set_forkserver_preload([__name__])
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     pool = ProcessPoolExecutor(count or cores, mp_context=context, initializer=_start_worker)
     try:
