@@ -210,6 +210,11 @@ def _architecture(settings: config.Base) -> tuple[str, dict[str, Any]]:
     """open_clip's name (`/` as `-`) and configuration of `base.model`."""
     if not settings.model:
         raise UserError(f"base.model: missing; `source: {settings.source}` needs an open_clip architecture name")
+    if ":" in settings.model:
+        raise UserError(
+            f"base.model: `{settings.model}` names a place, not an architecture; download that folder and use "
+            "`source: local_dir` with its path"
+        )
     name = settings.model.replace("/", "-")
     found = model.architecture(name)
     if found is None:

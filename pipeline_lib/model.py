@@ -20,6 +20,7 @@ import io
 import itertools
 import logging
 import os
+import pickle
 import re
 import shutil
 import stat
@@ -350,7 +351,7 @@ def build(directory: Path, *, load_weights: bool = False) -> Clip:
             module = open_clip.create_model(
                 f"local-dir:{place}", load_weights=load_weights, pretrained_text=False, text_cfg=text_config
             )
-    except (RuntimeError, ValueError, TypeError, OSError, safetensors.SafetensorError) as error:
+    except (RuntimeError, ValueError, TypeError, OSError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
         raise UserError(f"{directory}: does not load as an open_clip model: {_first_lines(error)}") from error
     return Clip(module.eval().requires_grad_(True), config, directory)
 

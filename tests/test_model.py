@@ -133,6 +133,7 @@ def test_quick_gelu_is_kept_and_counts(tmp_path, tiny):
         (lambda d: (d / model.CONFIG).write_text('{"model_cfg": 3}'), "no `model_cfg`"),
         (lambda d: (d / model.WEIGHTS).write_bytes((d / model.WEIGHTS).read_bytes()[:-8]), "does not load"),
         (lambda d: save_file({"logit_scale": torch.ones(())}, d / model.WEIGHTS), "Missing key"),
+        (lambda d: (d / model.WEIGHTS).rename(d / "model.pth"), "does not load"),
     ],
 )
 def test_a_broken_directory_gets_one_sentence(spoil, message, tmp_path, tiny):
