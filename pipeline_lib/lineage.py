@@ -41,13 +41,14 @@ def show(params_file: Path) -> str:
     """The table of `show`."""
     digests = output_digests(params_file)
     store, reason = _open_store(params_file)
-    row = store.row(tracking.describe("lineage", params_file, {})) if store else None
+    row = store.row_of(tracking.describe("lineage", params_file, {})) if store else None
     lines = [("stage", "state", "digest", "MLflow run")]
     for stage in output_folders(params_file):
         tag, made = f"stage.{tracking.safe_name(stage)}", digests.get(stage, "")
-        state = row.tags.get(tag, "") if row else ""
-        run = store.producer(tracking.safe_name(stage), made) if store and made else None
-        lines.append((stage, state or ("there" if made else "not made"), made[:12], run.run_id if run else "unknown"))
+        state, run_id = (row.tags.get(name, "") for name in (tag, f"{tag}.run_id")) if row else ("", "")
+        if store and made and not run_id and (producer := store.producer(tracking.safe_name(stage), made)):
+            run_id = producer.run_id
+        lines.append((stage, state or ("there" if made else "not made"), made[:12], run_id or "unknown"))
     where = tracking.store_name(tracking.project_root(params_file))
     head = f"row {row.name} in {where}" if row else f"no row of this configuration in {where}{reason}"
     return "\n".join([head, *_columns(lines)])
@@ -108,7 +109,7 @@ def _complete(params_file: Path, store: tracking.Store) -> str:
     if stale is None:
         return "row left as it is: DVC does not answer here, so it is not known which outputs belong to params.yaml"
     described = tracking.describe("lineage", params_file, {})
-    if stale and store.row(described) is None:
+    if stale and store.row_of(described) is None:
         return f"no row of this configuration: `dvc repro` has yet to run {', '.join(sorted(stale))}"
     outputs = {tracking.safe_name(s): d for s, d in output_digests(params_file).items() if s not in stale}
     row = store.fill(described, outputs)

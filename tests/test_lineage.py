@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline_lib import artifacts, lineage, tracking
+from pipeline_lib import artifacts, config, lineage, tracking
 from pipeline_lib.errors import UserError
+from pipeline_lib.tracking.run import TrackedRun
 from tests.tracked_project import (
     CLOSED,
     ENVIRONMENT,
@@ -47,7 +48,7 @@ def pipeline(params: Path) -> None:
     do("base", params, "d-base", base__recall=0.2)
     do("shard", params, "d-shard", {"base": "d-base"})
     with tracking.stage_run("refine", params, upstream={"base": "d-base", "shard": "d-shard"}) as run:
-        for step in range(1200):
+        for step in range(100):
             run.log_metrics({"loss": 1.0 / (step + 1), "norm": float(step)}, step=step)
         run.log_text("a note", "notes/note.md")
         run.dataset("data/shards/refine", "ab" * 32, "refine")
@@ -149,6 +150,27 @@ def test_a_run_begun_without_a_server_and_killed_goes_on_in_the_store(tmp_path):
     (run,) = runs_of(client_of(tmp_path), "stage")
     assert curve(client_of(tmp_path), run.info.run_id, "loss") == [(step, 1.0 / (step + 1)) for step in range(30)]
     assert not (tmp_path / ".tracking-spool").exists()
+
+
+def test_killed_and_resumed_without_a_server_is_one_run_when_it_arrives(tmp_path, monkeypatch):
+    params = make_project(tmp_path, mode="best_effort")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", CLOSED)
+    dead = TrackedRun(tmp_path, config.load(params, "tracking"), tracking.describe("refine", params, {}))
+    dead.begin()
+    for step in range(16):
+        dead.log_metrics({"loss": 1.0 / (step + 1)}, step=step)
+    dead.flush()
+    dead.release()  # as SIGKILL does
+    with tracking.stage_run("refine", params) as run:
+        run.resume(dead.run_id)
+        for step in range(10, 30):
+            run.log_metrics({"loss": 1.0 / (step + 1)}, step=step)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    lineage.sync(params)
+    (run,) = runs_of(client_of(tmp_path), "stage")
+    assert run.info.status == "FINISHED"
+    assert curve(client_of(tmp_path), run.info.run_id, "loss") == [(step, 1.0 / (step + 1)) for step in range(30)]
+    assert doubled_points(tmp_path) == []
 
 
 def test_sync_without_a_server_is_one_sentence_and_loses_nothing(tmp_path, monkeypatch):

@@ -27,9 +27,8 @@ def describe(stage: str, params_file: Path, upstream: Mapping[str, str]) -> Op:
     """The operation that begins a run: everything needed to create it and its row, now or later."""
     dvc_stage = os.environ.get("DVC_STAGE", "")
     name = safe_name(dvc_stage if dvc_stage.startswith(f"{stage}@") else stage)
-    root = project_root(params_file)
     params = resolved(config.read_params(params_file))
-    tags = row_tags(params_file, root)
+    tags = row_tags(params_file)
     return {
         "op": "start",
         "uid": uuid.uuid4().hex,
@@ -54,14 +53,21 @@ def project_root(params_file: Path) -> Path:
 
 
 def store_uri(root: Path) -> str:
-    """$MLFLOW_TRACKING_URI, else the sqlite file in the project's root."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root}/mlflow.db"
+    """$MLFLOW_TRACKING_URI, else the sqlite file in the project's root, to which a relative one is also anchored."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    file = uri.removeprefix("sqlite:///")
+    return f"sqlite:///{root / file}" if file != uri else uri
 
 
 def store_name(root: Path) -> str:
     """`store_uri` as one shows it: `mlflow.db` for the usual place, and without credentials."""
     uri = store_uri(root)
     return "mlflow.db" if uri == f"sqlite:///{root}/mlflow.db" else public(uri)
+
+
+def workspace(root: Path) -> str:
+    """Tells the rows of several clones apart in a store that they share."""
+    return "here" if store_name(root) == "mlflow.db" else digest_of([platform.node(), str(root)])[:12]
 
 
 def is_remote(uri: str) -> bool:
@@ -108,13 +114,12 @@ def configuration(params_file: Path) -> str:
     return digest_of({"params": {k: v for k, v in params.items() if k not in ("runtime", "tracking")}, "files": files})
 
 
-def row_tags(params_file: Path, root: Path) -> dict[str, str]:
-    """The tags that row and child share; `pipeline.key` and `pipeline.workspace` together tell rows apart."""
+def row_tags(params_file: Path) -> dict[str, str]:
+    """The tags that row and child share; `pipeline.key` tells the rows of a workspace apart."""
     configured, experiment = configuration(params_file), os.environ.get("DVC_EXP_NAME", "")
     tags = {
         "pipeline.config": configured[:16],
         "pipeline.key": digest_of([configured, experiment])[:16],
-        "pipeline.workspace": digest_of([platform.node(), str(root)])[:12],
         "dvc.exp_name": experiment,
         "dvc.exp_baseline": os.environ.get("DVC_EXP_BASELINE_REV", ""),
         "dvc.lock": lock_digest(params_file),

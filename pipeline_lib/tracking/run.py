@@ -36,7 +36,10 @@ log = logging.getLogger("pipeline_lib.tracking")
 
 SYNC = "python -m pipeline_lib.lineage sync"
 SAMPLE_EVERY = 10.0  # seconds between samples of the system metrics
-WAIT_REMOTE, WAIT_LOCAL = 4.0, 60.0  # longest wait at a run's start and at its end in `best_effort`; seconds
+Waits = tuple[float | None, float | None]  # longest wait for the store at a run's start and at its end; seconds
+WAIT_REMOTE: Waits = (2.5, 4.0)  # in `best_effort`
+WAIT_LOCAL: Waits = (60.0, 60.0)
+FOREVER: Waits = (None, None)  # in `required`, where the store's answer decides
 
 
 class Run:
@@ -94,7 +97,7 @@ def stage_run(stage: str, params_file: Path, *, upstream: Mapping[str, str] | No
         UserError: `tracking.mode` is `required` and the store fails.
     """
     settings = config.load(params_file, "tracking")
-    if settings.mode == "disabled" or not _is_first_process():
+    if settings.mode == "disabled" or not is_first_process():
         yield Run()
         return
     run = TrackedRun(project_root(params_file), settings, describe(stage, params_file, upstream or {}))
@@ -103,18 +106,18 @@ def stage_run(stage: str, params_file: Path, *, upstream: Mapping[str, str] | No
         yield run
     except BaseException as error:
         with suppress(UserError):  # the stage's own error is the one to see
-            run.end(_status(error), public(f"{type(error).__name__}: {error}".splitlines()[0]))
+            run.end(status_of(error), public(f"{type(error).__name__}: {error}".splitlines()[0]))
         raise
     run.end("FINISHED")
 
 
-def _is_first_process() -> bool:
+def is_first_process() -> bool:
     """Whether this is the process that speaks for a torch.distributed world (torchrun, or srun with MASTER_ADDR)."""
     slurm = "SLURM_PROCID" in os.environ and "MASTER_ADDR" in os.environ
     return os.environ.get("SLURM_PROCID" if slurm else "RANK", "0") == "0"
 
 
-def _status(error: BaseException) -> str:
+def status_of(error: BaseException) -> str:
     """MLflow's word for how a stage ended; a signal (Ctrl-C, exit code above 128) is KILLED."""
     if isinstance(error, SystemExit):
         code = error.code
@@ -154,7 +157,8 @@ class TrackedRun(Run):
         self._points: list[list[Any]] = []  # not in the spool yet
         self._lock = threading.Lock()  # guards the points and the spool's end
         self._spool = Spool.of(root, start["stage"], start["uid"])
-        self._wait = None if self.required else WAIT_REMOTE if is_remote(store_uri(root)) else WAIT_LOCAL
+        waits = WAIT_REMOTE if is_remote(store_uri(root)) else WAIT_LOCAL
+        self._start_wait, self._end_wait = FOREVER if self.required else waits
         self._sender = Sender(self._spool, self._connect, self._tick, self._say_failed)
 
     @property
@@ -175,7 +179,7 @@ class TrackedRun(Run):
         self._spool.open()
         self._spool.append(self._start)
         self._sender.start()
-        self._sender.wait_for(lambda: bool(self._sender.target or self._sender.error), self._wait)
+        self._sender.wait_for(lambda: bool(self._sender.target or self._sender.error), self._start_wait)
         if self.required and self._sender.error:
             self._sender.finish(0.0)
             self._spool.delete()
@@ -186,8 +190,6 @@ class TrackedRun(Run):
     def log_metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         """See `Run`."""
         self._add_points(values, step)
-        if len(self._points) >= MAX_POINTS:
-            self._sender.wake()
 
     @_guarded
     def headline(self, values: Mapping[str, float]) -> None:
@@ -260,17 +262,21 @@ class TrackedRun(Run):
             UserError: `tracking.mode` is `required` and the store failed.
         """
         self._write_end(status, message)
-        self._sender.finish(self._wait)
+        self._sender.finish(self._end_wait)
         if self.broken:
             return
         if self._sender.is_done():
             self._spool.delete()
             log.info("%s", self.info)
             return
-        self._spool.close()
+        self.release()
         if self.required:
             self.check()
         self._say_failed()
+
+    def release(self) -> None:
+        """Leave the spool to a later delivery."""
+        self._spool.close()
 
     @_guarded
     def _write_end(self, status: str, message: str) -> None:
@@ -326,7 +332,7 @@ class TrackedRun(Run):
         clock = time.monotonic()
         if self._settings.system_metrics and clock - self._sampled >= SAMPLE_EVERY:
             self._sampled = clock
-            self._add_points(self._system_metrics(), int(clock - self._began))
+            self._sample(int(clock - self._began))
         self._collect()
 
     @functools.cached_property
@@ -335,10 +341,15 @@ class TrackedRun(Run):
 
         return SystemMetricsMonitor(self.run_id, tracking_uri=store_uri(self._root))
 
-    def _system_metrics(self) -> dict[str, float]:
-        """Load of processor, memory, disk, network and GPUs, by MLflow's own monitors and under its own names."""
-        self._monitor.collect_metrics()
-        values = {f"system/{name}": value for name, value in self._monitor.aggregate_metrics().items()}
-        for part in self._monitor.monitors:
-            part.clear_metrics()
-        return values
+    def _sample(self, seconds: int) -> None:
+        """Log the load of processor, memory, disk, network and GPUs, by MLflow's monitors and under its names."""
+        try:
+            self._monitor.collect_metrics()
+            values = self._monitor.aggregate_metrics()
+            for part in self._monitor.monitors:
+                part.clear_metrics()
+        except Exception as error:
+            self._sampled = float("inf")
+            log.warning("no system metrics from here on (%s: %s)", type(error).__name__, error)
+            return
+        self._add_points({f"system/{name}": value for name, value in values.items()}, seconds)

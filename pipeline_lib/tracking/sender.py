@@ -51,7 +51,7 @@ class Sender(threading.Thread):
             self._attempt(due=self.error is None or ending or began >= self._retry_at)
             if ending:
                 return
-            pause = SEND_EVERY if opening else max(SEND_EVERY, (time.monotonic() - began) / SEND_SHARE)
+            pause = SEND_EVERY if opening or self.error else max(SEND_EVERY, (time.monotonic() - began) / SEND_SHARE)
 
     def wake(self) -> None:
         """Deliver now."""

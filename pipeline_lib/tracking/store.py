@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline_lib.errors import UserError
-from pipeline_lib.tracking.describe import is_remote, now, public, store_uri
+from pipeline_lib.tracking.describe import is_remote, now, public, store_uri, workspace
 from pipeline_lib.tracking.spool import Op, Spool
 
 log = logging.getLogger("pipeline_lib.tracking")
 
 MAX_POINTS, MAX_TEXTS = 800, 100  # for one request; MLflow's limits: 1000 things in all, 100 parameters, 100 tags
+NAMES_PER_TAG = 30  # a name has up to 250 characters, a tag up to 8000
 DONE = ("executed", "reused")
 STATES = {"FINISHED": "executed", "FAILED": "failed", "KILLED": "killed"}
 
@@ -86,7 +87,7 @@ class Store:
     def __init__(self, root: Path, experiment: str, *, strict: bool = True) -> None:
         from mlflow import MlflowClient
 
-        self.root, self._strict = root, strict
+        self.root, self._strict, self._workspace = root, strict, workspace(root)
         self._operations = {
             "metrics": self._metrics,
             "headline": self._headline,
@@ -120,9 +121,10 @@ class Store:
         """Delete a run that was begun for nothing."""
         self.client.delete_run(target.run_id)
 
-    def find(self, *, limit: int = 1, **tags: str) -> list[Record]:
-        """The newest runs with these tags (`__` in a name stands for a dot)."""
-        filters = [f"tags.`{name.replace('__', '.')}` = '{value}'" for name, value in tags.items()]
+    def find(self, tags: Mapping[str, str], *, status: str = "", limit: int = 1) -> list[Record]:
+        """The newest runs with these tags."""
+        filters = [f"tags.`{name}` = '{value}'" for name, value in tags.items()]
+        filters += [f"attributes.status = '{status}'"] if status else []
         runs = self.client.search_runs(
             [self.experiment_id], " and ".join(filters), max_results=limit, order_by=["attributes.start_time DESC"]
         )
@@ -130,8 +132,8 @@ class Store:
 
     def producer(self, stage: str, output: str) -> Record | None:
         """The newest finished run of `stage` whose output has this digest."""
-        found = self.find(limit=20, kind="stage", stage=stage, out__digest=output)
-        return next((run for run in found if run.status == "FINISHED"), None)
+        tags = {"kind": "stage", "stage": stage, "out.digest": output}
+        return next(iter(self.find(tags, status="FINISHED")), None)
 
     @staticmethod
     def _record(run: Any) -> Record:
@@ -164,9 +166,9 @@ class Store:
     # Operations of a spool: (op, spool, target) -> None
 
     def _start(self, op: Op) -> Target:
-        found = self.find(run__uid=op["uid"])
+        found = self.find({"run.uid": op["uid"]})
+        self._end_the_dead(op)
         row = self.run(found[0].tags["mlflow.parentRunId"]) if found and not op.get("resumed") else self.join(op)
-        self._end_the_dead(row, op)
         child = self._reopen(found[0], row, op) if found else self._create_child(row, op)
         now_running = {f"stage.{op['stage']}": "running", f"stage.{op['stage']}.run_id": child}
         self._log(row.run_id, tags={**op["tags"], **now_running})
@@ -178,9 +180,11 @@ class Store:
         self._log(target.run_id, points=[p for p in op["points"] if _identity(*p) not in target.seen])
 
     def _headline(self, op: Op, spool: Spool, target: Target) -> None:
-        known = self.run(target.run_id).tags.get("headline", "").splitlines()
-        names = dict.fromkeys([*known, *(name for name, *_ in op["points"])])
-        self._log(target.run_id, points=op["points"], tags={"headline": "\n".join(names)})
+        known = headlines_of(self.run(target.run_id))
+        names = list(dict.fromkeys([*known, *(name for name, *_ in op["points"])]))
+        pages = range(0, len(names), NAMES_PER_TAG)
+        tags = {f"headline.{number}": "\n".join(names[at : at + NAMES_PER_TAG]) for number, at in enumerate(pages)}
+        self._log(target.run_id, points=op["points"], tags=tags)
         self._log(target.row_id, points=op["points"])
 
     def _artifact(self, op: Op, spool: Spool, target: Target) -> None:
@@ -210,16 +214,13 @@ class Store:
 
     def join(self, op: Op) -> Record:
         """The row that this stage belongs to: the newest of its configuration, or a new one if that has the stage."""
-        same = {name.replace(".", "__"): op["tags"][name] for name in ("pipeline.key", "pipeline.workspace")}
-        newest = self.find(kind="pipeline", **same)
-        if newest and newest[0].tags.get(f"stage.{op['stage']}") not in DONE:
-            return newest[0]
-        return self._create_row(op)
+        newest = self.row_of(op, by="pipeline.key")
+        return newest if newest and newest.tags.get(f"stage.{op['stage']}") not in DONE else self._create_row(op)
 
-    def row(self, op: Op) -> Record | None:
+    def row_of(self, op: Op, *, by: str = "pipeline.config") -> Record | None:
         """The newest row of a configuration in this workspace, under whatever experiment name."""
-        same = {name.replace(".", "__"): op["tags"][name] for name in ("pipeline.config", "pipeline.workspace")}
-        return next(iter(self.find(kind="pipeline", **same)), None)
+        tags = {"kind": "pipeline", "pipeline.workspace": self._workspace, by: op["tags"][by]}
+        return next(iter(self.find(tags)), None)
 
     def fill(self, op: Op, outputs: Mapping[str, str]) -> Record | None:
         """Complete the row of a configuration whose outputs are all there, by whatever means they came.
@@ -232,7 +233,7 @@ class Store:
             The newest row of the configuration, or a new one; None where the store knows none of the outputs.
         """
         with self._locked():
-            known = self.row(op)
+            known = self.row_of(op)
             if known is None and not any(self.producer(stage, output) for stage, output in outputs.items()):
                 return None
             row = known or self._create_row(op)
@@ -253,8 +254,8 @@ class Store:
         tag = f"stage.{stage}"
         if row.tags.get(tag) in DONE and row.tags.get(f"{tag}.digest") == output:
             return row.tags[f"{tag}.run_id"]
-        if any(s.first().get("stage") == stage and _same_row(s.first(), row) for s in Spool.all(self.root)):
-            return "unknown"  # executed a moment ago and still to be sent: that will mark it
+        if self._is_waiting(row, stage, output):
+            return "unknown"
         made_by = self.producer(stage, output)
         run_id = made_by.run_id if made_by else "unknown"
         if row.tags.get(tag) != "executed":
@@ -265,19 +266,31 @@ class Store:
                 self.mark_reused(self.run(row.run_id), further, digest)
         return run_id
 
+    def _is_waiting(self, row: Record, stage: str, output: str) -> bool:
+        """Whether the stage was executed for this row, and the run that says so is still to be sent."""
+        key = row.tags["pipeline.key"]
+        spools = [s for s in Spool.all(self.root) if (first := s.first()) and first["stage"] == stage]
+        spools = [s for s in spools if s.first()["tags"]["pipeline.key"] == key]
+        return any(op["op"] == "output" and op["digest"] == output for s in spools for op, _ in s.read())
+
     def run(self, run_id: str) -> Record:
         """A run by its id."""
         return self._record(self.client.get_run(run_id))
 
     def _create_row(self, op: Op) -> Record:
-        tags = {"kind": "pipeline", "mlflow.note.content": op["note"], **op["tags"]}
+        tags = {
+            "kind": "pipeline",
+            "pipeline.workspace": self._workspace,
+            "mlflow.note.content": op["note"],
+            **op["tags"],
+        }
         run = self.client.create_run(self.experiment_id, op["time"], tags, op["row"])
         self._log(run.info.run_id, params=op["params"])
         return self._record(run)
 
     def _promote(self, made_by: Record, row: Record) -> None:
         """Copy a reused run's headline numbers to the row, where they are missing."""
-        names = [n for n in made_by.tags.get("headline", "").splitlines() if n not in row.metrics]
+        names = [name for name in headlines_of(made_by) if name not in row.metrics]
         self._log(row.run_id, points=[[name, made_by.metrics[name], None, now()] for name in names])
 
     def _link_upstream(self, row: Record, run_id: str, op: Op) -> None:
@@ -289,7 +302,7 @@ class Store:
 
     def _name_unknown(self, row: Record) -> None:
         """Fill in the producers that the row's runs could not know, because they were delivered later."""
-        for child in self.find(limit=100, mlflow__parentRunId=row.run_id):
+        for child in self.find({"mlflow.parentRunId": row.run_id}, limit=100):
             for stage, output in upstream_of(child).items():
                 if child.tags.get(f"upstream.{stage}.run_id") == "unknown" and (found := self.producer(stage, output)):
                     self._log(child.run_id, tags={f"upstream.{stage}.run_id": found.run_id})
@@ -301,6 +314,7 @@ class Store:
             "kind": "stage",
             "stage": op["stage"],
             "run.uid": op["uid"],
+            "pipeline.workspace": self._workspace,
             "mlflow.parentRunId": row.run_id,
             "mlflow.source.name": op["source"],
             **op["tags"],
@@ -316,12 +330,16 @@ class Store:
         self.client.update_run(child.run_id, status="RUNNING")
         return child.run_id
 
-    def _end_the_dead(self, row: Record, op: Op) -> None:
-        """Runs of this row and stage that say RUNNING, but whose process is gone (SIGKILL, power), end KILLED."""
-        for run in self.find(limit=20, mlflow__parentRunId=row.run_id, stage=op["stage"]):
-            uid = run.tags["run.uid"]
-            if run.status == "RUNNING" and uid != op["uid"] and not Spool.of(self.root, op["stage"], uid).is_alive():
+    def _end_the_dead(self, op: Op) -> None:
+        """Runs of this workspace that say RUNNING but whose process is gone (SIGKILL, power) end KILLED."""
+        tags = {"kind": "stage", "pipeline.workspace": self._workspace}
+        for run in self.find(tags, status="RUNNING", limit=100):
+            stage, uid, row_id = (run.tags[name] for name in ("stage", "run.uid", "mlflow.parentRunId"))
+            if uid != op["uid"] and not Spool.of(self.root, stage, uid).is_alive():
                 self.client.set_terminated(run.run_id, "KILLED")
+                if self.run(row_id).tags.get(f"stage.{stage}.run_id") == run.run_id:
+                    self._log(row_id, tags={f"stage.{stage}": "killed"})
+                    self.client.set_terminated(row_id, "KILLED")
 
     def _seen(self, child: Record) -> set[tuple[Any, ...]]:
         names = [name for name in child.metrics if not name.startswith("system/")]
@@ -341,10 +359,16 @@ class Store:
 
         metrics = [Metric(name, value, at, step or 0) for name, value, step, at in points]
         texts = [Param(name, value) for name, value in (params or {}).items()]
-        labels = [RunTag(name, value[:5000]) for name, value in (tags or {}).items()]
+        labels = [RunTag(name, value[:8000]) for name, value in (tags or {}).items()]
         while metrics or texts or labels:
             self.client.log_batch(run_id, metrics[:MAX_POINTS], texts[:MAX_TEXTS], labels[:MAX_TEXTS])
             metrics, texts, labels = metrics[MAX_POINTS:], texts[MAX_TEXTS:], labels[MAX_TEXTS:]
+
+
+def headlines_of(run: Record) -> list[str]:
+    """The names of a run's headline numbers, which stand in as many tags as they need."""
+    pages = sorted((tag for tag in run.tags if tag.startswith("headline.")), key=lambda tag: int(tag.split(".")[1]))
+    return [name for page in pages for name in run.tags[page].splitlines()]
 
 
 def upstream_of(run: Record) -> dict[str, str]:
@@ -358,10 +382,6 @@ def _identity(name: str, value: float, step: int | None, at: int) -> tuple[Any, 
     return (name, "at", at) if step is None or name.startswith("system/") else (name, step)
 
 
-def _same_row(start: Op, row: Record) -> bool:
-    return start.get("tags", {}).get("pipeline.key") == row.tags.get("pipeline.key")
-
-
 def reason(error: Exception) -> str:
     """The heart of an exception, fit for one line: HTTP and database errors wrap theirs three times."""
     text = str(error)
@@ -371,6 +391,7 @@ def reason(error: Exception) -> str:
         r"\[Errno -?\d+\] ([\w ]+)",
         r"Error\(\d+, '([\w ]+)'\)",
         r"\(\w+\.\w*Error\) (.+)",
+        r"Caused by \w+\('([\w ]+)'",
         r"Caused by (\w+)",
     ):
         if found := re.search(pattern, text):
