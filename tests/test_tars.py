@@ -147,6 +147,16 @@ def test_what_is_no_whole_plain_tar_is_refused(tmp_path, kind):
         tars.list_tar(path)
 
 
+def test_a_tar_whose_writer_was_killed_is_told(tmp_path):
+    path = img2dataset(tmp_path) / "00000.tar"
+    with tarfile.open(path) as file:
+        last = file.getmembers()[-1]
+    path.write_bytes(path.read_bytes()[: last.offset])
+    listing = tars.list_tar(path)
+    assert len(listing.samples) == 3
+    assert listing.ignored == {"missing end of the archive": 1}
+
+
 def test_a_limit_reads_the_first_samples(tmp_path):
     assert [s.key for s in tars.list_tar(img2dataset(tmp_path) / "00000.tar", limit=2).samples] == [
         "000000000",
