@@ -328,6 +328,8 @@ def load(
     else:
         clip.facts = recorded
     clip.module.to(device=device, dtype=dtype)
+    if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in clip.module.visual.modules()):
+        clip.module.visual.to(memory_format=torch.channels_last)  # half the time of a convolutional tower
     return clip
 
 
@@ -496,6 +498,7 @@ def download(tag_config: Mapping[str, Any]) -> Path:
     Raises:
         UserError: They cannot be had.
     """
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every retry, twice
     try:
         return Path(open_clip.factory.download_pretrained(dict(tag_config)))
     except Exception as error:  # every HTTP, hub and cache error there is
