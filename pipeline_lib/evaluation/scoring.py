@@ -16,7 +16,6 @@ import torch
 
 from pipeline_lib import config, metrics, statistics
 from pipeline_lib.evaluation.embedding import EmbeddedSet, EmbeddedTask
-from pipeline_lib.features import l2_normalize
 from pipeline_lib.statistics import Mean
 
 Block = dict[str, Any]
@@ -33,7 +32,10 @@ class Means(NamedTuple):
 
 @dataclass(frozen=True)
 class Directions:
-    """The unit features of a set in one variant: as they are, or centred with the means of another set."""
+    """The features of a set in one variant: as they are, or centred with the means of another set.
+
+    Only their directions count: every metric normalises, so that no normalised copy of a large set is kept here.
+    """
 
     image: torch.Tensor  # [N, D]
     text: torch.Tensor  # [M, D]
@@ -41,8 +43,8 @@ class Directions:
 
     @classmethod
     def of(cls, embedded: EmbeddedSet, means: Means | None) -> Directions:
-        """Unit features of `embedded`, centred if there are `means`."""
-        image, text = l2_normalize(embedded.raw_image_features), l2_normalize(embedded.raw_text_features)
+        """The features of `embedded`, centred if there are `means`."""
+        image, text = embedded.raw_image_features, embedded.raw_text_features
         if means is not None:
             image = metrics.mean_centre(image, means.image)
             text = metrics.mean_centre(text, means.text) if len(text) else text
