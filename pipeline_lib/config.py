@@ -78,6 +78,7 @@ class DemoBase:
     batch_size: int
     learning_rate: float
     weight_decay: float
+    dropout: float  # of the tower features, while the heads are trained
     seed: int
 
 

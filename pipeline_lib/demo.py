@@ -39,7 +39,6 @@ TEXT_TOWER = "sentence-transformers/all-MiniLM-L6-v2"
 CONTEXT_LENGTH = 77
 MAX_PIXELS = 100_000_000
 MAX_BAD_SHARE = 0.01
-DROPOUT = 0.5  # of tower features: cross-validated on part `base`, R@10 50 -> 57 %, zero-shot 26 -> 35 % of 9 classes
 CHUNK = 16  # large ones are slower on CPUs
 START_SCALE = 1 / 0.07  # as in CLIP
 
@@ -216,7 +215,7 @@ def train_heads(pairs: Pairs, settings: config.DemoBase) -> Heads:
 
     Args:
         pairs: Tower features; every image has a caption.
-        settings: Width, epochs, batch size, learning rate, weight decay and seed.
+        settings: Width, epochs, batch size, learning rate, weight decay, dropout and seed.
 
     Raises:
         UserError: There are fewer than two images.
@@ -243,8 +242,12 @@ def train_heads(pairs: Pairs, settings: config.DemoBase) -> Heads:
         drawn = torch.stack([own[torch.randint(len(own), (), generator=generator)] for own in captions])
         total = 0.0
         for rows in order.chunk(batches):
-            image_features = F.normalize(_drop(pairs.image_features[rows], generator) @ image_head.T, dim=1)
-            text_features = F.normalize(_drop(pairs.text_features[drawn[rows]], generator) @ text_head.T, dim=1)
+            image_features = F.normalize(
+                _drop(pairs.image_features[rows], settings.dropout, generator) @ image_head.T, dim=1
+            )
+            text_features = F.normalize(
+                _drop(pairs.text_features[drawn[rows]], settings.dropout, generator) @ text_head.T, dim=1
+            )
             loss = contrastive_loss(log_scale.exp() * image_features @ text_features.T)
             optimizer.zero_grad()
             loss.backward()
@@ -255,9 +258,9 @@ def train_heads(pairs: Pairs, settings: config.DemoBase) -> Heads:
     return _scaled(Heads(image_head.detach(), text_head.detach(), log_scale.exp().item(), losses), pairs)
 
 
-def _drop(features: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _drop(features: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:
     """Dropout from a generator of its own."""
-    return features * (torch.rand(features.shape, generator=generator) >= DROPOUT) / (1 - DROPOUT)
+    return features * (torch.rand(features.shape, generator=generator) >= share) / (1 - share)
 
 
 def _captions_by_image(text_image_index: torch.Tensor, num_images: int) -> list[torch.Tensor]:

@@ -51,6 +51,11 @@ def code_digest(script: Path, root: Path = Path()) -> str:
     return digest({path.as_posix(): sha256_file(root / path) for path in import_closure(script, root)})
 
 
+def stage_digest(stage: str) -> str:
+    """`code_digest` of `stages/<stage>.py`, wherever the command runs."""
+    return code_digest(Path(f"stages/{stage}.py"), Path(__file__).parents[1])
+
+
 def package_versions() -> dict[str, str]:
     """Installed versions of the packages on which the numbers depend."""
     versions = {}

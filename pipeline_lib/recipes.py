@@ -94,7 +94,7 @@ def clip_refine(
     prior: Prior,
 ) -> Terms:
     """L = λ₁ RaFA + λ₂ HyCD; the paper's λ are equal."""
-    terms = {}
+    terms: Terms = {}
     if rafa_weight:
         terms |= _weighted(rafa_weight, rafa(student, teacher, draws, reduction=reduction, prior=prior))
     if hycd_weight:

@@ -36,6 +36,7 @@ from pipeline_lib.teacher_cache import CachedPart, embed_images, embed_texts, fi
 log = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint.pt"
 HISTORY = "history.jsonl"
+TRAINED_ON = "trained_on.jsonl"  # key and SHA-256 of each image, a line each
 
 
 @dataclass
@@ -403,6 +404,15 @@ def _online_teacher(student: Clip, teacher: Clip, paths: config.Paths, device: t
     return model.load(paths.base, device=device)
 
 
+def _write_trained_on(refiner: Refiner, before: Path, target: Path) -> None:
+    """The images that shaped these weights: those of the base, where known, and those of this run."""
+    lines = before.read_text(encoding="utf-8").splitlines() if before.is_file() else []
+    for row in refiner.part.valid_rows:
+        _, entry = refiner.part.entry(int(row))
+        lines.append(artifacts.canonical_json({"key": entry.key, "sha256": entry.sha256}))
+    artifacts.write_text(target, "".join(f"{line}\n" for line in lines))
+
+
 def _publish(refiner: Refiner, paths: config.Paths, cache_digest: str) -> str:
     """Save the student, load it back, compare features, write the manifest, move it to `paths.refined`."""
     student, target = refiner.student, refiner.work / "refined"
@@ -410,6 +420,7 @@ def _publish(refiner: Refiner, paths: config.Paths, cache_digest: str) -> str:
     saved = model.load(target, device=student.device)
     check_saved(student, saved, refiner.part, refiner.chunk_size)
     shutil.copyfile(refiner.work / HISTORY, target / HISTORY)
+    _write_trained_on(refiner, paths.base / TRAINED_ON, target / TRAINED_ON)
     origin = {k: v for k, v in student.facts.items() if k not in saved.facts}
     facts = {**origin, **saved.facts, "refined_from": student.facts["weights_digest"]}
     digest = artifacts.write_manifest(target, "refine", model=facts, recipe=refiner.settings.recipe, cache=cache_digest)

@@ -12,7 +12,6 @@ from pipeline_lib import artifacts, cache_writer, config, distributed, provenanc
 from pipeline_lib.runtime import prepare, run_stage
 
 SECTIONS = ("paths", "cache_teacher", "runtime", "tracking")
-ROOT = Path(__file__).parents[1]
 
 
 def main(params_file: Path = Path("params.yaml")) -> None:
@@ -24,7 +23,7 @@ def main(params_file: Path = Path("params.yaml")) -> None:
     upstream = {name: artifacts.read_manifest(path)["digest"] for name, path in inputs.items()}
     world = distributed.join()
     with tracking.stage_run("cache_teacher", params_file, upstream=upstream) as run:
-        made = cache_writer.build(paths, settings, how, world, provenance.code_digest(Path("stages/cache_teacher.py"), ROOT))
+        made = cache_writer.build(paths, settings, how, world, provenance.stage_digest("cache_teacher"))
         if world.is_main:
             run.log_metrics({f"cache_teacher/{name}": value for name, value in made["metrics"].items()})
             run.output(made["digest"])

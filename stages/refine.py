@@ -11,7 +11,6 @@ from pipeline_lib import artifacts, config, distributed, provenance, tracking, t
 from pipeline_lib.runtime import prepare, run_stage
 
 SECTIONS = ("paths", "cache_teacher", "refine", "recipes", "runtime", "tracking")
-ROOT = Path(__file__).parents[1]
 
 
 def main(params_file: Path = Path("params.yaml")) -> None:
@@ -25,7 +24,7 @@ def main(params_file: Path = Path("params.yaml")) -> None:
     upstream = {name: artifacts.read_manifest(path)["digest"] for name, path in inputs.items()}
     world = distributed.join()
     with tracking.stage_run("refine", params_file, upstream=upstream) as run:
-        made = training.build(paths, settings, cache, blocks, how, world, run, provenance.code_digest(Path("stages/refine.py"), ROOT))
+        made = training.build(paths, settings, cache, blocks, how, world, run, provenance.stage_digest("refine"))
         if world.is_main:
             run.headline({f"refine/{name}": value for name, value in made["metrics"].items()})
             run.log_artifact(paths.refined / training.HISTORY)

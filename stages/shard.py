@@ -19,7 +19,7 @@ def main(params_file: Path = Path("params.yaml")) -> None:
     """Write all parts and sets, and log what each of them holds."""
     paths, data, settings, how = (config.load(params_file, name) for name in SECTIONS[:4])
     base = artifacts.read_manifest(paths.base)["digest"]
-    code = provenance.code_digest(Path("stages/shard.py"), Path(__file__).parents[1])
+    code = provenance.stage_digest("shard")
     choices = [config.raw_section(params_file, name) for name in ("data", "shard")]
     with tracking.stage_run("shard", params_file, upstream={"base": base}) as run:
         manifest = shard_writer.write(

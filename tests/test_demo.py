@@ -22,7 +22,7 @@ from stages import base as stage
 PROJECT = Path(__file__).parents[1]
 SHARED = PROJECT.parent / "shared" / "data"
 SETTINGS = config.DemoBase(
-    image_size=64, embed_dim=16, epochs=30, batch_size=16, learning_rate=1e-2, weight_decay=0.01, seed=0
+    image_size=64, embed_dim=16, epochs=30, batch_size=16, learning_rate=1e-2, weight_decay=0.01, dropout=0.5, seed=0
 )
 COLOURS = ("red", "blue", "green", "yellow", "black", "orange")
 SHAPES = ("circle", "square", "cross", "line")

@@ -132,6 +132,10 @@ def test_history_and_result(cached):
     assert manifest["model"]["refined_from"] == clip.facts["weights_digest"]
     assert manifest["model"]["weights_digest"] == mine.facts["weights_digest"] != clip.facts["weights_digest"]
     assert mine.facts["logit_scale"] == clip.facts["logit_scale"]  # frozen by default
+    trained_on = [
+        json.loads(line)["key"] for line in (cached / "data/refined/trained_on.jsonl").read_text().splitlines()
+    ]
+    assert trained_on == [part.entry(row)[1].key for row in range(len(part))]
     assert artifacts.verify(cached / "data/refined") == []
 
 

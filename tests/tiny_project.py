@@ -101,6 +101,7 @@ def make_project(project, *, num_samples=96, model=None, **values):
     project.mkdir(parents=True, exist_ok=True)
     write_set(project / "set", num_samples)
     (project / "more").mkdir()
+    (project / "more" / "README").write_text("evaluation sets go here\n")  # git keeps no empty folder
     if model is None:
         write_tiny_clip(project / "clip", seed=1)
     else:
