@@ -239,8 +239,8 @@ def projection(clouds: Mapping[str, tuple[Array, Array]]) -> Figure:
             pad_x, pad_y = 0.04 * (x_high - x_low) + 1e-3, 0.06 * (y_high - y_low) + 1e-3
             axes.set(xlim=(x_low - pad_x, x_high + pad_x), ylim=(y_low - pad_y, y_high + pad_y), title=model)
             share = np.nan_to_num(pca.explained_variance_ratio_)  # no variance at all: no share
-            axes.set_xlabel(f"direction 1 ({share[0]:.0%} of the variance)")
-            axes.set_ylabel(f"direction 2 ({share[1]:.0%})")
+            axes.set_xlabel(f"direction 1 ({100 * share[0]:.0f} % of the variance)")
+            axes.set_ylabel(f"direction 2 ({100 * share[1]:.0f} %)")
             axes.legend(loc="best", handletextpad=0.1, markerscale=1.6)
 
         return draw
@@ -354,7 +354,7 @@ def recall_bars(set_name: str, recalls: Mapping[str, Mapping[str, Mapping[int, I
                 values, low, high = 100 * np.array(list(by_k.values())).T
                 whiskers = np.maximum(0, [values - low, high - values])
                 axes.bar(x, values, 0.9 * width, color=COLOURS[MODEL_COLOURS[model]], label=model)
-                axes.errorbar(x, values, whiskers, fmt="none", ecolor=COLOURS["ink"], elinewidth=1.0, capsize=2.5)
+                axes.errorbar(x, values, whiskers, fmt="none", color=COLOURS["ink"], elinewidth=1.0, capsize=2.5)
                 axes.set_xticks(np.arange(len(by_k)), [f"R@{k}" for k in by_k])
             axes.set(title=direction, ylim=(0, min(104, 108 * top)), ylabel="recall, %")
             axes.grid(axis="y")

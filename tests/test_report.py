@@ -56,7 +56,8 @@ def paired(verdict, p=0.5, name="R@1"):
         (("rose", "still", "still"), "Better: of 3 headlines, 1 rose and 2 did not move measurably."),
         (("rose", "fell", "still"), "Mixed: of 3 headlines, 1 rose, 1 fell and 1 did not move measurably."),
         (("fell", "still"), "Worse: of 2 headlines, 1 fell and 1 did not move measurably."),
-        (("still",), "No measurable change: the one headline did not move measurably."),
+        (("still",), "No measurable change in the one headline."),
+        (("still",) * 4, "No measurable change in any of the 4 headlines."),
         ((), "Nothing to compare: no headline was measured on both models."),
     ],
 )
@@ -219,6 +220,16 @@ def test_other_weights_than_those_evaluated_are_refused(tmp_path, monkeypatch):
         tmp_path / "data/refined", "refine", model={**manifest["model"], "weights_digest": "0" * 64}
     )
     with pytest.raises(UserError, match="data/eval/refined: evaluated other weights than those in data/refined"):
+        read(tmp_path, monkeypatch)
+
+
+def test_other_pictures_than_those_evaluated_are_refused(tmp_path, monkeypatch):
+    example_results.write(tmp_path)
+    path = tmp_path / "data/shards/eval"
+    manifest = artifacts.read_manifest(path)
+    facts = {key: value for key, value in manifest.items() if key not in {"stage", "files", "digest", "source"}}
+    artifacts.write_manifest(path, "shard", **facts, source={"format": "jsonl"})
+    with pytest.raises(UserError, match="data/eval/base: `eval` is not what lies in data/shards/eval"):
         read(tmp_path, monkeypatch)
 
 

@@ -74,12 +74,17 @@ def read(params_file: Path) -> Inputs:
             raise UserError(
                 f"{evaluation.directory}: evaluated other weights than those in {folders[stage]}; dvc repro"
             )
+    parts = {name: shards.read_part(paths.shards / name) for name in refined.sets}
+    for evaluation in (base, refined):
+        for name, part in parts.items():
+            if evaluation.sets.get(name, {}).get("digest") != part.digest:
+                raise UserError(f"{evaluation.directory}: `{name}` is not what lies in {part.directory}; dvc repro")
     history = (paths.refined / "history.jsonl").read_text(encoding="utf-8").splitlines()
     return Inputs(
         base=base,
         refined=refined,
         history=[json.loads(line) for line in history],
-        parts={name: shards.read_part(paths.shards / name) for name in refined.sets},
+        parts=parts,
         manifests=manifests,
         parameters=results.read_parameters(params_file),
         evaluate=Settings(evaluate.confidence, evaluate.bootstrap_samples, evaluate.seed),

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from pipeline_lib import figures, page
-from pipeline_lib.errors import UserError
 from pipeline_lib.page import Drawing, Example, Fold, Gallery, Text
 from pipeline_lib.report.inputs import OPENMOJI, Inputs, steps
 from pipeline_lib.results import CENTRED, Array, Evaluation, Variant
@@ -109,16 +108,8 @@ def examples(inputs: Inputs) -> tuple[Any, ...]:
 
 
 def _shown(inputs: Inputs, name: str, places: Sequence[Array], rows: Sequence[int]) -> dict[int, tuple[Any, ...]]:
-    """For each of `rows`: image bytes, first caption, places before and after, captions put first before and after.
-
-    Raises:
-        UserError: The part is not the one that was evaluated.
-    """
+    """For each of `rows`: image bytes, first caption, places before and after, captions put first before and after."""
     part = inputs.parts[name]
-    if part.num_samples != len(places[0]):
-        raise UserError(
-            f"{part.directory}: {part.num_samples} pictures, but {len(places[0])} were evaluated; dvc repro"
-        )
     entries = [(shard, entry) for shard in part.shards for entry in shard.samples()]
     captions = [caption for _, entry in entries for caption in entry.captions]
     nearest = [nearest_caption(e.features(name), rows) for e in (inputs.base, inputs.refined)]

@@ -166,12 +166,11 @@ def linear_probe(inputs: Inputs) -> tuple[Any, ...]:
     """What the image tower still knows."""
     before, after = (e.results.get("linear_probe") or {} for e in (inputs.base, inputs.refined))
     rows = [
-        Row((Cell(f"{name}: {task}"), share(results.interval(scores["top1"])), share(results.interval(
-            after[name][task]["top1"]))))
+        Row((Cell(f"{name}: {task}"), *(share(results.interval(e[name][task]["top1"])) for e in (before, after))))
         for name, tasks in before.items()
-        for task, scores in tasks.items()
+        for task in tasks
         if task in after.get(name, {})
-    ]  # fmt: skip
+    ]
     if not rows:
         return ()
     explain = (

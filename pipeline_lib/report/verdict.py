@@ -21,6 +21,8 @@ def sentence(comparison: Sequence[Paired]) -> str:
     word = "Mixed" if rose and fell else "Better" if rose else "Worse" if fell else "No measurable change"
     kinds = ((rose, "rose"), (fell, "fell"), (still, "did not move measurably"))
     said = [f"{count} {verb}" for count, verb in kinds if count]
+    if still == len(verdicts):
+        return f"{word} in {'the one headline' if still == 1 else f'any of the {still} headlines'}."
     if len(said) == 1:
         subject = "the one headline" if len(verdicts) == 1 else f"all {len(verdicts)} headlines"
         return f"{word}: {subject} {said[0].split(' ', 1)[1]}."
@@ -43,8 +45,8 @@ def section(inputs: Inputs) -> tuple[Any, ...]:
         Text(
             "How sure: both models saw the same items. Retrieval is tested by a paired bootstrap over pictures, "
             "captions kept with theirs; accuracy by McNemar's exact test; p-values carry Holm's correction over all "
-            "headlines. This covers the choice of pictures, not the luck of one training run: for that, refine with "
-            "several seeds and compare them."
+            f"headlines. {_resolution(headlines)}This covers the choice of pictures, not the luck of one training run: "
+            "for that, refine with several seeds and compare them."
         ),
     )
 
@@ -59,6 +61,14 @@ def _point(row: Paired, settings: Settings) -> str:
         f"{page.points(row.difference.high)}), "
         f"p\u00a0{p if p.startswith('<') else f'= {p}'}"
     )
+
+
+def _resolution(headlines: Sequence[Paired]) -> str:
+    """What would have been too small to see, where something did not move."""
+    widths = [(row.difference.high - row.difference.low) / 2 for row in headlines if row.verdict == "still"]
+    if not widths:
+        return ""
+    return f"With this many pictures, changes below about {page.percent(max(widths))} points go unseen. "
 
 
 def _in_points(interval: Interval) -> tuple[float, float, float]:
