@@ -259,7 +259,7 @@ def logistic_regression(features: np.ndarray, labels: np.ndarray, *, strength: f
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     classifier = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000))
     with threadpool_limits(limits=1), warnings.catch_warnings():

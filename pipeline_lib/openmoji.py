@@ -192,7 +192,7 @@ def _without_selectors(emoji: str) -> str:
 @functools.cache
 def _font() -> tuple[ImageFont.FreeTypeFont, dict[str, str]]:
     """The font with one private code point per sequence, and the map from sequence to it."""
-    from fontTools.ttLib import TTFont  # type: ignore[import-untyped]
+    from fontTools.ttLib import TTFont
 
     font = TTFont(_path("pictures"), lazy=True)
     by_point = font.getBestCmap()
