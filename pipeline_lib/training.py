@@ -126,7 +126,7 @@ class Refiner:
             "seconds": self.elapsed,
             "pairs_per_second": steps * self.settings.batch_size / max(self.elapsed, 1e-9),
             "waiting_share": self.waited / max(self.elapsed, 1e-9),
-            "weight_displacement": self._displacement(),
+            "weight_displacement": self.displacement(),
         }
 
     def _steps(self) -> Iterator[StepData]:
@@ -175,6 +175,8 @@ class Refiner:
             row["gradient_norm"] = float(norm)
         self.optimizer.step()
         self.step += 1
+        if self.step == self.plan.num_steps:
+            row["weight_displacement"] = self.displacement()
         return row
 
     def _draws(self, rows: np.ndarray) -> Draws:
@@ -213,7 +215,7 @@ class Refiner:
             "lower refine.learning_rate, or check these samples"
         )
 
-    def _displacement(self) -> float:
+    def displacement(self) -> float:
         """‖w − w₀‖ / ‖w₀‖ over the trained weights."""
         moved = norm = 0.0
         for name, parameter in self._trainable():
