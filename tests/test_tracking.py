@@ -11,13 +11,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from pipeline_lib import config, tracking
+from pipeline_lib import tracking
 from pipeline_lib.errors import UserError
 from pipeline_lib.runtime import Stopped
-from pipeline_lib.tracking import run as run_module
 from pipeline_lib.tracking import sender
-from pipeline_lib.tracking.describe import describe, flatten, git_tags, public, resolved, store_uri
-from pipeline_lib.tracking.run import TrackedRun, status_of
+from pipeline_lib.tracking.describe import flatten, git_tags, public, resolved, store_uri
+from pipeline_lib.tracking.run import status_of
 from pipeline_lib.tracking.spool import Spool
 from tests.tracked_project import (
     CLOSED,
@@ -28,9 +27,11 @@ from tests.tracked_project import (
     curve,
     do,
     doubled_points,
+    kill,
     make_project,
     python,
     runs_of,
+    wait_until,
 )
 
 __all__ = ["clean_environment"]  # a fixture
@@ -179,6 +180,26 @@ def test_artifacts_and_data_sets_arrive(tmp_path):
 # Points
 
 
+def test_two_runs_of_one_process_may_overlap(tmp_path):
+    params = make_project(tmp_path)
+    with tracking.stage_run("base", params) as outer:
+        do("shard", params)
+        outer.log_metrics({"value": 1.0})
+    runs = runs_of(client_of(tmp_path), "stage")
+    assert {run.data.tags["stage"]: run.info.status for run in runs} == {"base": "FINISHED", "shard": "FINISHED"}
+
+
+def test_neighbouring_points_are_sent_together_and_in_order():
+    ops = [({"op": "metrics", "points": [[i, 0, 0, 0]] * 3}, i) for i in range(400)]
+    ops[200:200] = [({"op": "output", "digest": "d"}, 1000)]
+    batches = list(sender.merged(ops))
+    assert [op["op"] for op, _ in batches] == ["metrics", "output", "metrics"]
+    assert [position for _, position in batches] == [199, 1000, 399]
+    assert [p[0] for op, _ in batches for p in op.get("points", [])] == [i for i in range(400) for _ in range(3)]
+    sizes = [len(op["points"]) for op, _ in sender.merged(ops[:200] * 3)]
+    assert sizes == [798, 798, 204]
+
+
 def test_every_point_arrives_once_with_its_value(tmp_path):
     params = make_project(tmp_path)
     expected = {step: 1.0 / (step + 1) for step in range(1500)}  # 3,000 points: more than one request may hold
@@ -196,10 +217,8 @@ def test_curves_can_be_watched_while_the_stage_works(tmp_path, monkeypatch):
     params = make_project(tmp_path)
     with tracking.stage_run("refine", params) as run:
         run.log_metrics({"loss": 1.0}, step=0)
-        client, deadline = client_of(tmp_path), time.monotonic() + 20
-        while not runs_of(client, "stage")[0].data.metrics:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        client = client_of(tmp_path)
+        wait_until(lambda: runs_of(client, "stage")[0].data.metrics)
         assert runs_of(client, "stage")[0].info.status == "RUNNING"
 
 
@@ -224,7 +243,7 @@ def test_logging_a_step_costs_the_loop_microseconds(tmp_path):
 
 
 def test_system_metrics_on_request(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "SAMPLE_EVERY", 0.05)
+    monkeypatch.setattr(sender, "SAMPLE_EVERY", 0.05)
     monkeypatch.setattr(sender, "SEND_EVERY", 0.1)
     params = make_project(tmp_path)
     change(params, "system_metrics: false", "system_metrics: true")
@@ -269,34 +288,46 @@ def test_killed_and_resumed_is_one_run_without_a_gap_or_a_doubled_point(tmp_path
     make_project(tmp_path)
     victim = python(LOOP, tmp_path)
     assert victim.stdout.readline() == "there\n"
-    victim.kill()
-    victim.communicate()
-    assert runs_of(client_of(tmp_path), "stage")[0].info.status == "RUNNING"  # nobody could say otherwise
+    kill(victim)
     again = python(LOOP, tmp_path)
     assert again.wait(60) == 0, again.stderr.read()
-    (run,) = runs_of(client_of(tmp_path), "stage")
-    (row,) = runs_of(client_of(tmp_path), "pipeline")
+    client = client_of(tmp_path)
+    (run,), (row,) = runs_of(client, "stage"), runs_of(client, "pipeline")
     assert (run.info.status, run.data.tags["resumed"], row.data.tags["stage.refine"]) == ("FINISHED", "1", "executed")
     assert row.data.tags["stage.refine.run_id"] == run.info.run_id
-    assert curve(client_of(tmp_path), run.info.run_id, "loss") == [(step, 1.0 / (step + 1)) for step in range(30)]
+    assert curve(client, run.info.run_id, "loss") == [(step, 1.0 / (step + 1)) for step in range(30)]
     assert doubled_points(tmp_path) == []
+    assert not (tmp_path / ".tracking-spool").exists()
 
 
-def test_runs_whose_process_is_gone_are_closed_by_the_next_stage_and_living_ones_are_not(tmp_path):
-    params = make_project(tmp_path)
-    begun = {}
-    for stage in ("shard", "refine"):
-        begun[stage] = TrackedRun(tmp_path, config.load(params, "tracking"), describe(stage, params, {}))
-        begun[stage].begin()
-    begun["refine"].release()  # as SIGKILL does: no end is written, the lock is free
-    change(params, "num_examples: 8", "num_examples: 9")
-    do("report", params)
+def test_a_killed_stage_is_seen_as_killed_at_once_and_loses_no_point(tmp_path):
+    make_project(tmp_path)
+    victim = python(LOOP, tmp_path)
+    assert victim.stdout.readline() == "there\n"
     client = client_of(tmp_path)
-    statuses = {run.data.tags["stage"]: run.info.status for run in runs_of(client, "stage")}
-    assert statuses == {"shard": "RUNNING", "refine": "KILLED", "report": "FINISHED"}
-    tags = runs_of(client, "pipeline")[0].data.tags
-    assert (tags["stage.shard"], tags["stage.refine"]) == ("running", "killed")
-    begun["shard"].end("FINISHED")
+    assert runs_of(client, "stage")[0].info.status == "RUNNING"
+    kill(victim)
+    wait_until(lambda: not (tmp_path / ".tracking-spool").exists())
+    (run,), (row,) = runs_of(client, "stage"), runs_of(client, "pipeline")
+    assert (run.info.status, row.info.status, row.data.tags["stage.refine"]) == ("KILLED", "KILLED", "killed")
+    assert [step for step, _ in curve(client, run.info.run_id, "loss")] == list(range(16))
+
+
+def test_after_a_power_cut_the_next_stage_closes_what_says_running_and_is_not(tmp_path):
+    params = make_project(tmp_path)
+    client = client_of(tmp_path)
+    victim = python(LOOP, tmp_path)
+    assert victim.stdout.readline() == "there\n"
+    kill(victim, with_sender=True)
+    assert [run.info.status for run in runs_of(client, "stage")] == ["RUNNING"]
+    change(params, "num_examples: 8", "num_examples: 9")
+    with tracking.stage_run("base", params):
+        do("shard", params)
+        statuses = {run.data.tags["stage"]: run.info.status for run in runs_of(client, "stage")}
+        assert statuses == {"refine": "KILLED", "base": "RUNNING", "shard": "FINISHED"}
+    first, second = runs_of(client, "pipeline")
+    assert (first.info.status, first.data.tags["stage.refine"]) == ("KILLED", "killed")
+    assert second.info.status == "FINISHED"
 
 
 def test_what_was_said_before_resuming_is_said_about_the_resumed_run(tmp_path):
@@ -323,7 +354,7 @@ def test_disabled_imports_no_mlflow_and_leaves_nothing(tmp_path):
     code = """
         import sys
         from pathlib import Path
-        from pipeline_lib import config, tracking
+        from pipeline_lib import tracking
 
         with tracking.stage_run("refine", Path("params.yaml"), upstream={"base": "d"}) as run:
             run.log_metrics({"loss": 1.0}, step=0)
@@ -380,8 +411,8 @@ def test_best_effort_with_no_server_says_so_once_and_spools(tmp_path, monkeypatc
             run.log_metrics({"loss": step}, step=step)
             run.flush()
             time.sleep(0.1)
-        assert run.info.startswith("spooled to .tracking-spool/refine-")
     assert time.monotonic() - began < 10
+    assert run.info.startswith("spooled to .tracking-spool/refine-")
     (message,) = [record.getMessage() for record in caplog.records]
     assert "http://***@127.0.0.1:9: Connection refused" in message
     assert "lineage sync" in message
@@ -425,6 +456,8 @@ def test_a_store_that_fails_in_the_middle(tmp_path, monkeypatch, caplog, mode):
     monkeypatch.setattr(sender, "SEND_EVERY", 0.05)
     monkeypatch.setattr(sender, "RETRY_EVERY", 0.2)
 
+    client = client_of(tmp_path)
+
     def rename(old: str, new: str) -> None:
         with sqlite3.connect(tmp_path / "mlflow.db") as database:
             database.execute(f"alter table {old} rename to {new}")
@@ -434,11 +467,11 @@ def test_a_store_that_fails_in_the_middle(tmp_path, monkeypatch, caplog, mode):
             for step in range(30):
                 run.log_metrics({"loss": 0.5 * step}, step=step)
                 if step == 10:
-                    run.flush()
+                    wait_until(lambda: (runs := runs_of(client, "stage")) and "loss" in runs[0].data.metrics)
                     rename("metrics", "metrics_away")
                 if step == 20:
                     run.flush()
-                    time.sleep(0.5)
+                    wait_until(lambda: caplog.records)
                     rename("metrics_away", "metrics")
 
     if mode == "required":
@@ -446,8 +479,8 @@ def test_a_store_that_fails_in_the_middle(tmp_path, monkeypatch, caplog, mode):
             work()
         return
     work()
-    (run,) = runs_of(client_of(tmp_path), "stage")
-    assert curve(client_of(tmp_path), run.info.run_id, "loss") == [(step, 0.5 * step) for step in range(30)]
+    (run,) = runs_of(client, "stage")
+    assert curve(client, run.info.run_id, "loss") == [(step, 0.5 * step) for step in range(30)]
     assert doubled_points(tmp_path) == []
     assert not (tmp_path / ".tracking-spool").exists()
     (message,) = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
@@ -575,7 +608,7 @@ def test_git_tags_tell_the_commit_and_what_differs_from_it(tmp_path):
 
 RACER = """
     from pathlib import Path
-    from pipeline_lib import config, tracking
+    from pipeline_lib import tracking
 
     with tracking.stage_run("base", Path("params.yaml")) as run:
         run.log_metrics({"value": 1.0})

@@ -11,9 +11,11 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import time
 from collections import defaultdict
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline_lib import config, tracking
@@ -54,6 +56,21 @@ def clean_environment(monkeypatch):
     """Neither the developer's shell nor an earlier test decides where runs go. Import it, and it is used."""
     for name in ENVIRONMENT:
         monkeypatch.delenv(name, raising=False)
+
+
+def kill(process: subprocess.Popen, *, with_sender: bool = False) -> None:
+    """SIGKILL, which no process can answer; `with_sender` also for the process that sends (the power is cut)."""
+    victims = psutil.Process(process.pid).children(recursive=True) if with_sender else []
+    for victim in [*victims, process]:
+        victim.kill()
+    process.communicate()
+
+
+def wait_until(condition, seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
 
 
 def do(stage: str, params: Path, output: str = "", upstream: dict | None = None, **headline: float) -> None:

@@ -1,9 +1,10 @@
 """MLflow, behind one context manager: `stage_run` gives a `Run` whose methods never stand in the way of the work.
 
-Every configuration is one parent run (the *row*), every execution of a stage one child. What a stage logs goes first
-to a write-ahead file (`spool`); a thread (`sender`) brings it to the store in batches (`store`), and the file goes when
-everything has arrived. So a lost server costs nothing: the file stays, and `lineage sync` sends it later. Points are
-told apart by (run, name, step), so that neither a resumed run nor a second delivery doubles one.
+Every configuration is one parent run (the *row*), every execution of a stage one child. What a stage logs goes to a
+write-ahead file (`spool`); a process of its own (`sender`) brings it to the store in batches (`store`), and the file
+goes when everything has arrived. So mlflow is imported beside the stage, not in it, and a lost server costs nothing:
+the file stays, and `lineage sync` sends it later. Points are told apart by (run, name, step), so that neither a resumed
+run nor a second delivery doubles one.
 
 Modes (`tracking.mode`): `disabled` is a null object and never imports mlflow; `required` raises when the store fails;
 `best_effort` says once that it spools and goes on. The store is $MLFLOW_TRACKING_URI, else `mlflow.db` in the project's

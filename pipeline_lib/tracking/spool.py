@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
@@ -38,13 +39,24 @@ class Spool:
         """Every spool of the project, the run that began first at the front."""
         return sorted((cls(path) for path in (root / HOME).glob("*.jsonl")), key=lambda s: s.first().get("time", 0))
 
-    def open(self) -> bool:
-        """Open for appending and lock; False if another process has it."""
+    def open(self, *, patience: float = 0.0) -> bool:
+        """Open for appending and lock; False if another process has it for more than `patience` seconds."""
+        deadline = time.monotonic() + patience
+        while not self._open():
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.05)
+        return True
+
+    def _open(self) -> bool:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = self.path.open("ab+")
+        file = self.path.open("ab+", buffering=0)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            ours = os.path.samestat(os.fstat(file.fileno()), self.path.stat())
+        except OSError:  # another process has it
+            ours = False
+        if not ours:  # or had it, and removed the file in between
             file.close()
             return False
         if file.tell() > 0:
@@ -64,10 +76,9 @@ class Spool:
         return not free
 
     def append(self, op: Op) -> None:
-        """Add one operation; it survives the death of this process (and with `sync`, of the machine)."""
+        """Add one operation, in one write; it survives the death of this process (and with `sync`, of the machine)."""
         assert self._file is not None, "open() first"
         self._file.write(json.dumps(op).encode() + b"\n")
-        self._file.flush()
 
     def sync(self) -> None:
         """Wait until what was appended is on the disk."""

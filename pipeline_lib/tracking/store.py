@@ -117,6 +117,10 @@ class Store:
             log.warning("MLflow refuses what the stage logged (%s): left out", reason(error))
         return target
 
+    def log_system(self, target: Target, values: Mapping[str, float], seconds: int) -> None:
+        """Log a sample of the machine's load under the names that MLflow's page looks for."""
+        self._log(target.run_id, points=[[f"system/{name}", v, seconds, now()] for name, v in values.items()])
+
     def discard(self, target: Target) -> None:
         """Delete a run that was begun for nothing."""
         self.client.delete_run(target.run_id)
