@@ -24,6 +24,7 @@ help: ## this list
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into .venv; torch alone is up to several GB, so this may take minutes."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo,dev]'
 	touch $@
 
@@ -31,6 +32,7 @@ install: $(STAMP) ## make .venv with everything
 
 run: $(STAMP) ## the whole pipeline on params.yaml, then the before/after table
 	dvc repro
+	@echo
 	@python -m pipeline_lib.report
 
 test: $(STAMP) ## the quick tests

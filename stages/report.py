@@ -1,6 +1,6 @@
 """Say what refinement changed and how sure that is: both evaluations -> data/report (HTML, Markdown, PNG).
 
-Prints the verdict and the before/after table.
+Prints the verdict; `python -m pipeline_lib.report` prints the table.
 
     python -m stages.report
 """
@@ -14,7 +14,7 @@ SECTIONS = ("paths", "data", "base", "shard", "cache_teacher", "refine", "recipe
 
 
 def main(params_file: Path = Path("params.yaml")) -> None:
-    """Read both evaluations, write the page, print the table."""
+    """Read both evaluations, write the page, print the verdict."""
     inputs = report.read(params_file)
     target = config.load(params_file, "paths").report
     evaluations = {f"evaluate@{e.results['model']}": e.manifest["digest"] for e in (inputs.base, inputs.refined)}
@@ -25,7 +25,7 @@ def main(params_file: Path = Path("params.yaml")) -> None:
         for name in sorted(artifacts.read_manifest(target)["files"]):
             run.log_artifact(target / name, Path(name).parent.as_posix().removeprefix("."))
         run.output(artifacts.read_manifest(target)["digest"])
-    print(f"\n{report.terminal_table(inputs)}\n\n{target / report.HTML}")
+    print(f"\n{report.sentence(inputs)}\nTable: python -m pipeline_lib.report. Page: {target / report.HTML}")
 
 
 if __name__ == "__main__":

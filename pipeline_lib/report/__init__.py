@@ -21,7 +21,7 @@ from pipeline_lib.report.inputs import Inputs, read, steps
 
 STAGE = "report"
 HTML, MARKDOWN = "report.html", "report.md"
-__all__ = ["HTML", "MARKDOWN", "Inputs", "build", "metrics", "read", "terminal_table", "write"]
+__all__ = ["HTML", "MARKDOWN", "Inputs", "build", "metrics", "read", "sentence", "terminal_table", "write"]
 
 
 def build(inputs: Inputs) -> Page:
@@ -54,9 +54,14 @@ def write(inputs: Inputs, target: Path) -> Page:
     return document
 
 
+def sentence(inputs: Inputs) -> str:
+    """The verdict in one sentence."""
+    return verdict.sentence(inputs.comparison)
+
+
 def terminal_table(inputs: Inputs) -> str:
     """The verdict and the before/after table as plain text, at most 100 columns wide for usual names."""
-    return f"{verdict.sentence(inputs.comparison)}\n\n{page.to_terminal(tables.before_after(inputs))}"
+    return f"{sentence(inputs)}\n\n{page.to_terminal(tables.before_after(inputs))}"
 
 
 def metrics(inputs: Inputs) -> dict[str, float]:
