@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from PIL import Image
 
 from tests import tiny_project
 
@@ -15,8 +16,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 @pytest.fixture(autouse=True)
 def _one_seed_and_plain_kernels():
     """A stage sets global switches; the next test must not inherit them."""
-    threads = torch.get_num_threads()
+    threads, most_pixels = torch.get_num_threads(), Image.MAX_IMAGE_PIXELS
     yield
+    Image.MAX_IMAGE_PIXELS = most_pixels
     torch.use_deterministic_algorithms(False)
     torch.set_num_threads(threads)
 

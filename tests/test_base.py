@@ -62,6 +62,7 @@ def settings(**given) -> config.Base:
         "batch_size": 8,
         "learning_rate": 1e-3,
         "weight_decay": 0.01,
+        "dropout": 0.5,
         "seed": 0,
     }
     section["demo"] = demo | section.get("demo", {})
