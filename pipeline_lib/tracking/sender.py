@@ -1,8 +1,8 @@
 """The process that brings a spool to the store while the stage works: the stage never imports mlflow nor waits for it.
 
-`Sender` is the stage's side: it starts `python -m pipeline_lib.tracking.sender` once in a process, tells it by JSON
-lines what to send, and hears how that went. `work` is the other side. When the stage's process dies without a word, its
-end of the pipe closes: the sender then says KILLED for it, delivers what the spool holds, and ends as well.
+`Sender` is the stage's side: it starts the process (`main`), tells it by JSON lines what to send, and hears how that
+went. `work` is the other side. When the stage's process dies without a word, its end of the pipe closes: the sender
+then says KILLED for it, delivers what the spool holds, and ends as well.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Sender:
     def __init__(self) -> None:
         paths = [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]
         self._process = subprocess.Popen(  # its own session: a signal for the stage's group is not for this process
-            [sys.executable, "-m", "pipeline_lib.tracking.sender"],
+            [sys.executable, "-c", "from pipeline_lib.tracking.sender import main; main()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -183,10 +183,7 @@ def deliver(spool: Spool, store: Store) -> bool:
 
 def close_killed(spool: Spool) -> None:
     """Write the end that a killed process could not write, if it is missing."""
-    last: Op = {}
-    for op, _ in spool.read():
-        last = op
-    if last and last["op"] != "end":
+    if (last := spool.last()) and last["op"] != "end":
         spool.append({"op": "end", "status": "KILLED", "message": "", "time": now()})
 
 
@@ -293,7 +290,7 @@ def _bury(job: Job) -> None:
     while os.getppid() == job.stage_process:
         time.sleep(0.05)  # the pipe is closed a little before the process is gone
     time.sleep(0.2)  # and its locks are freed a little later
-    if job.spool.path.exists() and job.spool.open():
+    if job.spool.path.exists() and job.spool.open(patience=1.0):
         close_killed(job.spool)
         job.attempt(at_once=True)
         if job.state()["done"]:
@@ -329,7 +326,3 @@ def main() -> None:
     logging.getLogger("pipeline_lib").addHandler(_Relay(say))
     threading.Thread(target=read, daemon=True).start()
     work(commands, say)
-
-
-if __name__ == "__main__":
-    main()

@@ -68,12 +68,12 @@ class Spool:
 
     def is_alive(self) -> bool:
         """Whether some process is logging to it."""
-        if not self.path.exists():
-            return False
-        probe = Spool(self.path)
-        free = probe.open()
-        probe.close()
-        return not free
+        with suppress(FileNotFoundError), self.path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return True
+        return False
 
     def append(self, op: Op) -> None:
         """Add one operation, in one write; it survives the death of this process (and with `sync`, of the machine)."""
@@ -99,6 +99,13 @@ class Spool:
     def first(self) -> Op:
         """The operation that began the run; {} where not even that was written."""
         return next((op for op, _ in self.read()), {})
+
+    def last(self) -> Op:
+        """The newest operation; {} where there is none."""
+        last: Op = {}
+        for op, _ in self.read():
+            last = op
+        return last
 
     def size(self) -> int:
         """Bytes in the file."""

@@ -335,11 +335,14 @@ class Store:
         return child.run_id
 
     def _end_the_dead(self, op: Op) -> None:
-        """Runs of this workspace that say RUNNING but whose process is gone (SIGKILL, power) end KILLED."""
+        """Runs of this workspace that say RUNNING but whose process is gone (a power cut) end KILLED."""
         tags = {"kind": "stage", "pipeline.workspace": self._workspace}
         for run in self.find(tags, status="RUNNING", limit=100):
             stage, uid, row_id = (run.tags[name] for name in ("stage", "run.uid", "mlflow.parentRunId"))
-            if uid != op["uid"] and not Spool.of(self.root, stage, uid).is_alive():
+            spool = Spool.of(self.root, stage, uid)
+            if uid == op["uid"] or spool.is_alive() or spool.last().get("op") == "end":
+                continue  # the last: it ended well, and waits to be sent
+            if self.run(run.run_id).status == "RUNNING":  # not: it ended since we asked
                 self.client.set_terminated(run.run_id, "KILLED")
                 if self.run(row_id).tags.get(f"stage.{stage}.run_id") == run.run_id:
                     self._log(row_id, tags={f"stage.{stage}": "killed"})
@@ -399,5 +402,5 @@ def reason(error: Exception) -> str:
         r"Caused by (\w+)",
     ):
         if found := re.search(pattern, text):
-            return found[1]
+            return public(found[1])
     return public(text.splitlines()[0][:200]) if text else type(error).__name__
