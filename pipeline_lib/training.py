@@ -7,6 +7,7 @@ ends with the weights of one that was not. Losses are not defined here (`recipes
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import itertools
 import json
@@ -36,6 +37,7 @@ from pipeline_lib.teacher_cache import CachedPart, embed_images, embed_texts, fi
 log = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint.pt"
 HISTORY = "history.jsonl"
+HISTORY_CSV = "history.csv"  # the same for `dvc plots`, which reads no JSON Lines
 TRAINED_ON = "trained_on.jsonl"  # key and SHA-256 of each image, a line each
 
 
@@ -406,6 +408,14 @@ def _online_teacher(student: Clip, teacher: Clip, paths: config.Paths, device: t
     return model.load(paths.base, device=device)
 
 
+def _write_csv(history: Path, target: Path) -> None:
+    rows = [json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()]
+    with artifacts.atomic_open(target, "w") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def _write_trained_on(refiner: Refiner, before: Path, target: Path) -> None:
     """The images that shaped these weights: those of the base, where known, and those of this run."""
     lines = before.read_text(encoding="utf-8").splitlines() if before.is_file() else []
@@ -422,6 +432,7 @@ def _publish(refiner: Refiner, paths: config.Paths, cache_digest: str) -> str:
     saved = model.load(target, device=student.device)
     check_saved(student, saved, refiner.part, refiner.chunk_size)
     shutil.copyfile(refiner.work / HISTORY, target / HISTORY)
+    _write_csv(refiner.work / HISTORY, target / HISTORY_CSV)
     _write_trained_on(refiner, paths.base / TRAINED_ON, target / TRAINED_ON)
     origin = {k: v for k, v in student.facts.items() if k not in saved.facts}
     facts = {**origin, **saved.facts, "refined_from": student.facts["weights_digest"]}

@@ -307,24 +307,45 @@ def caching(root: Path) -> None:
 
 
 def sharding(root: Path) -> None:
-    """The shard stage against copying the same bytes file by file and hashing them, on as many processes."""
-    files = sorted((root / "set").glob("*.jpg"))
+    """What further images cost the shard stage, against copying and hashing them file by file in one process.
 
-    def copy() -> None:
-        with tempfile.TemporaryDirectory(dir=root) as target:
-            for path in files:
-                data = path.read_bytes()
-                hashlib.sha256(data).hexdigest()
-                (Path(target) / path.name).write_bytes(data)
+    The difference between a set and one four times as large: starting worker processes is not sharding.
+    """
+    place = root / "sharding"
+    seconds: dict[str, list[float]] = {"copy": [], "shard": []}
+    sizes = (400, 1600)
+    source = root / "sharding_set"
+    write_photos(source, 100)
+    picture = [path.read_bytes() for path in sorted(source.glob("*.jpg"))]
+    for size in sizes:
+        here = place / str(size)
+        (here / "set").mkdir(parents=True)
+        (here / "more").mkdir()
+        (here / "more" / "README").write_text("")
+        with (here / "set" / "captions.jsonl").open("w") as file:
+            for index in range(size):  # bytes behind the end-of-image mark make each file another one
+                name = f"{index:06d}.jpg"
+                (here / "set" / name).write_bytes(
+                    picture[index % 100][:-2] + b"\xff\xfe\x00\x08%06d" % index + b"\xff\xd9"
+                )
+                file.write(json.dumps({"image": name, "captions": [f"picture {index}"]}) + "\n")
+        os.symlink(write_tiny_clip(here / "tiny", seed=1), here / "clip")
+        write_params(here, data__parts={"refine": 0.98, "val": 0.02}, shard__samples_per_shard=100)
+        run_stage("base", here)
+        times = alternate(2, copy=lambda here=here: _copy(here), shard=lambda here=here: run_stage("shard", here))
+        for name, value in times.items():
+            seconds[name].append(value)
+    copy, shard = (values[1] - values[0] for values in seconds.values())
+    rate = (sizes[1] - sizes[0]) / max(shard, 1e-9)
+    report("shard_against_copy_and_hash", copy / max(shard, 1e-9), 0.6, f"{rate:.0f} images/s; disk and hash bind")
 
-    seconds = alternate(2, copy=copy, shard=lambda: quiet("shard", root))
-    rate = len(files) / seconds["shard"]
-    report(
-        "shard_against_copy_and_hash",
-        seconds["copy"] / seconds["shard"],
-        0.6,
-        f"{rate:.0f} images/s; disk and hash bind",
-    )
+
+def _copy(root: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=root) as target:
+        for path in sorted((root / "set").glob("*.jpg")):
+            data = path.read_bytes()
+            hashlib.sha256(data).hexdigest()
+            (Path(target) / path.name).write_bytes(data)
 
 
 # --- growth -----------------------------------------------------------------------------------------------------
@@ -401,7 +422,7 @@ def main(names: list[str]) -> None:
         for stage in ("base", "shard"):
             quiet(stage, photos)
         wanted: dict[str, Callable[[], None]] = {
-            "sharding": lambda: sharding(photos),
+            "sharding": lambda: sharding(root),
             "caching": lambda: caching(photos),
             "released": lambda: against_released(photos, write_vit(root / "vit16", "ViT-B-16"), 3),
             "loop_vit": lambda: loop_against_bare("vit_b32", photos, 5),

@@ -9,11 +9,14 @@ import shutil
 import sys
 from pathlib import Path
 
+import open_clip
 import pytest
+import torch
 
-from pipeline_lib import artifacts, config, runtime
+from pipeline_lib import artifacts, config, model, runtime
 from pipeline_lib.errors import UserError
 from tests.conftest import run_stage
+from tests.tiny_model import write_tiny_clip
 from tests.tiny_project import ROOT, STAGES, make_project, write_params
 
 FOLDERS = ("base", "shards", "teacher", "pixels", "refined", "eval/base", "eval/refined", "report")
@@ -150,6 +153,47 @@ def test_help_says_what_a_stage_reads_and_writes(name, monkeypatch, capsys):
     assert "data/" in shown or "paths." in shown
     assert f"stages.{name}" in shown
     assert "--params" in shown
+
+
+def test_quick_gelu_stays_from_base_to_the_loaded_result(tmp_path):
+    """An OpenAI-style model: base, refined folder and plain open_clip agree on the activation, and it matters."""
+    project = make_project(tmp_path / "project", model=write_tiny_clip(tmp_path / "quick", quick_gelu=True))
+    for name in ("base", "shard", "cache_teacher", "refine"):
+        run_stage(name, project)
+    for folder in ("base", "refined"):
+        assert artifacts.read_manifest(project / "data" / folder)["model"]["quick_gelu"] is True
+    plain, _, _ = open_clip.create_model_and_transforms(f"local-dir:{project / 'data/refined'}")
+    activations = {type(m).__name__ for m in plain.modules() if "GELU" in type(m).__name__}
+    assert activations == {"QuickGELU"}
+    path = project / "data/refined/open_clip_config.json"
+    path.chmod(0o644)
+    path.write_text(path.read_text().replace('"quick_gelu": true', '"quick_gelu": false'))
+    with pytest.raises(UserError, match="quick_gelu"):
+        model.load(project / "data/refined")
+
+
+@pytest.mark.slow
+def test_a_vit_b_32_checkpoint_runs_through_all_stages(tmp_path):
+    """The path of a GPU's user at a CPU's size: a local .pt checkpoint of a real architecture, two dozen pictures."""
+    module = open_clip.create_model("ViT-B-32")
+    checkpoint = tmp_path / "epoch_1.pt"
+    torch.save({"epoch": 1, "state_dict": {f"module.{k}": v for k, v in module.state_dict().items()}}, checkpoint)
+    project = make_project(
+        tmp_path / "project",
+        num_samples=48,
+        base__source="checkpoint",
+        base__model="ViT-B-32",
+        base__path=str(checkpoint),
+        refine__learning_rate=1e-5,
+        runtime__num_threads=None,
+    )
+    for name in STAGES:
+        run_stage(name, project)
+    plain, _, _ = open_clip.create_model_and_transforms(f"local-dir:{project / 'data/refined'}")
+    assert plain.visual.image_size in (224, (224, 224))
+    rows = (project / "data/refined/history.jsonl").read_text().splitlines()
+    assert len(rows) >= 2
+    assert (project / "data/report/report.html").is_file()
 
 
 def test_stages_are_thin():
