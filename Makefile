@@ -31,6 +31,7 @@ $(STAMP): pyproject.toml
 install: $(STAMP) ## make .venv with everything
 
 run: $(STAMP) ## the whole pipeline on params.yaml, then the before/after table
+	@test -e .git || dvc config --local core.no_scm true
 	dvc repro
 	@echo
 	@python -m pipeline_lib.report
