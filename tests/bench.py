@@ -112,6 +112,7 @@ def project(root: Path, model_directory: Path, photos: int, **values: object) ->
     defaults = {
         "data__parts": {"refine": 0.8, "val": 0.2},
         "runtime__num_threads": None,
+        "shard__samples_per_shard": 128,
         "cache_teacher__chunk_size": 32,
         "refine__batch_size": 32,
         "cache_teacher__verify_share": 0.0,
