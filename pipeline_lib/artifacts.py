@@ -93,6 +93,8 @@ def read_json(path: Path) -> Any:
 def write_manifest(directory: Path, stage: str, *, known: Mapping[str, str] | None = None, **facts: Any) -> str:
     """Write `directory/manifest.json`: every file's SHA-256 and size, `facts`, and a digest over both.
 
+    Temporary files that a killed process left in the folder are removed first: they are no part of its content.
+
     Args:
         directory: A folder whose files are all in place.
         stage: Name of the stage that wrote it.
@@ -102,6 +104,8 @@ def write_manifest(directory: Path, stage: str, *, known: Mapping[str, str] | No
     Returns:
         The manifest's `digest` [64 hex digits], a pure function of the content.
     """
+    for leftover in list(directory.rglob(".*.tmp")):
+        leftover.unlink()
     files = {}
     for path in sorted(p for p in directory.rglob("*") if p.is_file() and p != directory / MANIFEST):
         name = path.relative_to(directory).as_posix()
@@ -175,8 +179,9 @@ def output_directory(
 
     Yields a function: `place("file.json")` is the path to write to, `place(**facts)` adds facts to the manifest.
     """
+    for leftover in target.parent.glob(f".{target.name}.*.tmp"):  # of a killed process
+        shutil.rmtree(leftover, ignore_errors=True)
     work = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     facts: dict[str, Any] = {}
 

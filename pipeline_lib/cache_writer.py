@@ -194,7 +194,7 @@ class Writer:
         features, invalid = [], {}
         path = self._pixels_path(part, index)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".tmp")
+        partial = path.with_name(f".{path.name}.tmp")
         pixels = None
         if self.pixels:
             shape = (len(entries), 3, *self.student.image_size)

@@ -359,8 +359,6 @@ def write(
         UserError: See `SetWriter.write` and `sources`.
     """
     work = artifacts.work_directory(STAGE, fingerprint)
-    for left_over in work.rglob(".*.tmp"):
-        left_over.unlink()
     known_base = read_trained_on(trained_on)
     with start_workers(num_workers) as workers:
         sets = [_set_writer(sources.open_source(data), data.parts, work, settings)]

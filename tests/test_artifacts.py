@@ -104,3 +104,34 @@ def test_another_fingerprint_is_another_work_folder(tmp_path):
     (one / "checkpoint.pt").write_text("old")
     assert list(artifacts.work_directory("refine", "b" * 64, root=tmp_path).iterdir()) == []
     assert artifacts.work_directory("refine", "a" * 64, root=tmp_path) == one
+
+
+def test_what_a_killed_process_left_half_written_is_no_part_of_the_manifest(tmp_path):
+    """SIGKILL between opening a temporary file and renaming it: the folder has the same digest as without."""
+    whole = artifacts.read_manifest(folder(tmp_path / "whole"))
+    code = (
+        "import os, signal, sys; from pathlib import Path; from pipeline_lib import artifacts\n"
+        "with artifacts.atomic_open(Path(sys.argv[1])) as file:\n"
+        "    file.write(b'half'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = tmp_path / "killed" / "out"
+    subprocess.run([sys.executable, "-c", code, killed / "sub" / "b.txt"], check=False)
+    [left_over] = (killed / "sub").iterdir()
+    assert left_over.read_bytes() == b"half"
+    (killed / "a.txt").write_text("a")
+    (killed / "sub" / "b.txt").write_text("b")
+    artifacts.write_manifest(killed, "shard", num_samples=2)
+    assert artifacts.read_manifest(killed) == whole
+
+
+def test_an_output_folder_of_a_killed_process_is_removed_by_the_next(tmp_path):
+    code = (
+        "import os, signal, sys; from pathlib import Path; from pipeline_lib import artifacts\n"
+        "with artifacts.output_directory(Path(sys.argv[1]), 'shard') as place:\n"
+        "    place('a').write_text('half'); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path / "out"], check=False)
+    assert [p.name.startswith(".out.") for p in tmp_path.iterdir()] == [True]
+    with artifacts.output_directory(tmp_path / "out", "shard") as place:
+        place("a").write_text("whole")
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
