@@ -111,13 +111,17 @@ class CacheTeacher:
 
     mode: Literal["cached", "online"]  # online: refine runs the teacher itself (the reference path)
     teacher: str  # `base`, or the folder of another open_clip model
+    precision: Literal["fp32", "tf32", "bf16"]  # of the teacher's towers; tf32 is for NVIDIA GPUs
     dtype: Literal["float32", "float16"]  # of the stored features
     chunk_size: int  # samples per forward pass, a multiple of 8; part of the fingerprint
-    text_cut: bool  # cut token ids at the set's longest caption (rounded up to 16) where that is exact
+    text_cut: Literal["set", "chunk", "none"]  # cut token ids, where that is exact, at the longest caption (rounded up
+    # to 16) of the set, or of each pass over captions sorted by length (faster; equal to rounding, not to the bit)
     pixels: Literal["auto", "always", "never"]  # store the uint8 pixels; auto: where max_gb and the free disk allow
     max_gb: float  # largest pixel cache
     max_bad_share: float  # share of undecodable images above which the stage fails
     verify_share: float  # share of the rows that is computed again at the end and compared
+    verify_tolerance: float | None  # largest relative difference of features (loss: a tenth of it, its gradient: ten
+    # times); null: 1e-4, or 2e-2 for float16 or bf16
 
 
 @section
@@ -138,7 +142,8 @@ class Refine:
     schedule: Literal["constant", "cosine"]
     warmup_steps: int
     grad_clip: float | None  # largest gradient norm
-    precision: Literal["fp32", "bf16"]  # autocast of the student's towers; the losses stay fp32
+    precision: Literal["fp32", "tf32", "bf16"]  # of the student's towers (bf16: autocast); the losses stay fp32
+    text_cut: Literal["set", "batch"]  # token ids as cached, or cut again at each batch's longest caption
     trainable: Literal["all", "projections"]
     lock_image: bool
     lock_image_unlocked_groups: int  # with lock_image: the last n groups stay trainable
@@ -195,7 +200,6 @@ class Tracking:
     mode: Literal["required", "best_effort", "disabled"]
     experiment: str
     system_metrics: bool
-    register: str | None  # name under which the refined model is registered, or null
 
 
 SECTIONS: dict[str, type] = {

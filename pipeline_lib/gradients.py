@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 
-from pipeline_lib import config, recipes
+from pipeline_lib import config, recipes, runtime
 from pipeline_lib.distributed import World
 from pipeline_lib.errors import UserError
 from pipeline_lib.features import Features, Inputs
@@ -33,10 +32,10 @@ SCALARS = ("logit_scale", "logit_bias")  # parameters that the loss itself uses,
 
 @dataclass(frozen=True, kw_only=True)
 class Encoders:
-    """The student's towers as the loop calls them: plain or compiled, under autocast or not."""
+    """The student's towers as the loop calls them: plain or compiled, in fp32, tf32 or bf16 (`runtime.arithmetic`)."""
 
     student: Clip
-    bf16: bool = False
+    precision: str = "fp32"
     compile: bool = False
 
     @cached_property
@@ -47,10 +46,17 @@ class Encoders:
     def __call__(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Raw image and text features [b, D], at least fp32."""
         device = self.student.device
-        with torch.autocast(device.type, dtype=torch.bfloat16) if self.bf16 else nullcontext():
+        with runtime.arithmetic(self.precision, device):
             raw = [call(x.to(device, non_blocking=True)) for call, x in zip(self._calls, inputs, strict=True)]
         image, text = (x.float() if x.dtype in (torch.bfloat16, torch.float16) else x for x in raw)
         return image, text
+
+    def send_back(self, outputs: Iterable[torch.Tensor], gradients: Iterable[torch.Tensor]) -> None:
+        """Add the gradient of `sum(outputs * gradients)` to the weights, in the precision of the forward pass."""
+        pairs = [(o, g) for o, g in zip(outputs, gradients, strict=True) if o.requires_grad]  # a locked tower has none
+        if pairs:
+            with runtime.tf32(self.precision == "tf32"):  # autocast remembers the types of its forward pass
+                torch.autograd.backward([output for output, _ in pairs], [gradient for _, gradient in pairs])
 
 
 def backward(
@@ -98,21 +104,15 @@ def backward(
     recipes.total_loss(terms).backward()
     gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
     if whole:
-        _send_back(own, gradients)
+        encoders.send_back(own, gradients)
     else:
         after = _random_state(student.device)
         for chunk, state, *rows in zip(chunks, states, *(g.split(size) for g in gradients), strict=True):
             _set_random_state(student.device, state)
-            _send_back(encoders(chunk), rows)
+            encoders.send_back(encoders(chunk), rows)
         _set_random_state(student.device, after)
     world.sum_gradients(p for name, p in student.module.named_parameters() if name not in SCALARS)
     return {name: term.detach() for name, term in terms.items()}
-
-
-def _send_back(outputs: Iterable[torch.Tensor], gradients: Iterable[torch.Tensor]) -> None:
-    pairs = [(o, g) for o, g in zip(outputs, gradients, strict=True) if o.requires_grad]  # a locked tower has none
-    if pairs:
-        torch.autograd.backward([output for output, _ in pairs], [gradient for _, gradient in pairs])
 
 
 def _random_state(device: torch.device) -> list[torch.Tensor]:
@@ -137,7 +137,7 @@ def select_trainable(student: Clip, settings: config.Refine) -> None:
     if settings.lock_image:
         module.lock_image_tower(unlocked_groups=settings.lock_image_unlocked_groups)
     if settings.lock_text:
-        module.lock_text_tower(unlocked_layers=settings.lock_text_unlocked_layers)
+        student.lock_text(settings.lock_text_unlocked_layers)
     projections = set(student.projection_names())
     for name, parameter in module.named_parameters():
         if settings.trainable == "projections" and name not in projections:

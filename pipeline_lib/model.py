@@ -293,6 +293,25 @@ class Clip:
             return token_ids.argmax(dim=1) + 1
         return token_ids.eq(eos_id or 0).int().argmax(dim=1) + 1
 
+    def lock_text(self, unlocked_layers: int) -> None:
+        """Freeze the text tower but its last layers, counted as open_clip does; a projection on top stays free.
+
+        For its own towers open_clip counts the projection as the first layer from the end. On Hugging Face towers its
+        `lock` fails for n > 0 (open_clip 3.3 looks for names that its table does not hold), so layers are found here.
+
+        Raises:
+            UserError: The tower has fewer layers.
+        """
+        if not (unlocked_layers and isinstance(self._text, open_clip.hf_model.HFTextEncoder)):
+            self.module.lock_text_tower(unlocked_layers=unlocked_layers)
+            return
+        tower = self._text.transformer.requires_grad_(False)
+        layers = max((m for m in tower.modules() if isinstance(m, nn.ModuleList)), key=len)
+        if unlocked_layers > len(layers):
+            raise UserError(f"refine.lock_text_unlocked_layers: {unlocked_layers}, but the tower has {len(layers)}")
+        for layer in layers[-unlocked_layers:]:
+            layer.requires_grad_(True)
+
     def projection_names(self) -> list[str]:
         """Names of the parameters that project each tower into the shared space."""
         image = ("visual.proj", "visual.head.", "visual.attnpool.c_proj.")

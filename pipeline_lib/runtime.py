@@ -14,7 +14,8 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -115,6 +116,31 @@ def pick_device(name: str) -> torch.device:
             f"runtime.device: `{name}` is not usable here ({str(error).splitlines()[0]}); try auto"
         ) from None
     return device
+
+
+@contextmanager
+def tf32(enabled: bool) -> Iterator[None]:
+    """Inside the block, matrix products and convolutions on NVIDIA GPUs round their fp32 inputs to TF32 (10 bits)."""
+    import torch
+
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    if enabled and torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+@contextmanager
+def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
+    """Inside the block, towers compute in `precision`: fp32, tf32, or bf16 (autocast: weights stay fp32)."""
+    import torch
+
+    with tf32(precision == "tf32"), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        yield
 
 
 def keep_freed_memory() -> None:

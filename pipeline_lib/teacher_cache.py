@@ -28,6 +28,7 @@ from pipeline_lib.model import Clip
 
 PARTS = ("refine", "val")
 Rows = Sequence[int] | np.ndarray
+CUT_MULTIPLE = 16  # a cut is rounded up to this many tokens
 MAX_PIXELS = 100_000_000  # an image that passed `shard` is smaller; a guard against a changed file
 
 
@@ -42,6 +43,22 @@ def embed_images(clip: Clip, images: torch.Tensor, chunk_size: int) -> torch.Ten
 def embed_texts(clip: Clip, token_ids: torch.Tensor, chunk_size: int) -> torch.Tensor:
     """Token ids [n, L] -> raw features, fp32 [n, D] on the CPU, in passes of exactly `chunk_size` rows."""
     return _embed(clip, clip.encode_text, token_ids, chunk_size)
+
+
+def embed_texts_by_length(clip: Clip, token_ids: torch.Tensor, chunk_size: int) -> torch.Tensor:
+    """As `embed_texts`, to rounding: rows sorted by length, and each pass cut at its own longest caption."""
+    lengths = clip.text_lengths(token_ids)
+    features = torch.empty(len(token_ids), clip.embed_dim)
+    for rows in lengths.argsort(stable=True).split(chunk_size):
+        length = cut_length(lengths[rows], token_ids.shape[1])
+        features[rows] = embed_texts(clip, token_ids[rows, :length], chunk_size)
+    return features
+
+
+def cut_length(lengths: torch.Tensor, context_length: int) -> int:
+    """Tokens that captions of these lengths need, rounded up so that shapes (and kernels) are few."""
+    longest = int(lengths.max()) if len(lengths) else 1
+    return min(context_length, -(-longest // CUT_MULTIPLE) * CUT_MULTIPLE)
 
 
 def _embed(clip: Clip, encode: Any, rows: torch.Tensor, chunk_size: int) -> torch.Tensor:
@@ -69,6 +86,7 @@ def fingerprint(student: Clip, teacher: Clip, settings: config.CacheTeacher, sha
         "teacher": {**facts(teacher), "weights_digest": teacher.facts["weights_digest"]},
         "student_input": {k: student.facts[k] for k in ("preprocess", "tokenizer_digest")},
         "mode": settings.mode,
+        "precision": settings.precision,
         "dtype": settings.dtype,
         "chunk_size": settings.chunk_size,
         "text_cut": settings.text_cut,
@@ -98,6 +116,7 @@ class CachedPart:
         self.part = part
         self.preprocess = student.preprocess
         self.text_length: int = manifest["text_length"]
+        self.teacher_text_length: int = manifest["teacher_text_length"]
         self.units: list[dict[str, torch.Tensor]] = []
         self.pixels: list[np.ndarray] = []
         for index, (shard, record) in enumerate(zip(part.shards, facts["units"], strict=True)):

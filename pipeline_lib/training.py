@@ -28,11 +28,11 @@ from pipeline_lib import artifacts, config, model, provenance, recipes, runtime,
 from pipeline_lib.distributed import World
 from pipeline_lib.epochs import Plan, StepData, read_steps
 from pipeline_lib.errors import UserError
-from pipeline_lib.features import Features
+from pipeline_lib.features import Features, Inputs
 from pipeline_lib.gradients import Encoders, backward, learning_rate, make_optimizer, select_trainable
 from pipeline_lib.model import Clip
 from pipeline_lib.sampling import Draws
-from pipeline_lib.teacher_cache import CachedPart, embed_images, embed_texts, fingerprint
+from pipeline_lib.teacher_cache import CachedPart, cut_length, embed_images, embed_texts, fingerprint
 
 log = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint.pt"
@@ -55,6 +55,7 @@ class Refiner:
     teacher_mean: torch.Tensor | None = None
     teacher_std: torch.Tensor | None = None
     online_teacher: Clip | None = None
+    teacher_precision: str = "fp32"
     chunk_size: int = 64
     world: World = field(default_factory=World)
     run: tracking.Run = field(default_factory=tracking.Run)
@@ -79,7 +80,7 @@ class Refiner:
             raise UserError(f"refine.batch_size: {settings.batch_size} rows for {self.world.size} processes")
         select_trainable(self.student, settings)
         self.optimizer = make_optimizer(self.student, settings)
-        self.encoders = Encoders(student=self.student, bf16=settings.precision == "bf16", compile=settings.compile)
+        self.encoders = Encoders(student=self.student, precision=settings.precision, compile=settings.compile)
         self.initial = {name: p.detach().to("cpu", copy=True) for name, p in self._trainable()}
         self.step = 0
         self.waited = self.elapsed = 0.0
@@ -155,7 +156,7 @@ class Refiner:
         terms = backward(
             self.encoders,
             self.recipe,
-            data.inputs,
+            self._cut(data.inputs),
             self._teacher(data),
             draws,
             micro_batch=self.settings.micro_batch,
@@ -181,6 +182,13 @@ class Refiner:
             row["weight_displacement"] = self.displacement()
         return row
 
+    def _cut(self, inputs: Inputs) -> Inputs:
+        """The inputs with token ids cut at this batch's longest caption, if so configured."""
+        if self.settings.text_cut == "set" or self.student.text_cut_refusal:
+            return inputs
+        length = cut_length(self.student.text_lengths(inputs.token_ids), inputs.token_ids.shape[1])
+        return inputs._replace(token_ids=inputs.token_ids[:, :length])
+
     def _draws(self, rows: np.ndarray) -> Draws:
         return Draws(
             seed=self.settings.seed,
@@ -196,11 +204,12 @@ class Refiner:
         """The teacher's features of the whole batch, cached or online through the same function and chunk size."""
         pair = data.teacher_features
         if self.online_teacher is not None:
-            own = (
-                embed_images(self.online_teacher, data.inputs.images, self.chunk_size),
-                embed_texts(self.online_teacher, data.inputs.token_ids, self.chunk_size),
-            )
             device = self.student.device
+            with runtime.arithmetic(self.teacher_precision, device):
+                own = (
+                    embed_images(self.online_teacher, data.inputs.images, self.chunk_size),
+                    embed_texts(self.online_teacher, data.inputs.token_ids, self.chunk_size),
+                )
             image, text = (torch.cat(self.world.gather_rows(x.to(device), len(data.rows))) for x in own)
         elif pair is not None:
             image, text = pair
@@ -294,8 +303,12 @@ def differing(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 # --- before the first step, and after the last ------------------------------------------------------------------
 
 
-def check_step_zero(student: Clip, part: CachedPart, chunk_size: int, tolerance: float) -> float:
+def check_step_zero(
+    student: Clip, part: CachedPart, chunk_size: int, tolerance: float, precision: str = "fp32"
+) -> float:
     """The student's features before the first step against the cache: they come from the same weights.
+
+    `precision` is the cache's, so that both sides compute alike.
 
     Returns:
         Largest relative difference of a feature row.
@@ -309,7 +322,8 @@ def check_step_zero(student: Clip, part: CachedPart, chunk_size: int, tolerance:
     if stored is None:
         return 0.0
     inputs = part.read_inputs(rows, captions)
-    fresh = (embed_images(student, inputs.images, chunk_size), embed_texts(student, inputs.token_ids, chunk_size))
+    with runtime.arithmetic(precision, student.device):
+        fresh = (embed_images(student, inputs.images, chunk_size), embed_texts(student, inputs.token_ids, chunk_size))
     worst = max(float(((a - b).norm(dim=-1) / b.norm(dim=-1)).max()) for a, b in zip(fresh, stored, strict=True))
     if not worst <= tolerance:
         raise UserError(
@@ -365,8 +379,9 @@ def build(
     part = teacher_cache.open_parts(paths, student, ["refine"])["refine"]
     measured = {}
     if cache.teacher == "base" and cache.mode == "cached":
-        tolerance = max(settings.step0_tolerance, 2e-3 if cache.dtype == "float16" else 0.0)
-        measured["step0_difference"] = check_step_zero(student, part, cache.chunk_size, tolerance)
+        rough = {"float16": 2e-3}.get(cache.dtype, 0.0), {"tf32": 2e-3, "bf16": 2e-2}.get(cache.precision, 0.0)
+        tolerance = max(settings.step0_tolerance, *rough)
+        measured["step0_difference"] = check_step_zero(student, part, cache.chunk_size, tolerance, cache.precision)
         log.info("step 0: student and cache differ by %.1e of a feature's norm", measured["step0_difference"])
     stats = teacher_cache.read_statistics(paths.teacher)
     identity = [manifest["digest"], student.facts["weights_digest"], dataclasses.asdict(settings)]
@@ -382,6 +397,7 @@ def build(
         teacher_mean=stats.get("mean"),
         teacher_std=stats.get("std"),
         online_teacher=_online_teacher(student, teacher, paths, device) if cache.mode == "online" else None,
+        teacher_precision=cache.precision,
         chunk_size=cache.chunk_size,
         world=world,
         run=run,

@@ -1,6 +1,7 @@
 """Exactness of the step: chunks and processes do not change the gradient, locks and modes do what they say (fp64)."""
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,7 +15,7 @@ from pipeline_lib.distributed import World
 from pipeline_lib.features import Features, Inputs
 from pipeline_lib.gradients import Encoders, backward, learning_rate, make_optimizer, select_trainable
 from pipeline_lib.sampling import Draws
-from tests.tiny_model import write_tiny_clip
+from tests.tiny_model import write_tiny_clip, write_tiny_hf_clip, write_tiny_timm_clip
 
 ROOT = Path(__file__).parents[1]
 B = 6
@@ -184,6 +185,46 @@ def test_locked_weights_stay_bitwise_and_the_others_move(directory, settings, ch
         assert torch.equal(parameter, before[name]) != moves(name), name
 
 
+def trained(clip, settings, **change):
+    """Names of the weights that are trained under `change`."""
+    select_trainable(clip, replace(settings, **change))
+    return {name for name, p in clip.module.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize(
+    ("write", "change", "tower", "open_parts"),
+    [
+        (
+            write_tiny_clip,
+            {"lock_image": True, "lock_image_unlocked_groups": 2},
+            "visual.",
+            ("visual.proj", "visual.ln_post.", "visual.transformer.resblocks.1."),
+        ),
+        (
+            write_tiny_timm_clip,
+            {"lock_image": True, "lock_image_unlocked_groups": 1},
+            "visual.",
+            ("visual.head.", "visual.trunk.layer4."),
+        ),
+        (write_tiny_hf_clip, {"lock_text": True}, "text.", ("text.proj.",)),
+        (
+            write_tiny_hf_clip,
+            {"lock_text": True, "lock_text_unlocked_layers": 1},
+            "text.",
+            ("text.proj.", "text.transformer.encoder.layer.1."),
+        ),
+    ],
+)
+def test_the_first_blocks_of_a_tower_can_be_locked(write, change, tower, open_parts, settings, tmp_path):
+    """The named last parts of the tower are trained and no other of it; the other tower is trained whole."""
+    clip = model.load(write(tmp_path / "clip"))
+    everything = trained(clip, settings)
+    found = trained(clip, settings, **change)
+    expected = {name for name in everything if not name.startswith(tower) or name.startswith(open_parts)}
+    assert found == expected
+    assert all(any(name.startswith(part) for name in found) for part in open_parts)
+
+
 def test_fused_adamw_is_adamw(directory, settings):
     """On the same gradients the fused kernel and the plain one agree to rounding after three steps."""
     results = []
@@ -209,10 +250,27 @@ def test_bf16_autocast_stays_within_two_per_cent(directory, settings):
     recipe = recipes.build("clip_refine", blocks())
     exact = backward(Encoders(student=clip), recipe, inputs, teacher, draws)
     clip.module.zero_grad(set_to_none=True)
-    rough = backward(Encoders(student=clip, bf16=True), recipe, inputs, teacher, draws)
+    rough = backward(Encoders(student=clip, precision="bf16"), recipe, inputs, teacher, draws)
     for name, value in exact.items():
         assert rough[name].dtype == torch.float32
         assert float(rough[name]) == pytest.approx(float(value), rel=2e-2)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.slow
+def test_compiled_towers_stay_within_rounding_of_plain_ones(directory, settings):
+    """Terms within 1e-5, gradients within 1e-4 of their largest entry, in fp32; a second batch needs no other code."""
+    recipe = recipes.build("clip_refine", blocks())
+    found = []
+    for compiled in (False, True):
+        clip, inputs, teacher, draws = case(directory, torch.float32)
+        select_trainable(clip, settings)
+        encoders = Encoders(student=clip, compile=compiled)
+        terms = backward(encoders, recipe, inputs, teacher, draws)
+        found.append((terms, gradients(clip)))
+    for name, value in found[0][0].items():
+        assert float(found[1][0][name]) == pytest.approx(float(value), rel=1e-5)
+    assert largest_difference(found[1][1], found[0][1], floor=1e-6) < 1e-4
 
 
 def test_gradient_checkpointing_does_not_change_the_gradient(directory, settings):

@@ -128,3 +128,25 @@ def test_importing_the_leaves_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_tf32_is_on_inside_its_block_only(monkeypatch):
+    """The switches that an NVIDIA GPU obeys; without one nothing is switched."""
+    import torch
+
+    def switches():
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+    runtime.prepare(seed=0, num_threads=None, deterministic=False)
+    assert switches() == ("highest", False)
+    with runtime.arithmetic("tf32", torch.device("cpu")):
+        assert switches() == (("high", True) if torch.cuda.is_available() else ("highest", False))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with runtime.arithmetic("tf32", torch.device("cpu")):
+        assert switches() == ("high", True)
+    assert switches() == ("highest", False)
+    with runtime.arithmetic("fp32", torch.device("cpu")):
+        assert switches() == ("highest", False)
+        assert not torch.is_autocast_enabled("cpu")
+    with runtime.arithmetic("bf16", torch.device("cpu")):
+        assert torch.is_autocast_enabled("cpu")

@@ -91,7 +91,9 @@ def test_text_is_cut_for_the_whole_set_and_the_cut_is_exact(cached):
     torch.testing.assert_close(part.read_features(range(8), [0] * 8)[1], full, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("change", [{"dtype": "float16"}, {"pixels": "never"}, {"text_cut": False}, {"mode": "online"}])
+@pytest.mark.parametrize(
+    "change", [{"dtype": "float16"}, {"pixels": "never"}, {"text_cut": "none"}, {"mode": "online"}]
+)
 def test_settings(sharded, change):
     write_params(sharded, **{f"cache_teacher__{k}": v for k, v in change.items()})
     run_stage("cache_teacher", sharded)
@@ -109,6 +111,66 @@ def test_settings(sharded, change):
     if "mode" in change:
         assert part.read_features([3], [0]) is None
         assert "image_features" not in unit
+
+
+def test_cutting_each_pass_gives_the_same_features_to_rounding(sharded, monkeypatch):
+    """Captions sorted by length, each pass cut at its own longest: against one cut for the set, and cheaper."""
+    entries = list(shards.read_part(sharded / "data/shards/refine").entries())
+    lengths, found = [], {}
+    original = model.Clip.encode_text
+
+    def encode_text(self, token_ids):
+        lengths.append(token_ids.shape[1])
+        return original(self, token_ids)
+
+    monkeypatch.setattr(teacher_cache, "CUT_MULTIPLE", 2)
+    monkeypatch.setattr(model.Clip, "encode_text", encode_text)
+    for cut in ("set", "chunk"):
+        lengths.clear()
+        write_params(sharded, cache_teacher__text_cut=cut)
+        run_stage("cache_teacher", sharded)
+        part, _, _ = open_cached(sharded)
+        features = [part.read_features(range(len(part)), [number] * len(part))[1] for number in (0, 1)]
+        found[cut] = torch.cat(features), set(lengths), sum(lengths)
+    torch.testing.assert_close(found["chunk"][0], found["set"][0], rtol=1e-5, atol=1e-6)
+    assert len(found["set"][1]) == 1
+    assert len(found["chunk"][1]) > 1
+    assert found["chunk"][2] < found["set"][2]
+    assert len(entries) == len(found["set"][0]) / 2
+
+
+def test_a_bf16_teacher_is_within_two_per_cent_and_its_student_starts_where_it_is(sharded, caplog):
+    """Features computed under autocast, against fp32; step 0 compares in the cache's own precision: no difference."""
+    found = {}
+    for precision in ("fp32", "bf16"):
+        write_params(sharded, cache_teacher__precision=precision)
+        run_stage("cache_teacher", sharded)
+        part, _, _ = open_cached(sharded)
+        found[precision] = part.read_features(part.valid_rows, [0] * len(part.valid_rows))
+    for exact, rough in zip(found["fp32"], found["bf16"], strict=True):
+        difference = (rough - exact).norm(dim=-1) / exact.norm(dim=-1)
+        assert 0 < float(difference.max()) < 2e-2
+    with caplog.at_level("INFO"):
+        run_stage("refine", sharded)
+    assert "step 0: student and cache differ by 0.0e+00" in caplog.text
+
+
+def test_a_teacher_with_a_longer_context_sees_whole_captions(sharded):
+    """The student takes 24 tokens, the teacher 77: a caption of 60 words is cut for the one and whole for the other."""
+    student, teacher = (
+        model.load(write_tiny_clip(sharded / f"model{length}", context_length=length)) for length in (24, 77)
+    )
+    part = shards.read_part(sharded / "data/shards/refine")
+    settings = config.load(sharded / "params.yaml", "cache_teacher")
+    writer = cache_writer.Writer(student, teacher, settings, sharded / "work", World(), progress=False)
+    long = "word " * 60
+    for entry in shards.read_index(part.shards[0].index_path):
+        path = part.shards[0].index_path
+        path.write_text(path.read_text().replace(entry.captions[0], long, 1))
+        break
+    assert writer._tokenize_all([part]) == {"student": 24, "teacher": 64}
+    assert writer._tokens(part, 0)["student"].shape[1] == 24
+    assert writer._tokens(part, 0)["teacher"].shape[1] == 77
 
 
 def test_fp16_storage_changes_the_loss_by_little(sharded):
@@ -156,7 +218,7 @@ def test_cache_of_another_model_is_refused_and_says_what_differs(cached):
         run_stage("refine", cached)
 
 
-@pytest.mark.parametrize(("key", "value"), [("chunk_size", 16), ("dtype", "float16"), ("text_cut", False)])
+@pytest.mark.parametrize(("key", "value"), [("chunk_size", 16), ("dtype", "float16"), ("text_cut", "none")])
 def test_cache_of_other_settings_is_refused(cached, key, value):
     write_params(cached, **{f"cache_teacher__{key}": value})
     with pytest.raises(UserError, match=rf"{key}: cache has .*, now {value!r}"):
@@ -210,6 +272,8 @@ def test_verify_notices_features_that_are_not_the_teachers(cached):
         unit["image_features"] *= 1.001
     with pytest.raises(UserError, match=r"recomputed features differ by 1.00e-03"):
         cache_writer.verify(part, clip, replace(settings, verify_share=1.0))
+    found = cache_writer.verify(part, clip, replace(settings, verify_share=1.0, verify_tolerance=2e-3))
+    assert found["features"] == pytest.approx(1e-3, rel=1e-3)
 
 
 # --- undecodable images -----------------------------------------------------------------------------------------

@@ -181,6 +181,28 @@ def test_micro_batches_change_the_weights_by_rounding_only(cached):
         torch.testing.assert_close(chunked[name], value, rtol=1e-5, atol=1e-6)
 
 
+def test_text_cut_at_each_batch_changes_the_weights_by_rounding_only(cached, monkeypatch):
+    """The same run with shorter token ids: what the tower sees is the batch's longest caption, rounded up to 16."""
+    whole = refined(cached, refine__eps=1e-3)
+    shapes = []
+    original = model.Clip.encode_text
+
+    def encode_text(self, token_ids):
+        shapes.append((token_ids.shape[1], int(self.text_lengths(token_ids).max())))
+        return original(self, token_ids)
+
+    write_params(cached, cache_teacher__text_cut="none")  # 77 tokens, so that there is something to cut
+    run_stage("cache_teacher", cached)
+    monkeypatch.setattr(model.Clip, "encode_text", encode_text)
+    cut = refined(cached, cache_teacher__text_cut="none", refine__text_cut="batch", refine__eps=1e-3)
+    steps = [shape for shape in shapes if shape[0] < 77]
+    assert len(steps) == len(history(cached))
+    assert {width for width, _ in steps} == {16}
+    assert all(longest <= width for width, longest in steps)
+    for name, value in whole.items():
+        torch.testing.assert_close(cut[name], value, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("values", "check"),
     [
@@ -189,6 +211,7 @@ def test_micro_batches_change_the_weights_by_rounding_only(cached):
         ({"refine__last_batch": "keep"}, lambda rows: len(rows) == 6),
         ({"refine__max_steps": 2}, lambda rows: len(rows) == 2),
         ({"refine__precision": "bf16"}, lambda rows: len(rows) >= 5),
+        ({"refine__precision": "tf32"}, lambda rows: len(rows) >= 5),
         ({"refine__stochastic_layers": True}, lambda rows: len(rows) >= 5),
     ],
 )

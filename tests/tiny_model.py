@@ -56,6 +56,25 @@ def write_tiny_clip(directory: Path, seed: int = 0, *, quick_gelu: bool = False,
     return directory
 
 
+def write_tiny_timm_clip(directory: Path, seed: int = 0) -> Path:
+    """A tiny open_clip model whose image tower is timm's smallest residual network, with batch normalisation."""
+    config = tiny_config()
+    config["model_cfg"]["vision_cfg"] = {
+        "image_size": 32,
+        "timm_model_name": "resnet10t",
+        "timm_model_pretrained": False,
+        "timm_pool": "avg",
+        "timm_proj": "linear",
+    }
+    directory.mkdir(parents=True)
+    (directory / "open_clip_config.json").write_text(json.dumps(config))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = open_clip.create_model(f"local-dir:{directory}", load_weights=False)
+    save_file({k: v.contiguous() for k, v in module.state_dict().items()}, directory / "open_clip_model.safetensors")
+    return directory
+
+
 WORDS = (
     "a",
     "an",
