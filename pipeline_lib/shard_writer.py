@@ -118,6 +118,7 @@ class SetWriter:
     source: Source
     splitter: Splitter
     rules: Rules
+    known_answers: Mapping[str, Any] = field(default_factory=dict)  # by part, see `sources.known_answers`
     records: dict[str, list[Record]] = field(default_factory=dict)
     in_no_part: int = 0
     ignored: Counter[str] = field(default_factory=Counter)
@@ -361,10 +362,10 @@ def write(
     work = artifacts.work_directory(STAGE, fingerprint)
     known_base = read_trained_on(trained_on)
     with start_workers(num_workers) as workers:
-        sets = [_set_writer(sources.open_source(data), data.parts, work, settings)]
+        sets = [_set_writer(data, sources.open_source(data), data.parts, work, settings)]
         _check_names(sets[0].parts, data.evaluation)
         sets += [
-            _set_writer(sources.open_evaluation_set(data, name), {name: 1.0}, work, settings)
+            _set_writer(data, sources.open_evaluation_set(data, name), {name: 1.0}, work, settings)
             for name in data.evaluation
         ]
         for writer in sets:
@@ -376,9 +377,13 @@ def write(
     return manifest
 
 
-def _set_writer(source: Source, parts: Mapping[str, float | str], work: Path, settings: config.Shard) -> SetWriter:
+def _set_writer(
+    data: config.Data, source: Source, parts: Mapping[str, float | str], work: Path, settings: config.Shard
+) -> SetWriter:
     rules = Rules(work=work, settings=settings, captioned=source.captioned, tasks=source.tasks)
-    return SetWriter(source=source, splitter=Splitter(parts, source.samples.folder, source.name), rules=rules)
+    splitter = Splitter(parts, source.samples.folder, source.name)
+    answers = {part: sources.known_answers(data, part) for part in splitter.parts}
+    return SetWriter(source=source, splitter=splitter, rules=rules, known_answers=answers)
 
 
 def _check_names(parts: Sequence[str], evaluation: Iterable[str]) -> None:
@@ -426,6 +431,7 @@ def _part_facts(writer: SetWriter, part: str) -> dict[str, Any]:
     num_samples = sum(record.num_samples for record in used)
     num_captions = sum(record.num_captions for record in used)
     pictures, captions = _pictures(writer, part), _rows(record.captions for record in records)
+    answers = writer.known_answers.get(part)
     return {
         "name": part,
         "in_place": bool(writer.source.tars),
@@ -458,6 +464,7 @@ def _part_facts(writer: SetWriter, part: str) -> dict[str, Any]:
         },
         "tasks": {name: dataclasses.asdict(task) for name, task in writer.source.tasks.items()},
         "source": dict(writer.source.facts),
+        **({"known_answers": answers} if answers else {}),
     }
 
 

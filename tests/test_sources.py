@@ -315,3 +315,55 @@ def test_a_coco_file_is_read_once_per_opening_not_per_pass(tmp_path):
     path = tmp_path / "annotations/captions_val2017.json"
     path.write_text(json.dumps({}))
     assert len(list(source.samples)) == len(list(source.samples)) == 6
+
+
+# --- known answers ----------------------------------------------------------------------------------------------
+
+
+def test_known_answers_stand_beside_the_set_they_are_of(tmp_path):
+    folder, answer = image_folder(tmp_path / "clothes"), {"value": 0.9, "tolerance": 0.01}
+    write(
+        folder / "known_answers.json", json.dumps({"zero_shot_class_top1": [answer, {**answer, "model": "12345678"}]})
+    )
+    file = coco(tmp_path / "coco") / "annotations/captions_val2017.json"
+    write(file.with_name("captions_val2017.known_answers.json"), json.dumps({"alignment": answer}))
+    write(tmp_path / "own/eval.known_answers.json", json.dumps({"alignment": answer | {"value": 1}}))
+    sets = {
+        "folder": config.EvaluationSet(format="image_folder", path="clothes"),
+        "file": config.EvaluationSet(format="coco", path="coco/annotations/captions_val2017.json"),
+        "cut": config.EvaluationSet(format="image_folder", path="clothes", limit=2),
+        "none": config.EvaluationSet(format="coco", path="coco"),
+    }
+    found = data(tmp_path / "own", "flickr", evaluation_root=str(tmp_path), evaluation=sets)
+    assert {name: sources.known_answers(found, name) for name in (*sets, "eval", "val")} == {
+        "folder": {"zero_shot_class_top1": [answer | {"model": None}, answer | {"model": "12345678"}]},
+        "file": {"alignment": [answer | {"model": None}]},
+        "cut": {},  # of the whole set, so not of a part of it
+        "none": {},
+        "eval": {"alignment": [answer | {"value": 1, "model": None}]},
+        "val": {},
+    }
+    assert list(sources.open_evaluation_set(found, "folder").samples), "the file is no class and no picture"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not JSON"),
+        ("[1]", r"expected \{\"metric\""),
+        ('{"alignment": 0.5}', "alignment: expected `value` and `tolerance`"),
+        ('{"alignment": {"value": 0.5}}', "alignment: expected `value` and `tolerance`"),
+        ('{"alignment": {"value": "0.5", "tolerance": 1}}', "alignment: expected `value` and `tolerance`"),
+        ('{"alignment": {"value": 0.5, "tolerance": -1}}', "alignment: expected `value` and `tolerance`"),
+        ('{"alignment": {"value": 0.5, "tolerance": NaN}}', "alignment: expected `value` and `tolerance`"),
+        (
+            '{"alignment": {"value": 0.5, "tolerance": 1, "weights": "x"}}',
+            "alignment: expected `value` and `tolerance`",
+        ),
+        ('{"alignment": [{"value": 0.5, "tolerance": 1, "model": "1"}]}', "alignment: `model` must be"),
+    ],
+)
+def test_what_is_no_known_answer(tmp_path, content, message):
+    write(tmp_path / "eval.known_answers.json", content)
+    with pytest.raises(UserError, match=rf"eval\.known_answers\.json: {message}"):
+        sources.known_answers(data(tmp_path, "flickr"), "eval")

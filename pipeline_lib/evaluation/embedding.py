@@ -6,26 +6,31 @@ Notable:
   then equal bitwise, which the sharing of places among ties relies on, and nothing is computed twice.
 - Every forward pass has the same number of rows (the last one is filled up), so that a row does not depend on how many
   others there are. Texts are sorted by length and cut behind the longest of their pass where that is exact.
+- Finished features are kept on disk until the stage has succeeded: a killed run, started again, goes on from there.
 - An image that `shard` accepted but that does not decode, and features that are constant, zero or not finite, end the
   stage: such numbers would look like results.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline_lib import model, runtime
+from pipeline_lib import artifacts, model, runtime
 from pipeline_lib.distributed import World
 from pipeline_lib.errors import UserError
 from pipeline_lib.model import Clip, Preprocess
 from pipeline_lib.shards import IndexEntry, Part, Shard
 
+log = logging.getLogger(__name__)
 SAME = 1e-5  # relative spread below which rows count as one and the same
 
 
@@ -70,6 +75,7 @@ class Embedder:
     num_workers: int = 0
     progress: bool = True
     world: World = field(default_factory=World)
+    kept: Path | None = None  # folder for finished features, named by all that they depend on; None: nothing is kept
     _of_prompt: dict[str, torch.Tensor] = field(init=False, default_factory=dict)  # sets often share their tasks
 
     def embed(self, part: Part) -> EmbeddedSet:
@@ -83,7 +89,7 @@ class Embedder:
         prompts = {name: self._prompts(name, task) for name, task in _complete_tasks(part, entries).items()}
         new = [t for kinds in prompts.values() for texts in kinds.values() for t in texts if t not in self._of_prompt]
         raw_image_features = self.embed_images(part)
-        raw_text_features = self._embed_texts(part, [*captions, *new])
+        raw_text_features = self._once(f"{part.name}.texts", lambda: self._embed_texts(part, [*captions, *new]))
         self._of_prompt.update(zip(new, raw_text_features[len(captions) :].clone(), strict=True))
         counts = torch.tensor([len(entry.captions) for entry in entries])
         return EmbeddedSet(
@@ -124,6 +130,9 @@ class Embedder:
 
     def embed_images(self, part: Part) -> torch.Tensor:
         """Raw features of every image of a part: float32 [N, D]."""
+        return self._once(f"{part.name}.images", lambda: self._embed_images(part))
+
+    def _embed_images(self, part: Part) -> torch.Tensor:
         places = [(shard, entry) for shard in part.shards for entry in shard.samples()]
         first_of = {entry.sha256: place for place, (_, entry) in reversed(list(enumerate(places)))}
         distinct = sorted(first_of.values())
@@ -188,6 +197,19 @@ class Embedder:
         return features
 
     # both
+
+    def _once(self, name: str, embed: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Features that an earlier run has finished, else those of `embed`, kept for a later one."""
+        if self.kept is None:
+            return embed()
+        path = self.kept / f"{name}.safetensors"
+        if not self.world.any(not path.is_file()):
+            log.info("resumed: %s were embedded", name)
+            return safetensors.torch.load_file(path)["features"]
+        features = embed()
+        if self.world.is_main:
+            artifacts.write_bytes(path, safetensors.torch.save({"features": features.contiguous()}))
+        return features
 
     @property
     def _shows_progress(self) -> bool:

@@ -2,7 +2,7 @@
 
     results.json                 facts and numbers with intervals, see `evaluate`
     items/<set>.safetensors      per-item arrays, from which two models are compared on the same items
-    features/<set>.safetensors   raw features and each caption's image, from which the report draws
+    features/<set>.safetensors   raw features, each caption's image and the calibration means: what the report draws
     ../<model>.json              the flat numbers, a DVC metrics file
 
 The calibration part lends its means to the mean-centred variant and is scored like a set under `selection`: recipes,
@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,13 +24,13 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
-from pipeline_lib import artifacts, config, model, runtime
+from pipeline_lib import artifacts, config, model, provenance, runtime
 from pipeline_lib.distributed import World
 from pipeline_lib.errors import UserError
 from pipeline_lib.evaluation import forgetting, scoring
 from pipeline_lib.evaluation.embedding import EmbeddedSet, Embedder, labels
 from pipeline_lib.evaluation.forgetting import Labelled
-from pipeline_lib.evaluation.scoring import Block, Items
+from pipeline_lib.evaluation.scoring import Block, Items, Stopwatch
 from pipeline_lib.features import l2_normalize
 from pipeline_lib.shards import Part, read_part
 
@@ -80,47 +79,47 @@ def evaluate(embedder: Embedder, name: str, inputs: Inputs, settings: config.Eva
     Returns:
         `results` with {"model", "weights_digest", "sets": {set: facts and "variants": {"plain": block, "mean_centred":
         block}}, "selection": {calibration part: the same, plain}, "linear_probe": {set: {task: {"top1", …}}},
-        "wise_ft": [{"mix", "sets": {set: {headline: value}}}]}, and the arrays. None on all processes but the first.
+        "wise_ft": [{"mix", "sets": {set: {headline: value}}, "metrics": {set: {name: value}}}]}, and the arrays. None
+        on all processes but the first.
 
     Raises:
         UserError: Images cannot be read, features mean nothing, or a known answer is missed.
     """
-    seconds: dict[str, float] = {}
-    with _timed(seconds, "embed"):
+    watch = Stopwatch()
+    with watch("embed"):
         embedded = [embedder.embed(part) for part in inputs.all_sets]
-    with _timed(seconds, "probe"):
+    with watch("linear_probe"):
         training = _probe_training(embedder, inputs, embedded[0]) if settings.linear_probe else {}
-    with _timed(seconds, "wise_ft"):
-        wise_ft = _wise_ft(embedder, inputs, settings.wise_ft)
+    with watch("wise_ft"):
+        wise_ft = _wise_ft(embedder, inputs, settings)
     if not embedder.world.is_main:
         return None
-    with _timed(seconds, "score"):
-        scored = _score(embedded, settings)
-    if name == "base":
-        for part in inputs.all_sets:
-            check_known_answers(part, scored.results)
+    scored = _score(embedded, settings, watch)
     scored.results = {"model": name, "weights_digest": embedder.clip.facts["weights_digest"], **scored.results}
     if settings.linear_probe:
-        with _timed(seconds, "probe"):
-            scored.results["linear_probe"] = _linear_probes(embedded[1:], training, settings)
+        with watch("linear_probe"):
+            _linear_probes(embedded[1:], training, settings, scored)
     if wise_ft:
         scored.results["wise_ft"] = wise_ft
-    scored.seconds = seconds
-    log.info("%s: %s", name, ", ".join(f"{part} {value:.1f} s" for part, value in seconds.items()))
+    if name == "base":
+        numbers = flat_metrics(scored.results)
+        for part in inputs.all_sets:
+            check_known_answers(part, numbers[part.name], embedder.clip.facts)
+    scored.seconds = watch.seconds
+    _log_times(name, watch.seconds)
     return scored
 
 
-@contextmanager
-def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+def _log_times(name: str, seconds: Mapping[str, float]) -> None:
+    """How long each part took, and its share of the time of embedding."""
+    parts = (f"{part} {value:.1f} s ({value / seconds['embed']:.1%})" for part, value in seconds.items())
+    log.info("%s: time of each part, and against embedding: %s", name, ", ".join(parts))
 
 
 # ---- scores ----
 
 
-def _score(embedded: Sequence[EmbeddedSet], settings: config.Evaluate) -> Evaluated:
+def _score(embedded: Sequence[EmbeddedSet], settings: config.Evaluate, watch: Stopwatch) -> Evaluated:
     """Score the calibration set (first) and the others, these also centred with its means."""
     calibration, *sets = embedded
     means = scoring.modality_means(calibration)
@@ -131,21 +130,24 @@ def _score(embedded: Sequence[EmbeddedSet], settings: config.Evaluate) -> Evalua
         _warn_of_gaps(one)
         group = "selection" if one is calibration else "sets"
         centre = None if one is calibration else means
-        found.results[group][one.name], found.items[one.name] = _score_set(one, settings, centre)
+        found.results[group][one.name], found.items[one.name] = _score_set(one, settings, centre, watch)
     for one in sets:
         found.features[one.name] = {
             "raw_image_features": one.raw_image_features,
             "raw_text_features": one.raw_text_features,
             "text_image_index": one.text_image_index,
+            **({} if means is None else {"image_mean": means.image, "text_mean": means.text}),
         }
     return found
 
 
-def _score_set(one: EmbeddedSet, settings: config.Evaluate, means: scoring.Means | None) -> tuple[Block, Items]:
-    plain, items = scoring.score(one, settings)
+def _score_set(
+    one: EmbeddedSet, settings: config.Evaluate, means: scoring.Means | None, watch: Stopwatch
+) -> tuple[Block, Items]:
+    plain, items = scoring.score(one, settings, watch=watch)
     variants = {"plain": plain}
     if means is not None:
-        variants["mean_centred"], centred = scoring.score(one, settings, means)
+        variants["mean_centred"], centred = scoring.score(one, settings, means, watch)
         items |= {f"mean_centred.{key}": value for key, value in centred.items() if not key.endswith(COMMON_ITEMS)}
     facts = {
         "digest": one.digest,
@@ -153,7 +155,8 @@ def _score_set(one: EmbeddedSet, settings: config.Evaluate, means: scoring.Means
         "num_captions": len(one.captions),
         "duplicates": scoring.duplicates(one),
     }
-    return {**facts, "variants": scoring.with_intervals(variants, one.num_images, settings)}, items
+    with watch("intervals"):
+        return {**facts, "variants": scoring.with_intervals(variants, one.num_images, settings)}, items
 
 
 def _warn_of_gaps(one: EmbeddedSet) -> None:
@@ -165,25 +168,40 @@ def _warn_of_gaps(one: EmbeddedSet) -> None:
         log.info("%s: %d images and %d captions are repetitions", one.name, repeated["images"], repeated["captions"])
 
 
-def check_known_answers(part: Part, results: Mapping[str, Any]) -> None:
-    """Compare the base model's headlines with those that the set pins, if it does.
+def check_known_answers(part: Part, numbers: Mapping[str, float], facts: Mapping[str, Any]) -> None:
+    """Compare the base model's numbers with those that the set pins for it, if it does.
 
-    A set's manifest may hold `known_answers`: {headline: {"value": x, "tolerance": t}}.
+    Args:
+        part: The set; its manifest may hold `known_answers`, see `sources.known_answers`.
+        numbers: What was measured on it, see `flat_metrics`.
+        facts: Of the model.
 
     Raises:
-        UserError: A headline is farther from its known answer than the tolerance.
+        UserError: A number is farther from its known answer than the tolerance, or is not measured.
     """
     known = part.manifest.get("known_answers") or {}
-    block = (results["sets"].get(part.name) or results["selection"][part.name])["variants"]["plain"]
-    found = scoring.headlines(block)
-    for name, answer in known.items():
-        if name not in found:
-            raise UserError(f"{part.directory}: known_answers.{name}: not a headline; there are {', '.join(found)}")
-        if not abs(found[name] - answer["value"]) <= answer["tolerance"]:
+    own = [(name, answer) for name, answers in known.items() for answer in answers if _is_for(answer["model"], facts)]
+    for name, answer in own:
+        if name not in numbers:
+            raise UserError(f"{part.name}: known answers: no metric {name!r}; there are {', '.join(numbers)}")
+        if not abs(numbers[name] - answer["value"]) <= answer["tolerance"]:
             raise UserError(
-                f"{part.directory}: the base model scores {name} {found[name]:.4f}, its known answer is "
-                f"{answer['value']} ± {answer['tolerance']}; check preprocessing, weights and data, or mend the answer"
+                f"{part.name}: the base model scores {name} {numbers[name]:.6g}, its known answer is "
+                f"{answer['value']:g} ± {answer['tolerance']:g}; check weights, preprocessing, prompts and data, or "
+                "mend the known answer beside the set"
             )
+    if known:
+        log.info("%s: %d known answers met, of %d in its file", part.name, len(own), sum(map(len, known.values())))
+
+
+def _is_for(named: str | None, facts: Mapping[str, Any]) -> bool:
+    """Whether a known answer is that of the model with these `facts`."""
+    source = facts.get("source") or {}
+    return (
+        named is None
+        or facts["weights_digest"].startswith(named)
+        or (source.get("kind") == "open_clip" and named == f"{source['model']}/{source['pretrained']}")
+    )
 
 
 # ---- forgetting ----
@@ -221,10 +239,10 @@ def _unit(raw_features: torch.Tensor) -> np.ndarray:
 
 
 def _linear_probes(
-    sets: Sequence[EmbeddedSet], training: Mapping[str, tuple[Any, ...]], settings: config.Evaluate
-) -> Block:
-    """Probes of every task of every set; a set whose task has no training data is split in halves."""
-    block: Block = {}
+    sets: Sequence[EmbeddedSet], training: Mapping[str, tuple[Any, ...]], settings: config.Evaluate, scored: Evaluated
+) -> None:
+    """Add probes of every task of every set to `scored`; a set whose task has no training data is split in halves."""
+    block = scored.results["linear_probe"] = {}
     for one in sets:
         for name, task in one.tasks.items():
             data = Labelled(_unit(one.raw_image_features), task.labels.numpy())
@@ -241,9 +259,12 @@ def _linear_probes(
             held_out = Labelled(data.features[test], data.labels[test])
             probe = forgetting.linear_probe(train, validation, held_out, test)
             facts = {"trained_on": trained_on, "num_train": probe.num_train, "C": probe.strength, "num_test": len(test)}
-            scored = scoring.with_intervals({"top1": probe.top1}, one.num_images, settings)
-            block.setdefault(one.name, {})[name] = {**scored, **facts}
-    return block
+            top1 = scoring.with_intervals({"top1": probe.top1}, one.num_images, settings)
+            block.setdefault(one.name, {})[name] = {**top1, **facts}
+            scored.items[one.name] |= {
+                f"linear_probe.{name}.correct": probe.top1.values.astype(np.uint8),
+                f"linear_probe.{name}.image_index": probe.top1.image_index,
+            }
 
 
 def _split(data: Labelled, seed: int) -> tuple[Labelled, Labelled, np.ndarray]:
@@ -257,21 +278,28 @@ def _split(data: Labelled, seed: int) -> tuple[Labelled, Labelled, np.ndarray]:
     )
 
 
-def _wise_ft(embedder: Embedder, inputs: Inputs, mixes: Sequence[float]) -> list[Block]:
-    """Headlines of every set with weights between base and refined; the ends are the two models themselves."""
-    if inputs.base_weights is None or not mixes:
+def _wise_ft(embedder: Embedder, inputs: Inputs, settings: config.Evaluate) -> list[Block]:
+    """Every set with weights between base and refined, without intervals; the ends are the two models themselves."""
+    if inputs.base_weights is None or not settings.wise_ft:
         return []
     module = embedder.clip.module
     refined = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     rows = []
     try:
-        for mix in mixes:
+        for mix in settings.wise_ft:
             log.info("evaluating %.0f %% refined, %.0f %% base", 100 * mix, 100 * (1 - mix))
             module.load_state_dict(forgetting.interpolate(inputs.base_weights, refined, mix))
-            mixed = dataclasses.replace(embedder)
+            mixed = dataclasses.replace(embedder, kept=embedder.kept and embedder.kept / f"mix_{mix:g}")
             embedded = [mixed.embed(part) for part in inputs.all_sets]
             if embedder.world.is_main:
-                rows.append({"mix": mix, "sets": {one.name: scoring.headline_values(one) for one in embedded}})
+                blocks = {one.name: scoring.score(one, settings)[0] for one in embedded}
+                rows.append(
+                    {
+                        "mix": mix,
+                        "sets": {name: scoring.headlines(block) for name, block in blocks.items()},
+                        "metrics": {name: scoring.flat(block) for name, block in blocks.items()},
+                    }
+                )
     finally:
         module.load_state_dict(refined)
     return rows
@@ -284,25 +312,15 @@ def flat_metrics(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """The numbers of a set by name, plain and (headlines and gap only) mean-centred: what DVC and MLflow compare."""
     flat = {}
     for name, one in {**results["sets"], **results["selection"]}.items():
-        plain = one["variants"]["plain"]
-        values = {key: _number(leaf) for key, leaf in plain.get("retrieval", {}).items()}
-        for task, kinds in plain.get("zero_shot", {}).items():
-            for key in ("top1", "top5", "mean_per_class", "ece"):
-                values[f"zero_shot_{task}_{key}"] = _number(kinds["ensemble"][key])
-            values[f"zero_shot_{task}_single_top1"] = _number(kinds["single"]["top1"])
-        values |= plain["gap"]
+        values = scoring.flat(one["variants"]["plain"])
         for task, probe in results.get("linear_probe", {}).get(name, {}).items():
-            values[f"linear_probe_{task}_top1"] = _number(probe["top1"])
+            values[f"linear_probe_{task}_top1"] = scoring.number(probe["top1"])
         centred = one["variants"].get("mean_centred")
         if centred is not None:
             also = scoring.headlines(centred) | {k: v for k, v in centred["gap"].items() if k in FLAT_GAP}
             values |= {f"mean_centred_{key}": value for key, value in also.items()}
         flat[name] = values
     return flat
-
-
-def _number(leaf: Any) -> float:
-    return leaf["value"] if isinstance(leaf, dict) else leaf
 
 
 def write(evaluated: Evaluated, directory: Path, metrics_file: Path) -> str:
@@ -342,6 +360,7 @@ def build(
     """
     clip, base_weights = open_model(name, paths, runtime.pick_device(how.device))
     inputs = dataclasses.replace(open_inputs(paths.shards, settings), base_weights=base_weights)
+    kept = _work_directory(name, clip, inputs, settings, world)
     embedder = Embedder(
         clip=clip,
         batch_size=settings.batch_size,
@@ -351,12 +370,28 @@ def build(
         num_workers=how.num_workers,
         progress=how.progress,
         world=world,
+        kept=kept,
     )
     evaluated = evaluate(embedder, name, inputs, settings)
     if evaluated is None:
         return None
-    digest = write(evaluated, paths.eval / name, paths.eval / f"{name}.json")
+    with Stopwatch(evaluated.seconds)("write"):
+        digest = write(evaluated, paths.eval / name, paths.eval / f"{name}.json")
+    shutil.rmtree(kept)
     return {"digest": digest, "metrics": flat_metrics(evaluated.results), "seconds": evaluated.seconds}
+
+
+def _work_directory(name: str, clip: model.Clip, inputs: Inputs, settings: config.Evaluate, world: World) -> Path:
+    """Where finished features wait for the end of the stage; named by all that they depend on."""
+    parts = [*inputs.all_sets, *([inputs.probe] if inputs.probe else [])]
+    identity = {
+        "model": [name, clip.facts],
+        "parts": {part.name: part.digest for part in parts},
+        "settings": [settings.batch_size, settings.prompt, settings.ensemble],
+        "machine": [world.size, str(clip.device), torch.get_num_threads()],
+        "code": [provenance.stage_digest("evaluate"), provenance.package_versions()],
+    }
+    return artifacts.work_directory("evaluate", artifacts.digest(identity))
 
 
 def open_model(

@@ -7,8 +7,10 @@ Beside the blocks come the per-item arrays, from which two models are compared o
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +23,20 @@ from pipeline_lib.statistics import Mean
 Block = dict[str, Any]
 Items = dict[str, np.ndarray]
 MIN_PAIRS = 6  # of the gap suite: ten neighbours need eleven points
+
+
+@dataclass
+class Stopwatch:
+    """Seconds by part of the work. They differ from run to run, so they go to the log and the tracker only."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        """Add the time of the block to `part`."""
+        start = time.perf_counter()
+        yield
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
 
 
 class Means(NamedTuple):
@@ -67,31 +83,37 @@ def modality_means(calibration: EmbeddedSet) -> Means | None:
     )
 
 
-def score(embedded: EmbeddedSet, settings: config.Evaluate, means: Means | None = None) -> tuple[Block, Items]:
+def score(
+    embedded: EmbeddedSet, settings: config.Evaluate, means: Means | None = None, watch: Stopwatch | None = None
+) -> tuple[Block, Items]:
     """Everything that is measured on a set in one variant.
 
     Args:
         embedded: The set.
         settings: Places of recall, seed of the separability's halves.
         means: Centre with these; None: the features as they are.
+        watch: Times each block.
 
     Returns:
         The block (`retrieval`, `retrieval_distinct`, `zero_shot`, `gap`; absent where the set has nothing for it) and
         the per-item arrays.
     """
+    watch = watch or Stopwatch()
     directions = Directions.of(embedded, means)
     block: Block = {}
     items: Items = {}
     if is_captioned(embedded):
-        block["retrieval"], items = _retrieval(directions, embedded.text_image_index, settings.recall_at)
+        with watch("retrieval"):
+            block["retrieval"], items = _retrieval(directions, embedded.text_image_index, settings.recall_at)
         if sum(duplicates(embedded).values()):
-            block["retrieval_distinct"] = _retrieval_distinct(directions, embedded, settings.recall_at)
+            with watch("retrieval_distinct"):
+                block["retrieval_distinct"] = _retrieval_distinct(directions, embedded, settings.recall_at)
     if embedded.tasks:
-        block["zero_shot"] = {}
-    for name, task in embedded.tasks.items():
-        block["zero_shot"][name], of_task = _zero_shot(directions, task, embedded.logit_scale)
-        items |= {f"zero_shot.{name}.{key}": value for key, value in of_task.items()}
-    block["gap"] = _gap(directions, embedded, settings.seed)
+        with watch("zero_shot"):
+            block["zero_shot"], of_tasks = _zero_shots(directions, embedded)
+        items |= of_tasks
+    with watch("gap"):
+        block["gap"] = _gap(directions, embedded, settings.seed)
     return block, items
 
 
@@ -156,6 +178,15 @@ def distinct_rows(embedded: EmbeddedSet) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 # ---- zero-shot ----
+
+
+def _zero_shots(directions: Directions, embedded: EmbeddedSet) -> tuple[Block, Items]:
+    block: Block = {}
+    items: Items = {}
+    for name, task in embedded.tasks.items():
+        block[name], of_task = _zero_shot(directions, task, embedded.logit_scale)
+        items |= {f"zero_shot.{name}.{key}": value for key, value in of_task.items()}
+    return block, items
 
 
 def _zero_shot(directions: Directions, task: EmbeddedTask, logit_scale: float) -> tuple[Block, Items]:
@@ -240,27 +271,26 @@ def _means(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...],
             yield from _means(inner, (*path, key))
 
 
+def number(leaf: Any) -> float:
+    """A leaf of a block as one number: a plain one, a `Mean`, or a value with its interval."""
+    return leaf.value if isinstance(leaf, Mean) else leaf["value"] if isinstance(leaf, dict) else leaf
+
+
 def headlines(block: Block) -> dict[str, float]:
     """The numbers that a verdict names: recall at 1 in both directions, top-1 of the ensemble of each task."""
-
-    def value(leaf: Any) -> float:
-        return leaf.value if isinstance(leaf, Mean) else leaf["value"]
-
     retrieval = block.get("retrieval", {})
     names = [f"{direction}_recall_at_1" for direction in ("image_to_text", "text_to_image")]
-    found = {name: value(retrieval[name]) for name in names if name in retrieval}
+    found = {name: number(retrieval[name]) for name in names if name in retrieval}
     for task, kinds in block.get("zero_shot", {}).items():
-        found[f"zero_shot_{task}_top1"] = value(kinds["ensemble"]["top1"])
+        found[f"zero_shot_{task}_top1"] = number(kinds["ensemble"]["top1"])
     return found
 
 
-def headline_values(embedded: EmbeddedSet) -> dict[str, float]:
-    """`headlines` of a set without measuring the rest."""
-    directions = Directions.of(embedded, None)
-    block: Block = {}
-    if is_captioned(embedded):
-        block["retrieval"] = _retrieval(directions, embedded.text_image_index, (1,))[0]
-    block["zero_shot"] = {
-        name: _zero_shot(directions, task, embedded.logit_scale)[0] for name, task in embedded.tasks.items()
-    }
-    return headlines(block)
+def flat(block: Block) -> dict[str, float]:
+    """The numbers of a block by name: what DVC and MLflow compare."""
+    values = {key: number(leaf) for key, leaf in block.get("retrieval", {}).items()}
+    for task, kinds in block.get("zero_shot", {}).items():
+        for key in ("top1", "top5", "mean_per_class", "ece"):
+            values[f"zero_shot_{task}_{key}"] = number(kinds["ensemble"][key])
+        values[f"zero_shot_{task}_single_top1"] = number(kinds["single"]["top1"])
+    return values | block["gap"]
