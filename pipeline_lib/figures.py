@@ -39,6 +39,7 @@ COLOURS = {  # name of the CSS variable: its light value, unique, as matplotlib 
     "still": "#7d8791",
 }
 MODEL_COLOURS = {"base": "base", "mean-centred": "centred", "refined": "refined"}
+LINE_STYLES: dict[str, Any] = {"base": "-", "mean-centred": (0, (3, 1.5)), "refined": "-"}
 MAX_POINTS = 250  # pairs drawn in the projection; beyond this a cloud is a blot
 MAX_STEPS = 1000  # points of a training curve
 _PANEL_INCHES = (4.4, 3.2)
@@ -311,7 +312,8 @@ def gap_spectrum(centroid_differences: Mapping[str, Array]) -> Figure:
 
     def size(axes: Axes) -> None:
         for model, x in ordered.items():
-            axes.plot(np.arange(1, len(x) + 1), x, color=COLOURS[MODEL_COLOURS[model]], label=model)
+            style = LINE_STYLES[model]
+            axes.plot(np.arange(1, len(x) + 1), x, color=COLOURS[MODEL_COLOURS[model]], linestyle=style, label=model)
         axes.set(ylim=(0, None), title="Size", xlabel="dimension, largest first", ylabel="|difference|")
         _log_counts(axes)
         axes.grid(axis="y")
@@ -321,7 +323,8 @@ def gap_spectrum(centroid_differences: Mapping[str, Array]) -> Figure:
         for model, x in ordered.items():
             total = float(np.square(x).sum()) or 1.0
             part = np.cumsum(np.square(x)) / total
-            axes.plot(np.arange(1, len(x) + 1), 100 * part, color=COLOURS[MODEL_COLOURS[model]], label=model)
+            style = LINE_STYLES[model]
+            axes.plot(np.arange(1, len(x) + 1), 100 * part, color=COLOURS[MODEL_COLOURS[model]], linestyle=style)
         axes.set(ylim=(0, 103), title="Concentration", xlabel="the k largest dimensions", ylabel="% of the squared gap")
         _log_counts(axes)
         axes.grid(axis="y")

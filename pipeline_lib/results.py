@@ -3,14 +3,15 @@
 A headline is a number that the verdict names: recall at 1 in both directions and zero-shot top-1 of the template
 ensemble, of every evaluated set. Measures are means over items, so that two models are compared on the same items
 (`paired`): captions stay with their image in the bootstrap, accuracies take McNemar's exact test, Holm's correction
-covers all headlines of one comparison. What is no headline gets an interval and no test.
+covers all headlines of one comparison. Linear probes are no headlines and are tested likewise, as a family of their own
+(`paired_probes`). What is neither gets an interval and no test.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -55,6 +56,7 @@ class Measure:
     interval: Interval
     items: str = ""  # its array in items/<set>.safetensors, without the variant; empty: not kept per item
     is_headline: bool = False
+    is_probe: bool = False
     group: str = ""  # array of classes, for a mean over classes
 
     @property
@@ -70,7 +72,7 @@ class Paired:
     before: Measure
     after: Measure
     difference: Interval
-    p_value: float | None = None  # of headlines
+    p_value: float | None = None  # of headlines and probes
     adjusted_p: float | None = None
     verdict: Verdict = "still"
 
@@ -142,6 +144,13 @@ class Variant:
         """The measures that the verdict names."""
         return [measure for measure in self.measures(set_name) if measure.is_headline]
 
+    def probes(self, set_name: str) -> Iterator[Measure]:
+        """Linear probes on a set, one per task; the features as they are."""
+        for task, probe in (self.evaluation.results.get("linear_probe") or {}).get(set_name, {}).items():
+            label, items = f"linear probe {task} top-1", f"linear_probe.{task}.correct"
+            top1 = interval(probe["top1"])
+            yield Measure(set_name, f"linear_probe_{task}_top1", label, top1, items, is_probe=True)
+
     def array(self, set_name: str, name: str) -> Array:
         """A per-item array of this variant."""
         items = self.evaluation.items(set_name)
@@ -152,8 +161,12 @@ class Variant:
         values = self.array(measure.set_name, measure.items).astype(np.float64)
         items = self.evaluation.items(measure.set_name)  # images and classes of items are the same in every variant
         labels = items[measure.group] if measure.group else None
-        of_captions = measure.items.startswith("text_to_image")  # they share their image's difficulty
-        return Mean(values, items["text_image_index"] if of_captions else np.arange(len(values)), labels)
+        if measure.is_probe:  # may be trained on some of the images and tested on the others
+            index = items[measure.items.replace("correct", "image_index")]
+        else:
+            of_captions = measure.items.startswith("text_to_image")  # they share their image's difficulty
+            index = items["text_image_index"] if of_captions else np.arange(len(values))
+        return Mean(values, index, labels)
 
 
 def _accuracies(set_name: str, task: str, prompt: str, scores: Mapping[str, Any]) -> Iterator[Measure]:
@@ -189,11 +202,26 @@ def paired(before: Variant, after: Variant, settings: Settings, *, sets: Sequenc
     Raises:
         UserError: The two were not evaluated on the same items.
     """
+    return _pair(before, after, settings, sets, Variant.measures)
+
+
+def paired_probes(before: Variant, after: Variant, settings: Settings, *, sets: Sequence[str]) -> list[Paired]:
+    """Every linear probe that both have, tested like headlines, with Holm's correction over the probes alone."""
+    return _pair(before, after, settings, sets, Variant.probes)
+
+
+def _pair(
+    before: Variant,
+    after: Variant,
+    settings: Settings,
+    sets: Sequence[str],
+    measures: Callable[[Variant, str], Iterator[Measure]],
+) -> list[Paired]:
     alpha = 1 - settings.confidence
-    count = sum(len(before.headlines(name)) for name in sets)
+    count = sum(measure.is_headline or measure.is_probe for name in sets for measure in measures(before, name))
     # The smallest p-value of n resamples is 2 / (n + 1): enough of them that Holm's factor leaves it well below alpha.
     settings = replace(settings, samples=max(settings.samples, math.ceil(10 * count / alpha)))
-    rows = [row for name in sets for row in _paired_on(before, after, settings, name)]
+    rows = [row for name in sets for row in _paired_on(before, after, settings, name, measures)]
     tested = [row for row in rows if row.p_value is not None]
     adjusted = statistics.holm([row.p_value for row in tested if row.p_value is not None])
     judged = {row.before.name: _judge(row, p, alpha) for row, p in zip(tested, adjusted, strict=True)}
@@ -215,9 +243,15 @@ def item_differences(before: Variant, after: Variant, measure: Measure) -> Mean:
     return first._replace(values=second.values - first.values)
 
 
-def _paired_on(before: Variant, after: Variant, settings: Settings, set_name: str) -> list[Paired]:
-    others = {measure.key: measure for measure in after.measures(set_name)}
-    both = [measure for measure in before.measures(set_name) if measure.items and measure.key in others]
+def _paired_on(
+    before: Variant,
+    after: Variant,
+    settings: Settings,
+    set_name: str,
+    measures: Callable[[Variant, str], Iterator[Measure]],
+) -> list[Paired]:
+    others = {measure.key: measure for measure in measures(after, set_name)}
+    both = [measure for measure in measures(before, set_name) if measure.items and measure.key in others]
     if not both:
         return []
     found = statistics.paired_tests(
@@ -230,14 +264,14 @@ def _paired_on(before: Variant, after: Variant, settings: Settings, set_name: st
     rows = []
     for measure in both:
         test, p = found[measure.key], None
-        if measure.is_headline:
-            p = _mcnemar(before, after, measure) if measure.items.startswith("zero_shot") else test.p_value
+        if measure.is_headline or measure.is_probe:
+            p = test.p_value if "_recall_at_" in measure.key else _mcnemar(before, after, measure)
         rows.append(Paired(measure, others[measure.key], Interval(test.difference, test.low, test.high), p))
     return rows
 
 
 def _mcnemar(before: Variant, after: Variant, measure: Measure) -> float:
-    name = measure.items.removesuffix("hit_at_1") + "correct"
+    name = measure.items.replace("hit_at_1", "correct")
     return statistics.mcnemar(before.array(measure.set_name, name), after.array(measure.set_name, name))
 
 
@@ -249,3 +283,37 @@ def _judge(row: Paired, adjusted_p: float, alpha: float) -> Paired:
 def interval(block: Mapping[str, float]) -> Interval:
     """results.json's {"value", "low", "high"}."""
     return Interval(block["value"], block["low"], block["high"])
+
+
+# ---- between base and refined ----
+
+Curve = list[tuple[float, float, float]]  # mix, change of mean zero-shot top-1, change of mean recall at 1; points
+
+
+def wise_curve(base: Evaluation, refined: Evaluation, sets: Sequence[str]) -> Curve:
+    """The WiSE-FT sweep on `sets` against the base, both ends included, by mix.
+
+    Empty where there is no sweep, or `sets` have not both kinds of headlines.
+    """
+    models: dict[float, dict[str, dict[str, float]]] = {
+        mix: {name: {m.key: m.interval.value for m in Variant(e).headlines(name)} for name in sets}
+        for mix, e in ((0.0, base), (1.0, refined))
+    }
+    models |= {float(row["mix"]): row["sets"] for row in refined.results.get("wise_ft") or []}
+    curve = []
+    for mix, scores in sorted(models.items()):
+        changes = [
+            (key.startswith("zero_shot"), 100 * (scores[name][key] - value))
+            for name, keys in models[0.0].items()
+            for key, value in keys.items()
+        ]
+        zero_shot, retrieval = ([change for is_zero, change in changes if is_zero == kind] for kind in (True, False))
+        if not zero_shot or not retrieval:
+            return []
+        curve.append((mix, float(np.mean(zero_shot)), float(np.mean(retrieval))))
+    return curve if len(curve) > 2 else []
+
+
+def best_mix(curve: Curve) -> float:
+    """The mix with the largest mean of both changes; the one nearest to base among equals."""
+    return max(curve, key=lambda point: (round(point[1] + point[2], 9), -point[0]))[0]

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from pipeline_lib import artifacts, config, evaluation, shards
 from pipeline_lib.distributed import World
-from pipeline_lib.evaluation import EmbeddedSet, EmbeddedTask
+from pipeline_lib.evaluation import EmbeddedSet, EmbeddedTask, scoring
 from pipeline_lib.evaluation.run import Inputs
 
 ROOT = Path(__file__).parents[1]
@@ -67,9 +67,9 @@ def build(root: Path, *, gain=1.0, loss=1.0, with_captions=True, with_task=True,
         found = evaluation.evaluate(embedder, model, Inputs([parts["eval"]], parts["val"]), settings)
         if model == "refined":
             found.results["wise_ft"] = [
-                {"mix": x, "sets": {n: headlines(p, gain * x, loss * x**2, seed, settings) for n, p in parts.items()}}
+                mixed(x, {n: embed(p, gain * x, loss * x**2, seed) for n, p in parts.items()}, settings)
                 for x in settings.wise_ft
-            ]  # fmt: skip
+            ]
         evaluation.write(found, data / "eval" / model, data / "eval" / f"{model}.json")
     write_models(data, seed, refined)
 
@@ -104,8 +104,14 @@ def embed(part, gain, loss, luck):
     )
 
 
-def headlines(part, gain, loss, luck, settings):
-    return evaluation.headlines(evaluation.score(embed(part, gain, loss, luck), settings)[0])
+def mixed(mix, embedded, settings):
+    """A row of the sweep."""
+    blocks = {name: evaluation.score(one, settings)[0] for name, one in embedded.items()}
+    return {
+        "mix": mix,
+        "sets": {name: evaluation.headlines(block) for name, block in blocks.items()},
+        "metrics": {name: scoring.flat(block) for name, block in blocks.items()},
+    }
 
 
 def digest(model):

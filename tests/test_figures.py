@@ -148,6 +148,14 @@ def test_gap_spectrum_by_hand():
     np.testing.assert_allclose(axes_of(figure, 1).lines[0].get_ydata(), [64, 100, 100])
 
 
+def test_gap_spectrum_shows_the_free_baseline_between_the_models():
+    gap = np.array([3.0, 1.0])
+    figure = figures.gap_spectrum({"base": gap, "mean-centred": gap / 2, "refined": gap / 3})
+    lines = axes_of(figure, 0).lines
+    assert [line.get_label() for line in lines] == ["base", "mean-centred", "refined"]
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 3
+
+
 def test_recall_bars_show_values_with_their_intervals():
     figure = figures.recall_bars(
         "s", {"image → text": {"base": {1: (0.2, 0.1, 0.4)}, "refined": {1: (0.3, 0.25, 0.5)}}}

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline_lib import artifacts, page, report
+from pipeline_lib import artifacts, page, provenance, report, results
 from pipeline_lib.errors import UserError
-from pipeline_lib.page import Gallery
+from pipeline_lib.page import Gallery, Table
 from pipeline_lib.report import pictures, tables, verdict
-from pipeline_lib.results import Interval, Measure, Paired
+from pipeline_lib.results import CENTRED, Interval, Measure, Paired
 from pipeline_lib.statistics import Mean
 from tests import example_results
 
@@ -175,6 +175,8 @@ def test_provenance_names_weights_outputs_parameters_and_packages(written):
     for evaluation in (inputs.base, inputs.refined):
         assert evaluation.results["weights_digest"] in text
         assert evaluation.manifest["digest"] in text
+    for stage in ("base", "shard", "cache_teacher", "refine", "evaluate", "report"):
+        assert f"| `{provenance.stage_digest(stage)[:16]}`" in text
     assert "refine.learning_rate" in text
     assert "recipes.clip_refine.alpha" in text
     assert "| torch " in text
@@ -281,24 +283,70 @@ def test_pairs_and_cosines_equal_loops():
     )
 
 
-def test_best_mix_is_the_largest_mean_and_nearest_to_base_among_equals():
-    assert pictures.best_mix([(0.0, 0, 0), (0.5, 2, 1), (1.0, -5, 4)]) == 0.5
-    assert pictures.best_mix([(0.0, 0, 0), (0.5, -1, 1)]) == 0.0
-
-
 def test_the_mix_is_chosen_on_val_and_read_on_eval(project, monkeypatch):
     inputs = read(project, monkeypatch)
-    curve = pictures.wise_points(inputs, ["eval"])
-    assert [point[0] for point in curve] == [0.0, 0.25, 0.5, 0.75, 1.0]
-    assert curve[0] == (0.0, 0.0, 0.0)
-    chosen = pictures.best_mix(pictures.wise_points(inputs, ["val"]))
-    zero_shot, retrieval = next(point[1:] for point in curve if point[0] == chosen)
-    text = next(block.text for block in pictures.wise_ft(inputs) if hasattr(block, "text"))
-    assert f"The ringed mix, {chosen:g}," in text
-    assert "chosen on val" in text
-    assert (
-        f"{page.points(zero_shot / 100)} points zero-shot and {page.points(retrieval / 100)} points retrieval" in text
-    )
+    curve = results.wise_curve(inputs.base, inputs.refined, ["eval"])
+    chosen = results.best_mix(results.wise_curve(inputs.base, inputs.refined, ["val"]))
+    blocks = pictures.wise_ft(inputs)
+    assert pictures._chosen_mix("eval", curve, chosen, "on val") == next(b.text for b in blocks if hasattr(b, "text"))
+    table = blocks[-1].blocks[0]
+    assert [row.cells[0].text for row in table.rows] == ["0", "0.25", "0.5", "0.75", "1"]
+    gaps = [float(row.cells[3].text) for row in table.rows]
+    assert gaps == sorted(gaps, reverse=True), "the example's gap narrows with the mix"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "says"),
+    [
+        (0.0, "No mix has a better mean of both than the base itself (ringed), chosen on val."),
+        (
+            0.5,
+            "The ringed mix, 0.5, has the best mean of both, chosen on val. On eval it gives −1.0 points zero-shot and "
+            "+1.5 points retrieval against base. `python -m pipeline_lib.export` with `--mix 0.5` writes",
+        ),
+        (1.0, "The refined model itself (ringed) has the best mean of both, chosen on val: on eval +2.0 points zero-"),
+    ],
+)
+def test_a_mix_that_is_no_mix_is_called_what_it_is(chosen, says):
+    curve = [(0.0, 0.0, 0.0), (0.5, -1.0, 1.5), (1.0, 2.0, 2.0)]
+    assert pictures._chosen_mix("eval", curve, chosen, "on val").startswith(says)
+
+
+def test_centred_pairs_have_the_gap_that_evaluation_measured(project, monkeypatch):
+    inputs = read(project, monkeypatch)
+    image, text = pictures.centred_pairs(inputs.base, "eval")
+    distance = np.linalg.norm(image.mean(0) - text.mean(0))
+    assert distance == pytest.approx(inputs.base.block("eval", "gap", CENTRED)["centroid_distance"], rel=1e-4)
+
+
+def test_probes_stand_beside_the_headlines_and_are_no_headlines(project, monkeypatch):
+    inputs = read(project, monkeypatch)
+    (row,) = inputs.probes
+    assert row.before.name not in [one.before.name for one in inputs.comparison]
+    (table,) = [block for block in tables.linear_probe(inputs) if isinstance(block, Table)]
+    cells = [str(cell) for cell in table.rows[0].cells]
+    before, after = (e.results["linear_probe"]["eval"]["shape"]["top1"]["value"] for e in (inputs.base, inputs.refined))
+    assert cells[0] == "eval: shape"
+    assert cells[1].startswith(page.percent(before))
+    assert cells[2].startswith(page.percent(after))
+    assert cells[3].startswith(page.points(after - before))
+    assert verdict.probe_verdict(inputs.probes) in page.to_markdown(report.build(inputs))
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "says"),
+    [
+        ((), ""),
+        (("still",), "it **did not move measurably** on the one task."),
+        (("still", "still"), "it **did not move measurably** on any of 2 tasks."),
+        (("fell", "still"), "it **fell** on eval: kind 0 (−1.0 points), did not move measurably on 1 more."),
+        (("fell", "rose"), "it **fell** on eval: kind 0 (−1.0 points), **rose** on eval: kind 1 (−1.0 points)."),
+    ],
+)
+def test_what_the_probe_says(verdicts, says):
+    rows = [paired(one, name=f"linear probe kind {i} top-1") for i, one in enumerate(verdicts)]
+    rows = [dataclasses.replace(row, difference=Interval(-0.01, -0.02, 0.0)) for row in rows]
+    assert verdict.probe_verdict(rows).endswith(says)
 
 
 def test_class_means_carry_paired_intervals(written):

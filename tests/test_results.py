@@ -75,6 +75,20 @@ def test_holm_covers_the_headlines_and_nothing_else(comparison):
     assert all(row.p_value is None and row.verdict == "still" for row in comparison if not row.before.is_headline)
 
 
+def test_probes_are_a_family_of_their_own(evaluations, comparison):
+    base, refined = evaluations
+    (row,) = results.paired_probes(Variant(base), Variant(refined), SETTINGS, sets=["eval"])
+    items = [load_file(e.directory / "items/eval.safetensors") for e in evaluations]
+    before, after = (i["linear_probe.shape.correct"].astype(int) for i in items)
+    assert len(before) == example_results.SIZES["eval"] // 2, "half of the set trained the probe"
+    assert row.difference.value == pytest.approx((after - before).mean())
+    assert row.difference.low < row.difference.value < row.difference.high
+    gained, lost = ((after - before) == 1).sum(), ((after - before) == -1).sum()
+    assert row.p_value == row.adjusted_p == pytest.approx(stats.binomtest(int(gained), int(gained + lost)).pvalue)
+    assert row.before.key not in {one.before.key for one in comparison}
+    assert Variant(base).mean(row.before).image_index.max() > len(before), "the images keep their numbers in the set"
+
+
 def test_verdicts_follow_sign_and_significance(comparison):
     verdicts = {row.before.key: row.verdict for row in comparison if row.before.is_headline}
     assert verdicts == {
@@ -127,3 +141,22 @@ def test_parameters_hold_the_recipe_that_is_used_and_no_other(tmp_path):
     assert list(found["recipes"]) == [found["refine"]["recipe"]]
     assert results.flat(found)["refine.seed"] == 0
     assert not {"paths", "runtime", "tracking"} & set(found)
+
+
+def test_best_mix_is_the_largest_mean_and_nearest_to_base_among_equals():
+    assert results.best_mix([(0.0, 0, 0), (0.5, 2, 1), (1.0, -5, 4)]) == 0.5
+    assert results.best_mix([(0.0, 0, 0), (0.5, -1, 1)]) == 0.0
+
+
+def test_wise_curve_is_measured_against_the_base_in_points(evaluations):
+    base, refined = evaluations
+    curve = results.wise_curve(base, refined, ["eval"])
+    assert [point[0] for point in curve] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert curve[0] == (0.0, 0.0, 0.0)
+    before, after = ({m.key: m.interval.value for m in Variant(e).headlines("eval")} for e in evaluations)
+    mixed = refined.results["wise_ft"][1]["sets"]["eval"]
+    for found, values in ((curve[2], mixed), (curve[4], after)):
+        change = {key: 100 * (values[key] - before[key]) for key in before}
+        assert found[1] == pytest.approx(change["zero_shot_shape_top1"])
+        assert found[2] == pytest.approx(np.mean([change[f"{d}_recall_at_1"] for d in results.DIRECTIONS]))
+    assert results.wise_curve(base, base, ["eval"]) == [], "no sweep"

@@ -53,6 +53,11 @@ class Inputs:
         return results.paired(Variant(self.base), Variant(self.refined), self.evaluate, sets=self.sets)
 
     @cached_property
+    def probes(self) -> list[Paired]:
+        """Linear probes of refined against base."""
+        return results.paired_probes(Variant(self.base), Variant(self.refined), self.evaluate, sets=self.sets)
+
+    @cached_property
     def against_centring(self) -> list[Paired]:
         """Refined against the mean-centred base."""
         sets = [name for name in self.sets if CENTRED in self.base.sets[name]["variants"]]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline_lib import figures, page
+from pipeline_lib import figures, page, results
 from pipeline_lib.page import Drawing, Example, Fold, Gallery, Text
 from pipeline_lib.report.inputs import OPENMOJI, Inputs, steps
 from pipeline_lib.results import CENTRED, Array, Evaluation, Variant
@@ -33,7 +33,8 @@ def drawings(inputs: Inputs) -> tuple[Any, ...]:
 
 def _feature_figures(inputs: Inputs, name: str) -> list[figures.Figure]:
     pairs = {"base": first_pairs(inputs.base, name), "refined": first_pairs(inputs.refined, name)}
-    gaps = {model: image.mean(0) - text.mean(0) for model, (image, text) in pairs.items()}
+    spectra = {"base": pairs["base"], "mean-centred": centred_pairs(inputs.base, name), "refined": pairs["refined"]}
+    gaps = {model: sides[0].mean(0) - sides[1].mean(0) for model, sides in spectra.items() if sides}
     return [
         figures.projection(pairs),
         figures.cosine_histogram({model: cosines(*features) for model, features in pairs.items()}),
@@ -46,6 +47,15 @@ def first_pairs(evaluation: Evaluation, name: str) -> tuple[Array, Array]:
     features = evaluation.features(name)
     rows, captions = np.unique(features["text_image_index"], return_index=True)
     return unit(features["raw_image_features"][rows]), unit(features["raw_text_features"][captions])
+
+
+def centred_pairs(evaluation: Evaluation, name: str) -> tuple[Array, Array] | None:
+    """`first_pairs` less each modality's mean on the calibration part; None where it had no captions."""
+    features = evaluation.features(name)
+    if "text_mean" not in features:
+        return None
+    image, text = first_pairs(evaluation, name)
+    return unit(image - features["image_mean"]), unit(text - features["text_mean"])
 
 
 def unit(rows: Array) -> Array:
@@ -149,56 +159,44 @@ def thumbnail(image: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def wise_points(inputs: Inputs, sets: Sequence[str]) -> list[tuple[float, float, float]]:
-    """(mix, change of mean zero-shot top-1, change of mean recall at 1) in points on `sets`, both ends included.
-
-    Empty where there is no sweep, or `sets` have not both kinds of headlines.
-    """
-    models: dict[float, dict[str, dict[str, float]]] = {
-        mix: {name: {m.key: m.interval.value for m in Variant(e).headlines(name)} for name in sets}
-        for mix, e in ((0.0, inputs.base), (1.0, inputs.refined))
-    }
-    models |= {float(row["mix"]): row["sets"] for row in inputs.refined.results.get("wise_ft") or []}
-    curve = []
-    for mix, scores in sorted(models.items()):
-        changes = [
-            (key.startswith("zero_shot"), 100 * (scores[name][key] - value))
-            for name, keys in models[0.0].items()
-            for key, value in keys.items()
-        ]
-        zero_shot, retrieval = ([change for is_zero, change in changes if is_zero == kind] for kind in (True, False))
-        if not zero_shot or not retrieval:
-            return []
-        curve.append((mix, float(np.mean(zero_shot)), float(np.mean(retrieval))))
-    return curve if len(curve) > 2 else []
-
-
-def best_mix(curve: Sequence[tuple[float, float, float]]) -> float:
-    """The mix with the largest mean of both changes; the one nearest to base among equals."""
-    return max(curve, key=lambda point: (round(point[1] + point[2], 9), -point[0]))[0]
-
-
 def wise_ft(inputs: Inputs) -> tuple[Any, ...]:
     """The curve between base and refined, and the mix that the selection part would choose."""
-    selection = list(inputs.refined.selection)
-    choosing, curve = wise_points(inputs, selection), wise_points(inputs, inputs.sets)
+    selection, sets = list(inputs.refined.selection), ", ".join(inputs.sets)
+    choosing, curve = (results.wise_curve(inputs.base, inputs.refined, names) for names in (selection, inputs.sets))
     if not curve:
         return ()
-    chosen = best_mix(choosing or curve)
-    curves = {", ".join(inputs.sets): curve} | (
-        {f"{', '.join(selection)} (to choose on)": choosing} if choosing else {}
-    )
-    _, zero_shot, retrieval = next(point for point in curve if point[0] == chosen)
+    chosen = results.best_mix(choosing or curve)
+    curves = {sets: curve} | ({f"{', '.join(selection)} (to choose on)": choosing} if choosing else {})
     where = f"on {', '.join(selection)}" if choosing else "on the sets it is measured on, so optimistic here"
-    outcome = (
-        f"The ringed mix, {chosen:g}, has the best mean of both, chosen {where}. On {', '.join(inputs.sets)} it gives "
-        f"{page.points(zero_shot / 100)} points zero-shot and {page.points(retrieval / 100)} points retrieval against "
-        "base."
-    )
-    rows = {f"{mix:g}": [page.points(x / 100), page.points(y / 100)] for mix, x, y in curve}
-    table = page.grid(("share of refined weights", "zero-shot top-1", "retrieval R@1"), rows)
     return (
         Drawing(figures.wise_ft_curve(curves, chosen=chosen)),
-        Text(outcome),
-        Fold("The curve as numbers, in points against base", (table,)),
+        Text(_chosen_mix(sets, curve, chosen, where)),
+        Fold("The curve as numbers, against base", (_wise_table(inputs, curve),)),
     )
+
+
+def _chosen_mix(sets: str, curve: results.Curve, chosen: float, where: str) -> str:
+    _, zero_shot, retrieval = next(point for point in curve if point[0] == chosen)
+    gained = f"{page.points(zero_shot / 100)} points zero-shot and {page.points(retrieval / 100)} points retrieval"
+    if chosen == 0:
+        text = f"No mix has a better mean of both than the base itself (ringed), chosen {where}."
+    elif chosen == 1:
+        text = f"The refined model itself (ringed) has the best mean of both, chosen {where}: on {sets} {gained}."
+    else:
+        text = (
+            f"The ringed mix, {chosen:g}, has the best mean of both, chosen {where}. On {sets} it gives {gained} "
+            f"against base. `python -m pipeline_lib.export` with `--mix {chosen:g}` writes that model."
+        )
+    return f"{text} The points of the curve carry no intervals: read their order, not their distances."
+
+
+def _wise_table(inputs: Inputs, curve: results.Curve) -> page.Table:
+    """The sweep as numbers, the gap on the first set with captions among them."""
+    name = inputs.with_captions[0]
+    models = {0.0: inputs.base, 1.0: inputs.refined}
+    gaps = {mix: evaluation.block(name, "gap").get("centroid_distance") for mix, evaluation in models.items()}
+    sweep = inputs.refined.results.get("wise_ft") or []
+    gaps |= {float(row["mix"]): row["metrics"][name].get("centroid_distance") for row in sweep}
+    rows = {f"{mix:g}": [page.points(x / 100), page.points(y / 100), page.number(gaps[mix])] for mix, x, y in curve}
+    header = ("share of refined weights", "zero-shot top-1, points", "retrieval R@1, points", "centroid distance")
+    return page.grid(header, rows)

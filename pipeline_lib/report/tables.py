@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from pipeline_lib import artifacts, page, provenance, results
@@ -12,21 +11,20 @@ from pipeline_lib.report.inputs import OPENMOJI, Inputs
 from pipeline_lib.results import CENTRED, Paired, Variant
 
 WORST_CLASSES = 10
-ROOT = Path(__file__).parents[2]
 GAP_LABELS = {
-    "centroid_distance": "centroid distance ↓",
-    "centroid_mse_e3": "centroid distance as mean square, ×10⁻³ ↓",
-    "relative_modality_gap": "relative modality gap ↓",
-    "alignment": "alignment, mean squared distance of pairs ↓",
-    "pair_cosine": "mean cosine of pairs ↑",
-    "linear_separability": "linear separability (½: none) ↓",
-    "modality_purity_at_10": "own modality among 10 neighbours (½: mixed) ↓",
-    "frechet_mean": "Fréchet distance, centroids ↓",
-    "frechet_covariance": "Fréchet distance, shapes ↓",
-    "uniformity": "uniformity, both modalities ↓",
-    "uniformity_image": "uniformity, images ↓",
-    "uniformity_text": "uniformity, texts ↓",
-    "uniformity_cross": "uniformity, between modalities ↓",
+    "centroid_distance": "centroid distance\u00a0↓",
+    "centroid_mse_e3": "centroid distance as mean square, ×10⁻³\u00a0↓",
+    "relative_modality_gap": "relative modality gap\u00a0↓",
+    "alignment": "alignment, mean squared distance of pairs\u00a0↓",
+    "pair_cosine": "mean cosine of pairs\u00a0↑",
+    "linear_separability": "linear separability (½: none)\u00a0↓",
+    "modality_purity_at_10": "own modality among 10 neighbours (½: mixed)\u00a0↓",
+    "frechet_mean": "Fréchet distance, centroids\u00a0↓",
+    "frechet_covariance": "Fréchet distance, shapes\u00a0↓",
+    "uniformity": "uniformity, both modalities\u00a0↓",
+    "uniformity_image": "uniformity, images\u00a0↓",
+    "uniformity_text": "uniformity, texts\u00a0↓",
+    "uniformity_cross": "uniformity, between modalities\u00a0↓",
     "gap_share_top_1": "share of the gap in 1 dimension",
     "gap_share_top_2": "share of the gap in 2 dimensions",
     "gap_share_top_8": "share of the gap in 8 dimensions",
@@ -48,9 +46,9 @@ def before_after(inputs: Inputs) -> Table:
     )
 
 
-def _paired_row(row: Paired) -> Row:
+def _paired_row(row: Paired, label: str = "") -> Row:
     cells = (
-        Cell(row.before.label),
+        Cell(label or row.before.label),
         share(row.before.interval),
         share(row.after.interval),
         Cell(
@@ -164,20 +162,21 @@ def _gap_table(inputs: Inputs, name: str) -> Table:
 
 def linear_probe(inputs: Inputs) -> tuple[Any, ...]:
     """What the image tower still knows."""
-    before, after = (e.results.get("linear_probe") or {} for e in (inputs.base, inputs.refined))
-    rows = [
-        Row((Cell(f"{name}: {task}"), *(share(results.interval(e[name][task]["top1"])) for e in (before, after))))
-        for name, tasks in before.items()
-        for task in tasks
-        if task in after.get(name, {})
-    ]
+    names = [row.before.name.replace("linear probe ", "").removesuffix(" top-1") for row in inputs.probes]
+    rows = [_paired_row(row, name) for row, name in zip(inputs.probes, names, strict=True)]
     if not rows:
         return ()
     explain = (
         "A linear classifier trained on the frozen picture features: what the image tower still knows, whatever the "
         "captions say."
     )
-    return (Text(explain), Table(("linear probe top-1, %", "base", "refined"), tuple(rows)))
+    table = Table(
+        ("linear probe top-1, %", "base", "refined", "difference", "p"),
+        tuple(rows),
+        note="Same pictures, McNemar's exact test. The probes are no headlines: Holm's correction here is over the "
+        f"{len(rows)} of them.",
+    )
+    return (Text(explain), table)
 
 
 def data(inputs: Inputs) -> tuple[Any, ...]:
@@ -212,13 +211,24 @@ def sources(inputs: Inputs) -> tuple[Any, ...]:
         name.replace("_", " "): [_plain(model.get(name)) for model in models.values()]
         for name in sorted({*models["base"], *models["refine"]})
     }
-    digests = {stage: [f"`{manifest['digest']}`"] for stage, manifest in inputs.manifests.items()}
-    digests |= {f"evaluate {e.results['model']}": [f"`{e.manifest['digest']}`"] for e in (inputs.base, inputs.refined)}
-    code = {"code of the report": [f"`{provenance.code_digest(Path('stages/report.py'), ROOT)}`"]}
+    outputs = {stage: (stage, manifest["digest"]) for stage, manifest in inputs.manifests.items()}
+    outputs |= {
+        f"evaluate {e.results['model']}": ("evaluate", e.manifest["digest"]) for e in (inputs.base, inputs.refined)
+    }
+    digests = {
+        name: [f"`{digest}`", f"`{provenance.stage_digest(stage)[:16]}`"] for name, (stage, digest) in outputs.items()
+    }
+    digests["report"] = ["this page", f"`{provenance.stage_digest('report')[:16]}`"]
     versions = {name: [version] for name, version in provenance.package_versions().items()}
     parameters = {name: [f"`{value}`"] for name, value in results.flat(inputs.parameters).items()}
     return (
-        page.grid(("output of stage", "digest"), digests | code, text_columns=(0, 1)),
+        page.grid(
+            ("stage", "output", "code"),
+            digests,
+            text_columns=(0, 1, 2),
+            note="Output: digest of the manifest, which lists every file with its SHA-256. Code: the first digits of "
+            "the digest of the stage's source files.",
+        ),
         Fold("Models", (page.grid(("", "base", "refined"), facts, text_columns=(0, 1, 2)),)),
         Fold("Parameters", (page.grid(("params.yaml", "value"), parameters, text_columns=(0, 1)),)),
         Fold("Packages", (page.grid(("package", "version"), versions, text_columns=(0, 1)),)),

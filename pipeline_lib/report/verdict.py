@@ -40,7 +40,7 @@ def section(inputs: Inputs) -> tuple[Any, ...]:
     return (
         Text(sentence(inputs.comparison), lead=True),
         points,
-        *(Text(text) for text in (gap_verdict(inputs), _training_note(inputs)) if text),
+        *(Text(text) for text in (gap_verdict(inputs), probe_verdict(inputs.probes), _training_note(inputs)) if text),
         *drawing,
         Text(
             "How sure: both models saw the same items. Retrieval is tested by a paired bootstrap over pictures, "
@@ -116,6 +116,25 @@ def accuracy_verdict(comparison: Sequence[Paired]) -> str:
     if won:
         return f"**it wins some and loses some**, ahead on {named(won)}, behind on {named(lost)}."
     return f"**no measurable difference** on any of the {len(tested)} headlines."
+
+
+def probe_verdict(probes: Sequence[Paired]) -> str:
+    """What a linear probe still finds in the picture features. Empty without one."""
+    if not probes:
+        return ""
+    moved = [
+        f"**{row.verdict}** on {row.before.name.replace('linear probe ', '').removesuffix(' top-1')} "
+        f"({page.points(row.difference.value)} points)"
+        for row in probes
+        if row.verdict != "still"
+    ]
+    still = len(probes) - len(moved)
+    if not moved:
+        tasks = "the one task" if still == 1 else f"any of {still} tasks"
+        moved = [f"**did not move measurably** on {tasks}"]
+    elif still:
+        moved.append(f"did not move measurably on {still} more")
+    return f"What the picture features know, read by a linear probe: it {', '.join(moved)}."
 
 
 def _training_note(inputs: Inputs) -> str:
