@@ -1,26 +1,50 @@
 """Where every output came from: `python -m pipeline_lib.lineage show | sync | check`.
 
-show   each stage with its state in this configuration, the digest of its output and the MLflow run that made it
+show   each stage with its state in this configuration, the digest of its output and the MLflow run that made it;
+       with --rev of a git revision or DVC experiment, read from there instead of from the workspace
 sync   send what was spooled while the tracking server was away, and complete this configuration's row with what came
-       from DVC's caches; may be run as often as one likes
+       from DVC's caches; with --all-exps the rows of all DVC experiments too; may be run as often as one likes
 check  every output folder against its manifest: exit code 1 and the list if a file is missing, changed or foreign
 """
 
 from __future__ import annotations
 
+import argparse
+import io
 import json
+import logging
+import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import tarfile
+import tempfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline_lib import artifacts, config, tracking
 from pipeline_lib.errors import UserError
-from pipeline_lib.runtime import run_stage
 
-COMMANDS = ("show", "sync", "check")
 MODELS = ("base", "refined")
+EXPERIMENT = re.compile(r"refs/exps/([0-9a-f]{2})/([0-9a-f]{38})/(.+)")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A configuration with the manifests of its outputs: the workspace, or a copy of what a revision had."""
+
+    params_file: Path
+    origin: Mapping[str, str] | None = None  # tags of the revision; None: the workspace
+
+    def describe(self) -> tracking.Op:
+        """How a run of this configuration would begin."""
+        return tracking.describe("lineage", self.params_file, {}, origin=self.origin)
+
+    def digests(self) -> dict[str, str]:
+        """The digest of each output that is there, by the stage's name in MLflow."""
+        return {tracking.safe_name(stage): digest for stage, digest in output_digests(self.params_file).items()}
 
 
 def output_folders(params_file: Path) -> dict[str, Path]:
@@ -37,25 +61,36 @@ def output_digests(params_file: Path) -> dict[str, str]:
     return {stage: artifacts.read_manifest(folder)["digest"] for stage, folder in there.items()}
 
 
-def show(params_file: Path) -> str:
-    """The table of `show`."""
-    digests = output_digests(params_file)
+def show(params_file: Path, revision: str | None = None) -> str:
+    """The table of `show`, of the workspace or of a git revision or DVC experiment.
+
+    Raises:
+        UserError: There is no such revision.
+    """
     store, reason = _open_store(params_file)
-    row = store.row_of(tracking.describe("lineage", params_file, {})) if store else None
-    lines = [("stage", "state", "digest", "MLflow run")]
-    for stage in output_folders(params_file):
-        tag, made = f"stage.{tracking.safe_name(stage)}", digests.get(stage, "")
-        state, run_id = (row.tags.get(name, "") for name in (tag, f"{tag}.run_id")) if row else ("", "")
-        if store and made and not run_id and (producer := store.producer(tracking.safe_name(stage), made)):
-            run_id = producer.run_id
-        lines.append((stage, state or ("there" if made else "not made"), made[:12], run_id or "unknown"))
     where = tracking.store_name(tracking.project_root(params_file))
+    with _snapshot(params_file, revision) as snapshot:
+        row = store.row_of(snapshot.describe()) if store else None
+        lines = [("stage", "state", "digest", "MLflow run"), *_states(snapshot, store, row)]
     head = f"row {row.name} in {where}" if row else f"no row of this configuration in {where}{reason}"
     return "\n".join([head, *_columns(lines)])
 
 
-def sync(params_file: Path) -> str:
-    """Send the spools and complete the row; returns what was done.
+def _states(snapshot: Snapshot, store: tracking.Store | None, row: tracking.Record | None) -> Iterator[tuple[str, ...]]:
+    """Name, state, digest and run of every stage."""
+    digests = output_digests(snapshot.params_file)
+    for stage in output_folders(snapshot.params_file):
+        name, made = tracking.safe_name(stage), digests.get(stage, "")
+        state, run_id = (
+            (row.tags.get(tag, "") for tag in (f"stage.{name}", f"stage.{name}.run_id")) if row else ("", "")
+        )
+        if store and made and not run_id and (producer := store.producer(name, made)):
+            run_id = producer.run_id
+        yield stage, state or ("there" if made else "not made"), made[:12], run_id or "unknown"
+
+
+def sync(params_file: Path, *, all_experiments: bool = False) -> str:
+    """Send the spools and complete the row, and those of all DVC experiments; returns what was done.
 
     Raises:
         UserError: The store does not answer, or something could not be sent.
@@ -64,7 +99,11 @@ def sync(params_file: Path) -> str:
     if store is None:
         raise UserError(f"nothing sent{reason}; start the server or see to MLFLOW_TRACKING_URI, then run sync again")
     said = [_send(spool, store) for spool in tracking.Spool.all(store.root)]
-    return "\n".join([*said, _complete(params_file, store)])
+    said.append(_complete(params_file, store))
+    for name in _experiments(params_file.parent) if all_experiments else ():
+        with _snapshot(params_file, name) as snapshot:
+            said.append(f"{name}: {_fill(snapshot, store)}")
+    return "\n".join(said)
 
 
 def check(params_file: Path) -> list[str]:
@@ -108,15 +147,20 @@ def _complete(params_file: Path, store: tracking.Store) -> str:
     stale = _stale_stages(params_file)
     if stale is None:
         return "row left as it is: DVC does not answer here, so it is not known which outputs belong to params.yaml"
-    described = tracking.describe("lineage", params_file, {})
-    if stale and store.row_of(described) is None:
+    snapshot = Snapshot(params_file)
+    if stale and store.row_of(snapshot.describe()) is None:
         return f"no row of this configuration: `dvc repro` has yet to run {', '.join(sorted(stale))}"
-    outputs = {tracking.safe_name(s): d for s, d in output_digests(params_file).items() if s not in stale}
-    row = store.fill(described, outputs)
+    return _fill(snapshot, store, without={tracking.safe_name(stage) for stage in stale})
+
+
+def _fill(snapshot: Snapshot, store: tracking.Store, *, without: Collection[str] = ()) -> str:
+    outputs = {stage: digest for stage, digest in snapshot.digests().items() if stage not in without}
+    row = store.fill(snapshot.describe(), outputs)
     if row is None:
         return "no row of this configuration: no run in this store made one of its outputs"
-    open_stages = [s for s in output_folders(params_file) if f"stage.{tracking.safe_name(s)}" not in row.tags]
-    return f"row {row.name}: {'complete' if not open_stages else 'without ' + ', '.join(open_stages)}"
+    stages = map(tracking.safe_name, output_folders(snapshot.params_file))
+    missing = [stage for stage in stages if f"stage.{stage}" not in row.tags]
+    return f"row {row.name}: {'without ' + ', '.join(missing) if missing else 'complete'}"
 
 
 def _stale_stages(params_file: Path) -> set[str] | None:
@@ -136,20 +180,115 @@ def _columns(lines: Sequence[Sequence[str]]) -> Iterator[str]:
         yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
 
 
-def main(params_file: Path = Path("params.yaml"), command: str = "show") -> None:
-    """Run one of the commands and print what it says.
+# Revisions ------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _snapshot(params_file: Path, revision: str | None) -> Iterator[Snapshot]:
+    """The workspace, or a temporary copy of a revision's parameters, code and manifests."""
+    if revision is None:
+        yield Snapshot(params_file)
+        return
+    project = params_file.parent
+    commit, origin = _resolve(project, revision)
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(scratch) / params_file.name
+        _copy_files(project, commit, copy)
+        _copy_manifests(project, commit, copy)
+        yield Snapshot(copy, origin)
+
+
+def _experiments(project: Path) -> dict[str, tuple[str, str]]:
+    """Commit and baseline of every DVC experiment; of several with one name, of the newest."""
+    found: dict[str, tuple[str, str]] = {}
+    listed = _git(project, "for-each-ref", "--sort=-committerdate", "--format=%(objectname) %(refname)", "refs/exps")
+    for line in listed.decode().splitlines():
+        commit, ref = line.split(" ", 1)
+        if match := EXPERIMENT.fullmatch(ref):
+            found.setdefault(match[3], (commit, match[1] + match[2]))
+    return found
+
+
+def _resolve(project: Path, revision: str) -> tuple[str, dict[str, str]]:
+    """The commit of a revision or experiment, and the tags that say so."""
+    commit, baseline = _experiments(project).get(revision, ("", ""))
+    named = {"dvc.exp_name": revision, "dvc.exp_baseline": baseline} if commit else {}
+    commit = commit or _git(project, "rev-parse", "--verify", f"{revision}^{{commit}}").decode().strip()
+    return commit, {**named, "mlflow.source.git.commit": commit, "git.dirty": "false"}
+
+
+def _copy_files(project: Path, commit: str, params_file: Path) -> None:
+    """What decides a configuration, and names its row: parameters, pipeline, lock and code."""
+    listed = _git(project, "ls-tree", "-r", "--name-only", commit).decode().splitlines()
+    names = [n for n in listed if n.endswith(".py") or n in (params_file.name, "dvc.yaml", "dvc.lock")]
+    if params_file.name not in names:
+        raise UserError(f"{params_file.name}: not in commit {commit[:10]}; name a revision of this project")
+    with tarfile.open(fileobj=io.BytesIO(_git(project, "archive", "--format=tar", commit, "--", *names))) as archive:
+        archive.extractall(params_file.parent, filter="data")
+
+
+def _copy_manifests(project: Path, commit: str, params_file: Path) -> None:
+    """The manifests of those outputs that DVC's cache still has."""
+    from dvc.api import DVCFileSystem
+    from dvc.exceptions import DvcException
+
+    files = DVCFileSystem(str(project.resolve()), rev=commit)
+    for folder in output_folders(params_file).values():
+        manifest = folder / artifacts.MANIFEST
+        try:
+            artifacts.write_text(manifest, files.read_text(manifest.relative_to(params_file.parent).as_posix()))
+        except (DvcException, OSError):
+            continue  # never made, or gone from the cache
+
+
+def _git(project: Path, *arguments: str) -> bytes:
+    command = ["git", "-C", str(project), *arguments]
+    done = subprocess.run(command, capture_output=True, check=False)  # noqa: S603
+    if done.returncode:
+        reason = done.stderr.decode(errors="replace").strip().splitlines()
+        raise UserError(f"git {arguments[0]} {arguments[-1]}: {reason[0] if reason else 'failed'}")
+    return done.stdout
+
+
+# Command line ---------------------------------------------------------------------------------------------------------
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Options of the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline_lib.lineage",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameters (default: %(default)s)")
+    commands = parser.add_subparsers(dest="command", metavar="show | sync | check")
+    commands.add_parser("show").add_argument("--rev", help="git revision or DVC experiment")
+    commands.add_parser("sync").add_argument("--all-exps", action="store_true", help="rows of DVC experiments too")
+    commands.add_parser("check")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one of the commands (`show` where none is named) and print what it says.
 
     Raises:
-        UserError: `sync` could not send, or `check` found a difference.
+        UserError: `sync` could not send, `check` found a difference, or there is no such revision.
     """
-    if command == "check":
-        problems = check(params_file)
-        if problems:
+    options = parse(arguments)
+    if options.command == "check":
+        if problems := check(options.params):
             raise UserError("\n".join([f"{len(problems)} differences, run `dvc repro`", *problems]))
-        print(f"{len(output_digests(params_file))} outputs agree with their manifests")
-        return
-    print(show(params_file) if command == "show" else sync(params_file))
+        print(f"{len(output_digests(options.params))} outputs agree with their manifests")
+    elif options.command == "sync":
+        print(sync(options.params, all_experiments=options.all_exps))
+    else:
+        print(show(options.params, getattr(options, "rev", None)))
 
 
 if __name__ == "__main__":
-    run_stage(main, __doc__, choice=("command", COMMANDS))
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)

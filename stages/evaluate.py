@@ -27,7 +27,7 @@ def main(params_file: Path = Path("params.yaml"), chosen: str | None = None) -> 
 
 
 def evaluate(name: str, params_file: Path, world: distributed.World) -> None:
-    """Evaluate one model and log its numbers; those of the base model carry `base/` in front."""
+    """Evaluate one model and log its numbers as `<set>/<metric>`; those of the base model carry `base/` in front."""
     paths, shard, settings, how = (config.load(params_file, section) for section in SECTIONS[:4])
     inputs = {"base": paths.base, "shard": paths.shards, **({"refine": paths.refined} if name == "refined" else {})}
     upstream = {stage: artifacts.read_manifest(path)["digest"] for stage, path in inputs.items()}
@@ -35,8 +35,10 @@ def evaluate(name: str, params_file: Path, world: distributed.World) -> None:
         made = evaluation.build(name, paths, settings, how, world, max_pixels=shard.max_image_pixels)
         if made:
             front = "" if name == "refined" else "base/"
+            digests = artifacts.read_manifest(paths.shards)["parts"]
             for set_name, numbers in made["metrics"].items():
-                run.headline({f"{front}eval/{set_name}/{metric}": value for metric, value in numbers.items()})
+                run.dataset(set_name, digests[set_name], "evaluate")
+                run.log_metrics({f"{front}{set_name}/{metric}": value for metric, value in numbers.items()})
             run.log_metrics({f"evaluate/{part}_seconds": value for part, value in made["seconds"].items()})
             run.output(made["digest"])
 

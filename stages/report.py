@@ -21,11 +21,22 @@ def main(params_file: Path = Path("params.yaml")) -> None:
     upstream = {stage: manifest["digest"] for stage, manifest in inputs.manifests.items()} | evaluations
     with tracking.stage_run("report", params_file, upstream=upstream) as run:
         report.write(inputs, target)
-        run.headline(report.metrics(inputs))
+        run.headline(summary(inputs))
         for name in sorted(artifacts.read_manifest(target)["files"]):
             run.log_artifact(target / name, Path(name).parent.as_posix().removeprefix("."))
         run.output(artifacts.read_manifest(target)["digest"])
     print(f"\n{report.sentence(inputs)}\nTable: python -m pipeline_lib.report. Page: {target / report.HTML}")
+
+
+def summary(inputs: report.Inputs) -> dict[str, float | str]:
+    """What MLflow's table shows of a configuration: headlines with change and p-value, the gap, the verdict."""
+    tested = [row for row in inputs.comparison if row.adjusted_p is not None]
+    values: dict[str, float | str] = {f"{r.after.set_name}/{r.after.key}": r.after.interval.value for r in tested}
+    values |= {name.removeprefix("report/"): value for name, value in report.metrics(inputs).items()}
+    for name in inputs.with_captions:
+        before, after = (float(e.block(name, "gap")["centroid_distance"]) for e in (inputs.base, inputs.refined))
+        values |= {f"{name}/centroid_distance": after, f"{name}/centroid_distance_difference": after - before}
+    return {**values, "verdict": report.sentence(inputs)}
 
 
 if __name__ == "__main__":

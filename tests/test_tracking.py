@@ -43,7 +43,7 @@ __all__ = ["clean_environment"]  # a fixture
 def test_a_pipeline_is_one_row_with_a_run_for_each_stage(tmp_path):
     params = make_project(tmp_path)
     do("base", params, "d-base")
-    do("evaluate@base", params, "d-eval", {"base": "d-base"}, eval__set__recall=0.25)
+    do("evaluate@base", params, "d-eval", {"base": "d-base"}, set__recall=0.25, verdict="Better.")
     client = client_of(tmp_path)
     (row,), (base, evaluate) = runs_of(client, "pipeline"), runs_of(client, "stage")
     assert [r.info.status for r in (row, base, evaluate)] == ["FINISHED"] * 3
@@ -57,10 +57,13 @@ def test_a_pipeline_is_one_row_with_a_run_for_each_stage(tmp_path):
     assert row.data.tags["stage.base"] == row.data.tags["stage.evaluate-base"] == "executed"
     assert row.data.tags["stage.base.run_id"] == evaluate.data.tags["upstream.base.run_id"] == base.info.run_id
     assert evaluate.data.tags["upstream.base.digest"] == base.data.tags["out.digest"] == "d-base"
-    assert row.data.metrics["eval/set/recall"] == evaluate.data.metrics["eval/set/recall"] == 0.25
-    assert "base/value" not in row.data.metrics
-    assert row.data.metrics["time/base_seconds"] >= 0
+    assert row.data.metrics == {"set/recall": 0.25}  # and nothing else: it is a line of a table
+    assert evaluate.data.metrics["set/recall"] == 0.25
+    assert base.data.metrics["base/value"] == 1.0
+    assert base.data.metrics["time/base_seconds"] >= 0
+    assert row.data.tags["verdict"] == evaluate.data.tags["verdict"] == "Better."
     assert "clip_refine" in row.data.tags["mlflow.note.content"]
+    assert base.data.tags["mlflow.note.content"].startswith("Materialise the pre-trained model")
 
 
 def test_a_second_configuration_marks_what_it_reused_and_by_whom_it_was_made(tmp_path):
@@ -71,7 +74,7 @@ def test_a_second_configuration_marks_what_it_reused_and_by_whom_it_was_made(tmp
     do("refine", params, "r1", {"base": "b", "shard": "s", "cache_teacher": "c"}, refine__loss=2.0)
     do("evaluate@base", params, "e0", {"base": "b", "shard": "s"}, base__recall=0.2)
     do("evaluate@refined", params, "e1", {"refine": "r1", "shard": "s"}, refined__recall=0.3)
-    do("report", params, "p1", {"evaluate@base": "e0", "evaluate@refined": "e1"})
+    do("report", params, "p1", {"evaluate@base": "e0", "evaluate@refined": "e1"}, verdict="Worse.")
     change(params, "recipe: clip_refine", "recipe: hycd")
     do("refine", params, "r2", {"base": "b", "shard": "s", "cache_teacher": "c"}, refine__loss=1.0)
     do("evaluate@refined", params, "e2", {"refine": "r2", "shard": "s"}, refined__recall=0.4)
@@ -99,7 +102,7 @@ def test_a_second_configuration_marks_what_it_reused_and_by_whom_it_was_made(tmp
 def test_reuse_is_followed_through_the_runs_that_made_the_output(tmp_path):
     # Only the report runs: it names its direct inputs, and the runs that made them name theirs.
     params = make_project(tmp_path)
-    do("base", params, "b", base__recall=0.1)
+    do("base", params, "b", base__recall=0.1, verdict="Better.")
     do("refine", params, "r", {"base": "b"})
     do("evaluate@refined", params, "e", {"refine": "r"})
     change(params, "num_examples: 8", "num_examples: 9")
@@ -107,6 +110,7 @@ def test_reuse_is_followed_through_the_runs_that_made_the_output(tmp_path):
     row = runs_of(client_of(tmp_path), "pipeline")[1]
     assert [row.data.tags[f"stage.{s}"] for s in ("base", "refine", "evaluate-refined")] == ["reused"] * 3
     assert row.data.metrics["base/recall"] == 0.1
+    assert row.data.tags["verdict"] == "Better."
 
 
 def test_an_interrupted_pipeline_goes_on_in_its_row_and_a_forced_one_opens_another(tmp_path):
@@ -174,6 +178,8 @@ def test_artifacts_and_data_sets_arrive(tmp_path):
     assert (place / "plots" / "loss.png").read_bytes().startswith(b"\x89PNG")
     (data,) = run.inputs.dataset_inputs
     assert (data.dataset.name, data.dataset.digest, data.tags[0].value) == ("data/shards/refine", "ab" * 18, "refine")
+    (row,) = runs_of(client_of(tmp_path), "pipeline")
+    assert [one.dataset.name for one in row.inputs.dataset_inputs] == ["data/shards/refine"]
     assert not (tmp_path / ".tracking-spool").exists()
 
 

@@ -73,7 +73,7 @@ def wait_until(condition, seconds: float = 30.0) -> None:
         time.sleep(0.1)
 
 
-def do(stage: str, params: Path, output: str = "", upstream: dict | None = None, **headline: float) -> None:
+def do(stage: str, params: Path, output: str = "", upstream: dict | None = None, **headline: float | str) -> None:
     """One tiny stage."""
     with tracking.stage_run(stage, params, upstream=upstream) as run:
         run.log_metrics({f"{stage.split('@')[0]}/value": 1.0})

@@ -17,10 +17,11 @@ the row, with the run that made its output (found by the output's digest) and th
 from pipeline_lib.tracking.describe import describe, project_root, safe_name, store_name, store_uri
 from pipeline_lib.tracking.run import Run, stage_run
 from pipeline_lib.tracking.sender import deliver
-from pipeline_lib.tracking.spool import Spool
+from pipeline_lib.tracking.spool import Op, Spool
 from pipeline_lib.tracking.store import Record, Store, prepare_environment, reason
 
 __all__ = [
+    "Op",
     "Record",
     "Run",
     "Spool",

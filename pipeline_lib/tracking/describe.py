@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import getpass
 import json
 import os
@@ -23,12 +24,22 @@ from pipeline_lib.tracking.spool import Op
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
-def describe(stage: str, params_file: Path, upstream: Mapping[str, str]) -> Op:
-    """The operation that begins a run: everything needed to create it and its row, now or later."""
+def describe(
+    stage: str, params_file: Path, upstream: Mapping[str, str], *, origin: Mapping[str, str] | None = None
+) -> Op:
+    """The operation that begins a run: everything needed to create it and its row, now or later.
+
+    Args:
+        stage: The stage's name.
+        params_file: params.yaml.
+        upstream: Digest of each input's manifest, by the stage that made it.
+        origin: Tags that say which commit and experiment the files beside `params_file` are a copy of; without it
+            they are the working tree, and git and DVC's environment are asked.
+    """
     dvc_stage = os.environ.get("DVC_STAGE", "")
     name = safe_name(dvc_stage if dvc_stage.startswith(f"{stage}@") else stage)
     params = resolved(config.read_params(params_file))
-    tags = row_tags(params_file)
+    tags = row_tags(params_file, origin)
     return {
         "op": "start",
         "uid": uuid.uuid4().hex,
@@ -39,6 +50,7 @@ def describe(stage: str, params_file: Path, upstream: Mapping[str, str]) -> Op:
         "params": flatten(params),
         "tags": tags,
         "source": f"stages/{stage.split('@')[0]}.py",
+        "about": about(stage.split("@")[0]),
         "upstream": {safe_name(s): d for s, d in upstream.items()},
     }
 
@@ -104,27 +116,30 @@ def public(text: str) -> str:
     return f".../{Path(text).name}" if text.startswith(("/", "~")) else text
 
 
-def configuration(params_file: Path) -> str:
-    """A hash of what decides the results: resolved parameters (not how they are run), dvc.yaml and the code."""
+def configuration(params_file: Path, root: Path = PACKAGE.parent) -> str:
+    """A hash of what decides the results: resolved parameters (not how they are run), dvc.yaml, the code in `root`."""
     params = resolved(config.read_params(params_file))
-    code = sorted([*PACKAGE.rglob("*.py"), *PACKAGE.parent.glob("stages/*.py")])
-    files = {path.relative_to(PACKAGE.parent).as_posix(): sha256_file(path) for path in code}
+    code = sorted([*(root / PACKAGE.name).rglob("*.py"), *root.glob("stages/*.py")])
+    files = {path.relative_to(root).as_posix(): sha256_file(path) for path in code}
     if (graph := params_file.parent / "dvc.yaml").is_file():
         files["dvc.yaml"] = sha256_file(graph)
     return digest_of({"params": {k: v for k, v in params.items() if k not in ("runtime", "tracking")}, "files": files})
 
 
-def row_tags(params_file: Path) -> dict[str, str]:
-    """The tags that row and child share; `pipeline.key` tells the rows of a workspace apart."""
-    configured, experiment = configuration(params_file), os.environ.get("DVC_EXP_NAME", "")
+def row_tags(params_file: Path, origin: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The tags that row and child share; `pipeline.key` tells the rows of a workspace apart. `origin`: `describe`."""
+    if origin is None:
+        experiment = {"dvc.exp_name": "DVC_EXP_NAME", "dvc.exp_baseline": "DVC_EXP_BASELINE_REV"}
+        origin = {tag: os.environ.get(name, "") for tag, name in experiment.items()} | git_tags(params_file.parent)
+        configured = configuration(params_file)
+    else:
+        configured = configuration(params_file, params_file.parent)
     tags = {
         "pipeline.config": configured[:16],
-        "pipeline.key": digest_of([configured, experiment])[:16],
-        "dvc.exp_name": experiment,
-        "dvc.exp_baseline": os.environ.get("DVC_EXP_BASELINE_REV", ""),
+        "pipeline.key": digest_of([configured, origin.get("dvc.exp_name", "")])[:16],
         "dvc.lock": lock_digest(params_file),
         "mlflow.source.type": "LOCAL",
-        **git_tags(params_file.parent),
+        **origin,
     }
     with suppress(KeyError, OSError):
         tags["mlflow.user"] = getpass.getuser()
@@ -172,6 +187,13 @@ def row_note(params: Mapping[str, Any], tags: Mapping[str, str]) -> str:
         f"Recipe **{refine.get('recipe')}**, seed {refine.get('seed')}, learning rate {refine.get('learning_rate')}, "
         f"batch {refine.get('batch_size')}.\n\nAgain: {again}{at}."
     )
+
+
+def about(stage: str) -> str:
+    """What the stage's script says that it does: the first line of its docstring."""
+    script = PACKAGE.parent / "stages" / f"{stage}.py"
+    text = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) if script.is_file() else None
+    return (text or stage).splitlines()[0]
 
 
 def now() -> int:

@@ -51,8 +51,8 @@ class Run:
     def log_metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         """Add points to the curves of this run; buffered, sent in batches by a thread of its own."""
 
-    def headline(self, values: Mapping[str, float]) -> None:
-        """Log final numbers here and on the configuration's row."""
+    def headline(self, values: Mapping[str, float | str]) -> None:
+        """Log the few final numbers by which configurations are compared, here and on the row; text becomes a tag."""
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
         """Keep a copy of the file `path` below `folder` of the run's artifacts (the file may vanish afterwards)."""
@@ -186,9 +186,11 @@ class TrackedRun(Run):
         self._spool.append({"op": "metrics", "points": _points(values, step)})
 
     @_guarded
-    def headline(self, values: Mapping[str, float]) -> None:
+    def headline(self, values: Mapping[str, float | str]) -> None:
         """See `Run`."""
-        self._spool.append({"op": "headline", "points": _points(values, None)})
+        texts = {safe_name(name): value for name, value in values.items() if isinstance(value, str)}
+        numbers = {name: value for name, value in values.items() if not isinstance(value, str)}
+        self._spool.append({"op": "headline", "points": _points(numbers, None), "texts": texts})
 
     @_guarded
     def log_artifact(self, path: Path, folder: str = "") -> None:

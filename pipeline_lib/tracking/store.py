@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline_lib.errors import UserError
+from pipeline_lib.tracking import views
 from pipeline_lib.tracking.describe import is_remote, now, public, store_uri, workspace
 from pipeline_lib.tracking.spool import Op, Spool
 
@@ -27,13 +28,6 @@ MAX_POINTS, MAX_TEXTS = 800, 100  # for one request; MLflow's limits: 1000 thing
 NAMES_PER_TAG = 30  # a name has up to 250 characters, a tag up to 8000
 DONE = ("executed", "reused")
 STATES = {"FINISHED": "executed", "FAILED": "failed", "KILLED": "killed"}
-
-EXPERIMENT_NOTE = """One row is one configuration; below it, one run for each stage that was executed.
-
-- compare configurations: filter `tags.kind = 'pipeline'`
-- training curves: filter `tags.stage = 'refine'`
-- a row's tags `stage.<name>` say whether the stage was executed or reused, `stage.<name>.run_id` by which run
-"""
 
 
 def prepare_environment(mode: str) -> None:
@@ -151,7 +145,7 @@ class Store:
         if found is None:
             place = None if is_remote(store_uri(self.root)) else (self.root / "mlartifacts").as_uri()
             try:
-                return self.client.create_experiment(name, place, {"mlflow.note.content": EXPERIMENT_NOTE})
+                return self.client.create_experiment(name, place, views.experiment_tags(now()))
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
@@ -184,12 +178,13 @@ class Store:
         self._log(target.run_id, points=[p for p in op["points"] if _identity(*p) not in target.seen])
 
     def _headline(self, op: Op, spool: Spool, target: Target) -> None:
-        known = headlines_of(self.run(target.run_id))
-        names = list(dict.fromkeys([*known, *(name for name, *_ in op["points"])]))
+        known, metrics = headlines_of(self.run(target.run_id)), [name for name, *_ in op["points"]]
+        names = list(dict.fromkeys([*known, *metrics, *op["texts"]]))
         pages = range(0, len(names), NAMES_PER_TAG)
         tags = {f"headline.{number}": "\n".join(names[at : at + NAMES_PER_TAG]) for number, at in enumerate(pages)}
-        self._log(target.run_id, points=op["points"], tags=tags)
-        self._log(target.row_id, points=op["points"])
+        self._log(target.run_id, points=op["points"], tags={**tags, **op["texts"]})
+        self._log(target.row_id, points=op["points"], tags=op["texts"])
+        self._show(metrics)
 
     def _artifact(self, op: Op, spool: Spool, target: Target) -> None:
         if (file := spool.file_of(op)).is_file():  # not: it was sent by a delivery that was cut off
@@ -201,7 +196,8 @@ class Store:
         source = json.dumps({"uri": op["name"]})
         data = Dataset(op["name"], op["digest"][:36], "local", source, profile=json.dumps({"digest": op["digest"]}))
         tags = [InputTag("mlflow.data.context", op["context"])]
-        self.client.log_inputs(target.run_id, [DatasetInput(data, tags)])
+        for run_id in (target.run_id, target.row_id):
+            self.client.log_inputs(run_id, [DatasetInput(data, tags)])
 
     def _output(self, op: Op, spool: Spool, target: Target) -> None:
         self._log(target.run_id, tags={"out.digest": op["digest"]})
@@ -210,7 +206,7 @@ class Store:
     def _end(self, op: Op, spool: Spool, target: Target) -> None:
         points = [[f"time/{target.stage}_seconds", op["seconds"], None, op["time"]]] if "seconds" in op else []
         self._log(target.run_id, points=points, tags={"error": op["message"]} if op.get("message") else None)
-        self._log(target.row_id, points=points, tags={f"stage.{target.stage}": STATES[op["status"]]})
+        self._log(target.row_id, tags={f"stage.{target.stage}": STATES[op["status"]]})
         for run_id in (target.run_id, target.row_id):
             self.client.set_terminated(run_id, op["status"], op["time"])
 
@@ -218,12 +214,16 @@ class Store:
 
     def join(self, op: Op) -> Record:
         """The row that this stage belongs to: the newest of its configuration, or a new one if that has the stage."""
-        newest = self.row_of(op, by="pipeline.key")
+        newest = self._newest_row(op, "pipeline.key")
         return newest if newest and newest.tags.get(f"stage.{op['stage']}") not in DONE else self._create_row(op)
 
-    def row_of(self, op: Op, *, by: str = "pipeline.config") -> Record | None:
-        """The newest row of a configuration in this workspace, under whatever experiment name."""
-        tags = {"kind": "pipeline", "pipeline.workspace": self._workspace, by: op["tags"][by]}
+    def row_of(self, op: Op) -> Record | None:
+        """The newest row of a DVC experiment, or else of a configuration under whatever name, in this workspace."""
+        is_experiment = "dvc.exp_name" in op["tags"]
+        return self._newest_row(op, *(("dvc.exp_name", "dvc.exp_baseline") if is_experiment else ("pipeline.config",)))
+
+    def _newest_row(self, op: Op, *names: str) -> Record | None:
+        tags = {"kind": "pipeline", "pipeline.workspace": self._workspace, **{n: op["tags"][n] for n in names}}
         return next(iter(self.find(tags)), None)
 
     def fill(self, op: Op, outputs: Mapping[str, str]) -> Record | None:
@@ -293,9 +293,17 @@ class Store:
         return self._record(run)
 
     def _promote(self, made_by: Record, row: Record) -> None:
-        """Copy a reused run's headline numbers to the row, where they are missing."""
-        names = [name for name in headlines_of(made_by) if name not in row.metrics]
-        self._log(row.run_id, points=[[name, made_by.metrics[name], None, now()] for name in names])
+        """Copy a reused run's headlines to the row, where they are missing."""
+        names = [name for name in headlines_of(made_by) if name not in row.metrics and name not in row.tags]
+        points = [[name, made_by.metrics[name], None, now()] for name in names if name in made_by.metrics]
+        texts = {name: made_by.tags[name] for name in names if name in made_by.tags}
+        self._log(row.run_id, points=points, tags=texts)
+
+    def _show(self, metrics: Sequence[str]) -> None:
+        """Give these metrics of rows a column each in the experiment's view."""
+        known = self.client.get_experiment(self.experiment_id).tags
+        for name, view in views.configurations(known, metrics, now()).items():
+            self.client.set_experiment_tag(self.experiment_id, name, view)
 
     def _link_upstream(self, row: Record, run_id: str, op: Op) -> None:
         tags = {}
@@ -321,6 +329,7 @@ class Store:
             "pipeline.workspace": self._workspace,
             "mlflow.parentRunId": row.run_id,
             "mlflow.source.name": op["source"],
+            "mlflow.note.content": op["about"],
             **op["tags"],
         }
         run = self.client.create_run(self.experiment_id, op["time"], tags, op["stage"])

@@ -1,0 +1,57 @@
+"""What MLflow's pages show of the experiment: its description, and saved views ("Views" above the run table).
+
+Without a view the run table shows no number at all, since MLflow hides metrics, parameters and tags until one picks
+them. A view is a tag of the experiment, written as MLflow's own page writes it (3.17; other versions leave it alone).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+NOTE = """One row is one configuration; below it, one run for each stage that was executed. See **Views** for tables.
+
+- compare configurations: view *Configurations*, or filter `tags.kind = 'pipeline'`
+- training curves: view *Training curves*, or filter `tags.stage = 'refine'`
+- metrics are `<set>/<name>`, all shares between 0 and 1 (not percent) but for distances; `_difference` is refined minus
+  base on the same items, `_adjusted_p` its p-value with Holm's correction over all headlines
+- a row holds the headlines and the verdict; everything else that was measured stands in the runs below it
+- a row's tags `stage.<name>` say whether the stage was executed or reused, `stage.<name>.run_id` by which run
+"""
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # a sidebar with runs and models first
+PREFIX = "mlflow.sharedViewState."
+MAX_TAG = 5000  # characters; MLflow refuses a longer one
+FIRST_COLUMNS = ("tags.`verdict`", "params.`refine.recipe`", "params.`refine.seed`", "params.`refine.learning_rate`")
+CURVE_COLUMNS = ("params.`refine.recipe`", "metrics.`refine/loss`", "metrics.`refine/weight_displacement`")
+
+
+def experiment_tags(now: int) -> dict[str, str]:
+    """Tags of a new experiment."""
+    curves = {"searchFilter": "tags.stage = 'refine'", "selectedColumns": list(CURVE_COLUMNS)}
+    return {
+        "mlflow.note.content": NOTE,
+        **KIND,
+        f"{PREFIX}curves": _envelope("Training curves", curves, now),
+        **configurations({}, (), now),
+    }
+
+
+def configurations(tags: Mapping[str, str], metrics: Iterable[str], now: int) -> dict[str, str]:
+    """The view of rows with columns for `metrics` beside those that it has in `tags`; empty if it has them all."""
+    name = f"{PREFIX}configurations"
+    known = _columns(tags[name]) if name in tags else []
+    columns = list(dict.fromkeys([*FIRST_COLUMNS, *known, *(f"metrics.`{metric}`" for metric in metrics)]))
+    if columns == known:
+        return {}
+    state = {"searchFilter": "tags.kind = 'pipeline'", "selectedColumns": columns, "columnOrder": []}
+    text = _envelope("Configurations", state, now)
+    return {name: text} if len(text) <= MAX_TAG else {}
+
+
+def _envelope(name: str, state: Mapping[str, Any], now: int) -> str:
+    return json.dumps({"name": name, "createdAt": now, "updatedAt": now, "state": json.dumps(state)})
+
+
+def _columns(text: str) -> list[str]:
+    return json.loads(json.loads(text)["state"])["selectedColumns"]
