@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ from pipeline_lib.teacher_cache import (
 )
 
 log = logging.getLogger(__name__)
+COUNTS = ("num_samples", "num_captions")
 STORED_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
@@ -392,11 +394,18 @@ def build(
     pixels = pixel_cache_fits(settings, sum(part.num_samples for part in parts), student.image_size, paths.shards)
     work = artifacts.work_directory("cache_teacher", artifacts.digest([identity, pixels, code_digest]))
     writer = Writer(student, teacher, settings, work, world, how.num_workers, how.progress, pixels)
+    started = time.perf_counter()
     facts = writer.write(parts)
+    seconds = time.perf_counter() - started
     if not world.is_main:
         world.barrier()
         return {}
-    measured = _finish(work, parts, facts, identity, teacher)
+    measured = _finish(work, parts, facts, identity, teacher) | {"seconds": seconds}
+    log.info(
+        "%d images and %d captions in %.0f s",
+        *(sum(part[k] for part in facts["parts"].values()) for k in COUNTS),
+        seconds,
+    )
     if settings.mode == "cached":
         cached = CachedPart(work / "teacher", work / "pixels", parts[0], student)
         difference = verify(cached, teacher, settings)

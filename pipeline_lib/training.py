@@ -121,14 +121,17 @@ class Refiner:
                 self.elapsed = time.perf_counter() - started
                 bar.set_postfix(loss=f"{row['loss']:.4f}", waiting=f"{self.waited / self.elapsed:.1%}", refresh=False)
                 self._maybe_checkpoint(history)
-        steps = self.step - resumed_at
+        rate = (self.step - resumed_at) * self.settings.batch_size / max(self.elapsed, 1e-9)
+        waiting = self.waited / max(self.elapsed, 1e-9)
+        if self.world.is_main:
+            log.info("%.0f s, %.1f pairs/s, %.1f %% of it waiting for data", self.elapsed, rate, 100 * waiting)
         return {
             "num_steps": float(self.step),
             "num_dropped_per_epoch": float(self.plan.num_dropped),
             "resumed_at": float(resumed_at),
             "seconds": self.elapsed,
-            "pairs_per_second": steps * self.settings.batch_size / max(self.elapsed, 1e-9),
-            "waiting_share": self.waited / max(self.elapsed, 1e-9),
+            "pairs_per_second": rate,
+            "waiting_share": waiting,
             "weight_displacement": self.displacement(),
         }
 
