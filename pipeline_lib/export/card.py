@@ -1,0 +1,237 @@
+"""The model card: what the model is, how it loads, what was measured, under which licence, and where it came from.
+
+The tables are those of the report, drawn from the same blocks; this module adds what a stranger to the project needs.
+The YAML on top is huggingface_hub's own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jinja2
+from huggingface_hub import EvalResult, ModelCardData
+
+from pipeline_lib import page, report
+from pipeline_lib.export.subject import Subject
+from pipeline_lib.page import Cell, Page, Row, Section, Table, Text
+from pipeline_lib.report import tables
+from pipeline_lib.report.inputs import steps
+from pipeline_lib.results import Measure, Variant
+
+TASK = "zero-shot-image-classification"
+LICENCES = {  # how a licence begins -> the hub's name for it
+    name.lower(): name.lower()
+    for name in (
+        *("Apache-2.0", "MIT", "BSD-2-Clause", "BSD-3-Clause", "OpenRAIL", "CC0-1.0"),
+        *("CC-BY-4.0", "CC-BY-SA-4.0", "CC-BY-NC-4.0", "CC-BY-NC-SA-4.0"),
+    )
+}
+
+
+def render(subject: Subject, folder: str, repository: str = "") -> str:
+    """The card as Markdown with YAML on top.
+
+    Args:
+        subject: What is exported.
+        folder: Name of the folder, for the lines that load it.
+        repository: `ORG/NAME` on the hub, if it is to go there.
+    """
+    title = repository.rpartition("/")[2] or folder
+    document = Page(title, _lead(subject), tuple(_sections(subject, folder, repository)))
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pipeline_lib"), autoescape=False, undefined=jinja2.StrictUndefined  # noqa: S701
+    )  # fmt: skip
+    text = environment.get_template("model_card.md.j2").render(
+        front_matter=_front_matter(subject, title), page=page.to_markdown(document)
+    )
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def loading(text_config: Mapping[str, Any], folder: str) -> str:
+    """The Python lines that load the folder with nothing but open_clip, from the disk and with no network.
+
+    open_clip asks the hub for the configuration of a Hugging Face text tower, even where it lies in the folder; it is
+    therefore told where to look.
+    """
+    place = f'"local-dir:{folder}"'
+    if not text_config.get("hf_model_name"):
+        first, more = "import open_clip", ""
+    else:
+        first = (
+            "import json, open_clip\n"
+            f'text_cfg = json.load(open("{folder}/open_clip_config.json"))["model_cfg"]["text_cfg"]\n'
+            f'text_cfg |= {{"hf_model_name": "{folder}", "hf_model_pretrained": False}}'
+        )
+        more = ", text_cfg=text_cfg"
+    return (
+        f"{first}\n"
+        f"model, _, preprocess = open_clip.create_model_and_transforms({place}{more})\n"
+        f"tokenizer = open_clip.get_tokenizer({place})"
+    )
+
+
+def licence(subject: Subject) -> dict[str, Any]:
+    """The hub's `license` (and name and link where the hub has no word for it), from what `base` recorded."""
+    said = str(subject.facts.get("license", "unknown"))
+    known = next(
+        (name for start, name in LICENCES.items() if re.match(rf"{re.escape(start)}(?![\w-])", said.lower())), ""
+    )
+    if known:
+        return {"license": known}
+    link = re.search(r"https?://[^\s)]+", said)
+    return {
+        "license": "other",
+        "license_name": "that-of-the-base-model",
+        "license_link": link[0] if link else "README.md",
+    }
+
+
+def _front_matter(subject: Subject, title: str) -> str:
+    data = ModelCardData(
+        library_name="open_clip",
+        pipeline_tag=TASK,
+        tags=["clip", "open_clip", TASK, *([] if subject.name == "base" else ["clip-refine"])],
+        model_name=title,
+        eval_results=_results(subject) or None,
+        **licence(subject),
+    )
+    return data.to_yaml().strip()
+
+
+def _results(subject: Subject) -> list[EvalResult]:
+    """The headlines on the evaluation sets, for the hub's own display."""
+    measured = subject.measured or {}
+    return [
+        EvalResult(
+            task_type=TASK if measure.key.startswith("zero_shot") else "image-text-retrieval",
+            dataset_type=name,
+            dataset_name=name,
+            metric_type="accuracy" if measure.key.startswith("zero_shot") else "recall_at_1",
+            metric_name=measure.label,
+            metric_value=round(100 * measured[name][measure.key], 2),
+        )
+        for name in subject.inputs.sets
+        for measure in _headlines(subject, name)
+        if measure.key in measured.get(name, {})
+    ]
+
+
+def _lead(subject: Subject) -> str:
+    source = ", ".join(
+        f"{name.replace('_', ' ')} {value}" for name, value in (subject.facts.get("source") or {}).items() if value
+    )
+    base = f"a base model ({source})" if source else "a base model"
+    recipe, count = subject.inputs.parameters["refine"]["recipe"], len(steps(subject.inputs.history))
+    refined = f"refined with the recipe `{recipe}` of CLIP-Refine (arXiv 2504.12717) for {count} steps"
+    if subject.name == "base":
+        return f"The base of a refinement, as it was before: {base}."
+    if subject.mix is None:
+        return f"A dual encoder for images and text: {base}, {refined}."
+    return (
+        f"A dual encoder for images and text, between two models: {100 * subject.mix:g} % of the weights of {base}, "
+        f"{refined}, and {100 * (1 - subject.mix):g} % of those it had before (WiSE-FT, arXiv 2109.01903)."
+    )
+
+
+def _sections(subject: Subject, folder: str, repository: str) -> list[Section]:
+    text_config = subject.clip.config["model_cfg"]["text_cfg"]
+    return [
+        Section("Load it", tuple(_how_to_load(text_config, folder, repository))),
+        Section("Measured", tuple(_measured(subject))),
+        Section("Data", (Text(_training_data(subject)), *tables.data(subject.inputs))),
+        Section("Licence", (Text(f"That of the base model: {subject.facts.get('license', 'unknown')}."),)),
+        Section("Provenance", (Text(_weights(subject)), *tables.sources(subject.inputs))),
+    ]
+
+
+def _how_to_load(text_config: Mapping[str, Any], folder: str, repository: str) -> list[Text]:
+    blocks = []
+    if repository:
+        place = f'"hf-hub:{repository}"'
+        blocks += [
+            Text("From the hub:"),
+            Text(_code(f"model, _, preprocess = open_clip.create_model_and_transforms({place})\n"
+                       f"tokenizer = open_clip.get_tokenizer({place})")),
+        ]  # fmt: skip
+    blocks += [Text(f"From the folder `{folder}`, with no network:"), Text(_code(loading(text_config, folder)))]
+    blocks.append(Text(
+        "`model.encode_image(preprocess(image)[None])` and `model.encode_text(tokenizer([text]))` give raw features; "
+        "compare them after dividing each by its length."
+    ))  # fmt: skip
+    return blocks
+
+
+def _code(lines: str) -> str:
+    return f"```python\n{lines}\n```"
+
+
+def _measured(subject: Subject) -> list[Any]:
+    inputs = subject.inputs
+    if subject.name == "base":
+        return [Text("Before refinement, with intervals in brackets."), _base_table(subject)]
+    if subject.mix is None:
+        return [Text(report.sentence(inputs), lead=True), tables.before_after(inputs)]
+    if subject.measured is None:
+        seen = ", ".join(f"{row['mix']:g}" for row in inputs.refined.results.get("wise_ft") or []) or "none"
+        return [
+            Text("The numbers of this mix were not measured.", lead=True),
+            Text(f"Mixes that were: {seen}. The models at both ends:"),
+            tables.before_after(inputs),
+        ]
+    return [
+        Text(
+            "The headlines of this mix, measured in the sweep between base and refined model; they carry no intervals "
+            "and no test. The part on which a mix may be chosen is marked; the other sets are to be looked at once."
+        ),
+        _mix_table(subject),
+        Text("The models at both ends, with intervals:"),
+        tables.before_after(inputs),
+    ]
+
+
+def _headlines(subject: Subject, set_name: str) -> list[Measure]:
+    return Variant(subject.inputs.refined).headlines(set_name)
+
+
+def _base_table(subject: Subject) -> Table:
+    rows: list[Row] = []
+    for name in subject.inputs.sets:
+        rows.append(page.group(name))
+        measures = Variant(subject.inputs.base).measures(name)
+        rows += [
+            Row((Cell(m.label), tables.share(m.interval)), "strong" if m.is_headline else "plain") for m in measures
+        ]
+    return Table(("percent", "base"), tuple(rows))
+
+
+def _mix_table(subject: Subject) -> Table:
+    rows: list[Row] = []
+    selection = subject.inputs.refined.selection
+    for name, values in (subject.measured or {}).items():
+        ends = [{m.key: m for m in Variant(e).headlines(name)} for e in (subject.inputs.base, subject.inputs.refined)]
+        rows.append(page.group(f"{name} (mixes may be chosen here)" if name in selection else name))
+        for key, measure in ends[1].items():
+            cells = (ends[0][key].interval.value, values[key], measure.interval.value)
+            rows.append(Row((Cell(measure.label), *(Cell(page.percent(value)) for value in cells))))
+    return Table(("percent", "base", f"this mix, {subject.mix:g}", "refined"), tuple(rows))
+
+
+def _training_data(subject: Subject) -> str:
+    numbers = subject.inputs.manifests["shard"].get("numbers", {}).get("refine", {})
+    seen = (
+        f"{numbers['num_samples']:,} pictures with {numbers['num_captions']:,} captions" if numbers else "part `refine`"
+    )
+    learned = "Nothing was learned from these data yet" if subject.name == "base" else f"Refined on {seen}"
+    return f"{learned}; measured on:"
+
+
+def _weights(subject: Subject) -> str:
+    refined_from = subject.inputs.base.results["weights_digest"]
+    after = "" if subject.name == "base" else f"; those of the base model: `{refined_from}`"
+    return (
+        f"SHA-256 of the weights (names, types, shapes and bytes of all tensors): `{subject.facts['weights_digest']}`"
+        f"{after}. `manifest.json` lists that of every file. Code of the stage that refines: "
+        f"`{subject.origin['code_of_refine']}`."
+    )

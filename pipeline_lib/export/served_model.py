@@ -1,0 +1,165 @@
+"""The script inside the MLflow model: pictures and texts in, embeddings or class probabilities out.
+
+MLflow copies this file into the model and runs it wherever the model is loaded, so it needs nothing of this package:
+open_clip, torch, Pillow, pandas and mlflow. Weights are safetensors beside it; nothing is pickled.
+
+Input    columns `image` (bytes of an image file; base64 in JSON) and/or `text`; a row may leave one of them empty.
+Params   classes      names to choose from: the pictures are classified instead of embedded
+         templates    prompts with {} for the class name; their embeddings are averaged
+         normalize    embeddings of unit length (default), or the model's raw features
+Output   `image_embedding` and/or `text_embedding`; with classes `label` and `probabilities`, in the order of `classes`:
+         softmax of logit scale x cosine (a logit bias is the same for every class and cancels)
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import open_clip
+import pandas as pd
+import torch
+from mlflow.exceptions import MlflowException
+from PIL import Image
+
+LIMITS = {"batch_size": 64, "max_image_bytes": 50_000_000, "max_image_pixels": 100_000_000}  # `model_config` overrides
+
+
+class ServedClip(mlflow.pyfunc.PythonModel):
+    """An open_clip folder behind MLflow's `predict`."""
+
+    def load_context(self, context: Any) -> None:
+        """Load the folder that was logged as artifact `clip`."""
+        self.limits = {**LIMITS, **(context.model_config or {})}
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        folder = context.artifacts["clip"]
+        self.model, self.preprocess = _load(folder)
+        self.model.to(self.device).eval()
+        self.size = self.model.visual.preprocess_cfg["size"]
+        self.tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """Embed or classify the rows of `model_input`; see the top of this file.
+
+        Raises:
+            MlflowException: The request cannot be answered (a server says 400): no column, an image that is broken or
+                too large, a template without {}.
+        """
+        params = params or {}
+        images, texts = (_given(model_input, name) for name in ("image", "text"))
+        classes, templates = list(params.get("classes", [])), list(params.get("templates", []))
+        if classes:
+            return self._classify(model_input, images, texts, classes, templates)
+        unit = bool(params.get("normalize", True))
+        columns = {}
+        if "image" in model_input:
+            columns["image_embedding"] = self._spread(model_input, images, self.embed_images, unit)
+        if "text" in model_input:
+            columns["text_embedding"] = self._spread(model_input, texts, self.embed_texts, unit)
+        if not images and not texts:
+            raise _refuse("no `image` and no `text` in any row")
+        return pd.DataFrame(columns, index=model_input.index)
+
+    def embed_images(self, images: Sequence[bytes]) -> torch.Tensor:
+        """Image files -> raw features [N, D]."""
+        return self._batched(
+            images, lambda some: self.model.encode_image(torch.stack([*map(self._pixels, some)]).to(self.device))
+        )
+
+    def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """Texts -> raw features [N, D]."""
+        return self._batched(texts, lambda some: self.model.encode_text(self.tokenizer(list(some)).to(self.device)))
+
+    def class_directions(self, classes: Sequence[str], templates: Sequence[str]) -> torch.Tensor:
+        """Unit vectors [K, D]: the mean of each class's unit prompt features."""
+        if not templates or any(template.count("{}") != 1 for template in templates):
+            raise _refuse("params: each of `templates` needs {} once, for the class name")
+        prompts = [template.replace("{}", name) for name in classes for template in templates]
+        features = _unit(self.embed_texts(prompts)).unflatten(0, (len(classes), len(templates)))
+        return _unit(features.mean(dim=1))
+
+    def _classify(
+        self,
+        model_input: pd.DataFrame,
+        images: dict[int, bytes],
+        texts: dict[int, str],
+        classes: list[str],
+        templates: list[str],
+    ) -> pd.DataFrame:
+        if texts or len(images) < len(model_input):
+            raise _refuse("params: `classes` chooses a name for pictures: every row needs `image`, and none `text`")
+        features = _unit(self.embed_images(list(images.values())))
+        logits = self.model.logit_scale.exp().cpu() * features @ self.class_directions(classes, templates).T
+        probabilities = logits.softmax(dim=1)
+        labels = [classes[best] for best in probabilities.argmax(dim=1).tolist()]
+        return pd.DataFrame({"label": labels, "probabilities": probabilities.tolist()}, index=model_input.index)
+
+    def _spread(
+        self,
+        model_input: pd.DataFrame,
+        given: dict[int, Any],
+        embed: Callable[[Sequence[Any]], torch.Tensor],
+        unit: bool,
+    ) -> list[list[float] | None]:
+        """Embeddings at the rows that have something to embed."""
+        column: list[list[float] | None] = [None] * len(model_input)
+        features = embed(list(given.values())) if given else torch.empty(0, 0)
+        for row, values in zip(given, (_unit(features) if unit else features).tolist(), strict=True):
+            column[row] = values
+        return column
+
+    def _batched(self, items: Sequence[Any], encode: Callable[[Sequence[Any]], torch.Tensor]) -> torch.Tensor:
+        size = self.limits["batch_size"]
+        with torch.inference_mode():
+            return torch.cat([encode(items[at : at + size]).float().cpu() for at in range(0, len(items), size)])
+
+    def _pixels(self, data: bytes) -> torch.Tensor:
+        """An image file through the model's own preprocessing; its size is known before it is decoded."""
+        if len(data) > self.limits["max_image_bytes"]:
+            raise _refuse(f"image: {len(data)} bytes are too many (limit {self.limits['max_image_bytes']})")
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                self._check_size(*image.size)
+                return self.preprocess(image)
+        except (MlflowException, MemoryError):
+            raise
+        except Exception as error:  # Pillow's decoders raise nearly every type on a broken file
+            raise _refuse(f"image: cannot be decoded ({type(error).__name__}: {error})") from error
+
+    def _check_size(self, width: int, height: int) -> None:
+        """The limit holds for what the file says and for what it is resized to (a picture of 1 x 100000 grows)."""
+        target = (self.size, self.size) if isinstance(self.size, int) else self.size
+        scale = max(target[0] / max(height, 1), target[1] / max(width, 1), 1.0)
+        if width * height * scale**2 > self.limits["max_image_pixels"]:
+            raise _refuse(f"image: {width}x{height} pixels are too many (limit {self.limits['max_image_pixels']})")
+
+
+def _load(folder: str) -> tuple[Any, Any]:
+    """Model and evaluation transform; a Hugging Face text tower finds its configuration here, not on the hub."""
+    text_config = json.loads(Path(folder, "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]["text_cfg"]
+    own = {"hf_model_name": folder, "hf_model_pretrained": False} if text_config.get("hf_model_name") else None
+    options = {"text_cfg": {**text_config, **own}} if own else {}
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}", **options)
+    return model, preprocess
+
+
+def _given(model_input: pd.DataFrame, name: str) -> dict[int, Any]:
+    """The values of a column by row number, without the empty ones (None, NaN, no bytes)."""
+    values = model_input[name].tolist() if name in model_input else []
+    empty = b"" if name == "image" else None
+    return {row: value for row, value in enumerate(values) if isinstance(value, bytes | str) and value != empty}
+
+
+def _unit(features: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.normalize(features, dim=-1)
+
+
+def _refuse(message: str) -> MlflowException:
+    return MlflowException.invalid_parameter_value(message)
+
+
+mlflow.models.set_model(ServedClip())
