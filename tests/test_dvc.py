@@ -1,19 +1,27 @@
-"""Real DVC on a tiny project: what re-runs, what does not, and that a second clone writes the same dvc.lock.
+"""Real DVC and real MLflow on a tiny project: what re-runs, what a second clone writes, and that every way to run it
+(repro, experiments in the workspace, in a queue and in temporary folders, a clone, a tarball without git) fills the
+one store of the project in the same manner.
 
 Slow: each test runs the whole pipeline as a user does. The project's own dvc.yaml and code are used as they are; only
 params.yaml, the data and the model are small.
 """
 
+import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
+import tarfile
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 
+from pipeline_lib import artifacts
 from tests.tiny_project import ROOT, make_project, write_params
+from tests.tracked_project import ENVIRONMENT, client_of, doubled_points, runs_of
 
 pytestmark = pytest.mark.slow
 COPIED = ("stages", "pipeline_lib", "dvc.yaml", ".dvcignore", ".gitignore", "params.yaml", "pyproject.toml")
@@ -22,7 +30,7 @@ COPIED = ("stages", "pipeline_lib", "dvc.yaml", ".dvcignore", ".gitignore", "par
 def run(project, *command, check=True, **env):
     """A command as a user types it in `project`; returns its output."""
     environment = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name not in ENVIRONMENT},
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
         "DVC_NO_ANALYTICS": "1",
@@ -32,7 +40,6 @@ def run(project, *command, check=True, **env):
         "GIT_COMMITTER_EMAIL": "a@b",
         **env,
     }
-    environment.pop("DVC_ROOT", None)
     done = subprocess.run(command, cwd=project, env=environment, text=True, capture_output=True, timeout=400)
     output = done.stdout + done.stderr
     assert not check or done.returncode == 0, output
@@ -75,6 +82,35 @@ def ran(output):
 
 
 ALL = ["base", "shard", "cache_teacher", "refine", "evaluate@base", "evaluate@refined", "report"]
+IN_MLFLOW = [stage.replace("@", "-") for stage in ALL]
+
+
+def rows_by_name(project):
+    """The rows of the project's store, each seen to be whole: ended, with every stage and the headlines."""
+    rows = {row.info.run_name: row for row in runs_of(client_of(project), "pipeline")}
+    for row in rows.values():
+        assert row.info.status == "FINISHED"
+        assert [stage for stage in IN_MLFLOW if f"stage.{stage}" not in row.data.tags] == []
+        assert {"eval/image_to_text_recall_at_1", "eval/centroid_distance"} <= set(row.data.metrics)
+        assert row.data.tags["verdict"].endswith(".")
+    return rows
+
+
+def executed(row):
+    return [stage for stage in IN_MLFLOW if row.data.tags[f"stage.{stage}"] == "executed"]
+
+
+def check_artifacts(project):
+    """Everything logged lies in the project's own folder, is there, and no word of the store names a temporary one."""
+    runs = runs_of(client_of(project), "stage")
+    for run in runs:
+        place = project / "mlartifacts" / run.info.run_id / "artifacts"
+        assert run.info.artifact_uri == place.as_uri()
+    assert all((project / "mlartifacts" / r.info.run_id).is_dir() for r in runs if r.data.tags["stage"] == "report")
+    with sqlite3.connect(project / "mlflow.db") as database:
+        assert "/.dvc/tmp/" not in "\n".join(database.iterdump())
+    assert doubled_points(project) == []
+    assert not (project / ".tracking-spool").exists()
 
 
 def test_all_stages_run_once_and_then_none(baseline, repository):
@@ -87,13 +123,112 @@ def test_all_stages_run_once_and_then_none(baseline, repository):
 
 
 def test_another_recipe_reruns_refine_evaluate_and_report_only(repository):
-    output = run(repository, "dvc", "exp", "run", "-S", "refine.recipe=hycd", "-S", "refine.learning_rate=5e-4")
+    """And its row in MLflow says so, with the runs of the first row that made what was reused."""
+    shutil.rmtree(repository / "mlartifacts")
+    (repository / "mlflow.db").unlink()  # its artifacts lie in the folder that this one is a copy of
+    run(repository, "dvc", "repro", "-f")
+    output = run(
+        repository, "dvc", "exp", "run", "-n", "mine", "-S", "refine.recipe=hycd", "-S", "refine.learning_rate=5e-4"
+    )
     assert sorted(ran(output)) == ["evaluate@refined", "refine", "report"]
     assert yaml.safe_load((repository / "params.yaml").read_text())["refine"]["recipe"] == "hycd"
     header = (repository / "data/refined/history.jsonl").read_text().splitlines()[0]
     assert "hycd_loss" in header
     assert '"learning_rate": 0.0005' in header
     assert "rafa_loss" not in header
+    rows = rows_by_name(repository)
+    (first,) = (row for name, row in rows.items() if name != "mine")
+    assert executed(first) == IN_MLFLOW
+    assert executed(rows["mine"]) == ["refine", "evaluate-refined", "report"]
+    assert rows["mine"].data.params["refine.learning_rate"] == "0.0005"
+    for stage in ("base", "shard", "cache_teacher", "evaluate-base"):
+        assert rows["mine"].data.tags[f"stage.{stage}.run_id"] == first.data.tags[f"stage.{stage}.run_id"]
+    for run_id in (row.data.tags["stage.evaluate-refined.run_id"] for row in rows.values()):
+        inputs = client_of(repository).get_run(run_id).inputs.dataset_inputs
+        parts = artifacts.read_manifest(repository / "data/shards")["parts"]
+        assert {i.dataset.name: i.dataset.digest for i in inputs} == {n: parts[n][:36] for n in ("val", "eval")}
+    check_artifacts(repository)
+
+
+def finish_queue(project):
+    """Wait until no experiment is queued or running; raise what those that failed have said."""
+    deadline = time.monotonic() + 400
+    while {"Queued", "Running"} & set((status := run(project, "dvc", "queue", "status")).split()):
+        assert time.monotonic() < deadline, status
+        time.sleep(1)
+    run(project, "dvc", "queue", "stop")
+    failed = [line.split()[1] for line in status.splitlines() if "Failed" in line]
+    assert not failed, "".join(run(project, "dvc", "queue", "logs", name) for name in failed)
+
+
+def test_two_queued_experiments_at_once_share_a_store_that_was_not_there(repository):
+    (repository / "mlflow.db").unlink()
+    shutil.rmtree(repository / "mlartifacts")
+    for recipe in ("hycd", "rafa"):
+        run(repository, "dvc", "exp", "run", "--queue", "-n", recipe, "-S", f"refine.recipe={recipe}")
+    run(repository, "dvc", "queue", "start", "-j", "2")
+    finish_queue(repository)
+    rows = {row.info.run_name: row for row in runs_of(client_of(repository), "pipeline")}
+    assert sorted(rows) == ["hycd", "rafa"]
+    for name, row in rows.items():
+        assert (row.info.status, row.data.tags["dvc.exp_name"]) == ("FINISHED", name)
+        assert row.data.params["refine.recipe"] == name
+        assert row.data.tags["stage.refine"] == row.data.tags["stage.report"] == "executed"
+        assert row.data.tags["stage.base.run_id"] == "unknown"  # made before this store was
+    check_artifacts(repository)
+    shown = json.loads(run(repository, "dvc", "exp", "show", "--json"))
+    assert {e["name"] for branch in shown for e in branch["experiments"] or ()} == {"hycd", "rafa"}
+
+
+def test_an_experiment_in_a_temporary_folder_logs_to_the_main_store(repository):
+    (repository / "mlflow.db").unlink()
+    shutil.rmtree(repository / "mlartifacts")
+    before = (repository / "params.yaml").read_bytes()
+    run(repository, "dvc", "exp", "run", "--temp", "-n", "aside", "-S", "refine.recipe=self_kd", "-f")
+    assert (repository / "params.yaml").read_bytes() == before
+    assert executed(rows_by_name(repository)["aside"]) == IN_MLFLOW
+    check_artifacts(repository)
+    shown = run(repository, sys.executable, "-m", "pipeline_lib.lineage", "show", "--rev", "aside")
+    assert shown.startswith("row aside in mlflow.db")
+    assert shown.count("executed") == len(ALL)
+
+
+def test_experiments_from_the_cache_get_their_rows_by_sync(repository):
+    """Another store knows nothing of them; with their runs gone too there is nothing to tell, and that is said."""
+    run(repository, "dvc", "exp", "run", "--temp", "-n", "first", "-S", "refine.recipe=self_kd")
+    made = rows_by_name(repository)["first"].data.tags["stage.refine.run_id"]
+    output = run(repository, "dvc", "exp", "run", "--temp", "-n", "again", "-S", "refine.recipe=self_kd")
+    assert ran(output) == []  # all from the run-cache: no process, so no row
+    assert "again" not in rows_by_name(repository)
+    for _ in range(2):
+        said = run(repository, sys.executable, "-m", "pipeline_lib.lineage", "sync", "--all-exps")
+        assert "again: row again: complete" in said
+        assert "first: row first: complete" in said
+        rows = rows_by_name(repository)
+        assert len(rows) == 3
+        assert executed(rows["again"]) == []
+        assert rows["again"].data.tags["stage.refine.run_id"] == made
+        assert rows["again"].data.metrics == rows["first"].data.metrics
+        assert executed(rows["first"]) == ["refine", "evaluate-refined", "report"]
+    said = run(repository, sys.executable, "-m", "pipeline_lib.lineage", "show", "--rev", "nowhere", check=False)
+    assert said.startswith("error: git rev-parse nowhere")
+
+
+def test_a_tarball_without_git_runs_and_tracks(baseline, tmp_path):
+    archive = tmp_path / "project.tar"
+    run(baseline[0], "git", "archive", "--output", str(archive), "HEAD")
+    project = tmp_path / "unpacked"
+    with tarfile.open(archive) as tar:
+        tar.extractall(project, filter="data")
+    run(project, "dvc", "config", "--local", "core.no_scm", "true")  # as `make run` does
+    lock = (project / "dvc.lock").read_bytes()
+    assert sorted(ran(run(project, "dvc", "repro"))) == sorted(ALL)
+    assert (project / "dvc.lock").read_bytes() == lock
+    ((_, row),) = rows_by_name(project).items()
+    assert executed(row) == IN_MLFLOW
+    assert "mlflow.source.git.commit" not in row.data.tags
+    check_artifacts(project)
+    assert run(project, "dvc", "repro").endswith("up to date.\n")
 
 
 def test_swapping_the_params_file_does_the_same_and_going_back_is_free(repository):
@@ -137,6 +272,10 @@ def test_a_second_clone_writes_the_same_lock(baseline, tmp_path):
     output = run(clone, "dvc", "repro")
     assert sorted(ran(output)) == sorted(ALL)
     assert run(clone, "git", "status", "--short") == ""
+    ((_, row),) = rows_by_name(clone).items()
+    assert executed(row) == IN_MLFLOW
+    assert row.data.tags["mlflow.source.git.commit"] == run(clone, "git", "rev-parse", "HEAD").strip()
+    check_artifacts(clone)
 
 
 def test_a_failed_stage_fails_dvc_and_leaves_nothing_half_written(repository):

@@ -6,9 +6,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import urllib.error
 import urllib.request
 from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -181,6 +184,44 @@ def test_show_names_state_digest_and_run_of_every_stage(tmp_path):
     assert list(lines) == [
         *("base", "shard", "cache_teacher", "refine", "evaluate@base", "evaluate@refined", "report"),
     ]
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    return subprocess.run(
+        ["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def test_an_experiment_and_a_revision_are_told_by_their_own_parameters_and_code(tmp_path, monkeypatch):
+    """Not by those of the workspace; the newest experiment of a name wins, and no such revision is one sentence."""
+    params = make_project(tmp_path)
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages" / "base.py").write_text("1")
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", "params.yaml", "stages")
+    git(tmp_path, "commit", "-qm", "one")
+    baseline = git(tmp_path, "rev-parse", "HEAD")
+    change(params, "num_examples: 8", "num_examples: 9")
+    for name in ("two", "three"):
+        git(tmp_path, "commit", "-qam", name, "--allow-empty")
+        git(tmp_path, "update-ref", f"refs/exps/{baseline[:2]}/{baseline[2:]}/mine", "HEAD")
+    (tmp_path / "stages" / "base.py").write_text("2")
+    with lineage._snapshot(params, "mine") as snapshot:
+        origin = {"dvc.exp_name": "mine", "dvc.exp_baseline": baseline, "git.dirty": "false"}
+        assert snapshot.origin == {**origin, "mlflow.source.git.commit": git(tmp_path, "rev-parse", "HEAD")}
+        mine = snapshot.describe()
+        assert mine["params"]["report.num_examples"] == "9"
+    with lineage._snapshot(params, baseline) as snapshot:
+        assert snapshot.origin == {"mlflow.source.git.commit": baseline, "git.dirty": "false"}
+        first = snapshot.describe()
+        assert first["params"]["report.num_examples"] == "8"
+        assert (snapshot.params_file.parent / "stages" / "base.py").read_text() == "1"
+    configurations = {op["tags"]["pipeline.config"] for op in (mine, first, lineage.Snapshot(params).describe())}
+    assert len(configurations) == 3
+    assert mine["row"] == "mine"
+    with pytest.raises(UserError, match="git rev-parse nothing"):
+        lineage.show(params, "nothing")
 
 
 def test_show_neither_needs_nor_makes_a_store(tmp_path):
@@ -401,3 +442,59 @@ def test_a_real_server_that_freezes_and_one_that_dies_lose_nothing(tmp_path, ser
     assert doubled_points(tmp_path / "server") == []
     assert run.info.artifact_uri.startswith("mlflow-artifacts:")
     assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["note.md"]
+
+
+class Slow(BaseHTTPRequestHandler):
+    """Hands every request on to a real server, and its answer back a second later."""
+
+    behind = ""
+
+    def do_GET(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0))) or None
+        request = urllib.request.Request(self.behind + self.path, body, dict(self.headers), method=self.command)
+        time.sleep(1.0)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                code, content = answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            code, content = error.code, error.read()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_POST = do_PATCH = do_PUT = do_GET  # noqa: N815
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.slow
+def test_a_slow_server_holds_up_neither_the_loop_nor_the_end(tmp_path, server, monkeypatch):
+    """A second for every request: a run is a dozen of them, more than a stage waits for."""
+    params = make_project(tmp_path / "project", mode="best_effort", store=False)
+    gateway = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Slow,), {"behind": server.uri}))
+    threading.Thread(target=gateway.serve_forever, daemon=True).start()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{gateway.server_port}")
+    began, slowest = time.monotonic(), 0.0
+    with tracking.stage_run("refine", params) as run:
+        for step in range(500):
+            before = time.perf_counter()
+            run.log_metrics({"loss": 1.0 / (step + 1)}, step=step)
+            slowest = max(slowest, time.perf_counter() - before)
+            if step % 100 == 0:
+                run.flush()
+        run.output("d-refine")
+    assert time.monotonic() - began < 10
+    assert slowest < 0.1
+    gateway.shutdown()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    lineage.sync(params)
+    from mlflow import MlflowClient
+
+    client = MlflowClient(server.uri)
+    (run,) = runs_of(client, "stage")
+    assert run.info.status == "FINISHED"
+    assert curve(client, run.info.run_id, "loss") == [(step, 1.0 / (step + 1)) for step in range(500)]
+    assert doubled_points(tmp_path / "server") == []

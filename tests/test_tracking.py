@@ -1,5 +1,6 @@
 """Tracking against real MLflow stores: what a row and a run hold, how they end, what a kill or a lost store leaves."""
 
+import json
 import logging
 import math
 import signal
@@ -14,7 +15,7 @@ import pytest
 from pipeline_lib import tracking
 from pipeline_lib.errors import UserError
 from pipeline_lib.runtime import Stopped
-from pipeline_lib.tracking import sender
+from pipeline_lib.tracking import sender, views
 from pipeline_lib.tracking.describe import flatten, git_tags, public, resolved, store_uri
 from pipeline_lib.tracking.run import status_of
 from pipeline_lib.tracking.spool import Spool
@@ -47,8 +48,9 @@ def test_a_pipeline_is_one_row_with_a_run_for_each_stage(tmp_path):
     client = client_of(tmp_path)
     (row,), (base, evaluate) = runs_of(client, "pipeline"), runs_of(client, "stage")
     assert [r.info.status for r in (row, base, evaluate)] == ["FINISHED"] * 3
-    assert [r.info.run_name for r in (base, evaluate)] == ["base", "evaluate-base"]
-    assert row.info.run_name.startswith("clip_refine-seed0-")
+    name = row.info.run_name
+    assert name.startswith("clip_refine-seed0-")
+    assert [r.info.run_name for r in (base, evaluate)] == [f"base {name}", f"evaluate-base {name}"]
     assert base.data.tags["mlflow.parentRunId"] == evaluate.data.tags["mlflow.parentRunId"] == row.info.run_id
     for run in (row, base, evaluate):
         assert run.data.params["refine.learning_rate"] == "5e-05"
@@ -181,6 +183,27 @@ def test_artifacts_and_data_sets_arrive(tmp_path):
     (row,) = runs_of(client_of(tmp_path), "pipeline")
     assert [one.dataset.name for one in row.inputs.dataset_inputs] == ["data/shards/refine"]
     assert not (tmp_path / ".tracking-spool").exists()
+
+
+def test_the_table_of_rows_comes_with_columns_that_grow_with_what_is_measured(tmp_path):
+    """MLflow's page shows no number until one picks it, or a saved view does."""
+    params = make_project(tmp_path)
+    do("report", params, set__recall=0.1, verdict="Better.")
+    change(params, "recipe: clip_refine", "recipe: hycd")
+    do("report", params, other__top1=0.1, set__recall=0.2)
+    client = client_of(tmp_path)
+    tags = client.get_experiment_by_name("clip-refine").tags
+    view = json.loads(tags["mlflow.sharedViewState.configurations"])
+    state = json.loads(view["state"])
+    assert (view["name"], state["searchFilter"]) == ("Configurations", "tags.kind = 'pipeline'")
+    columns = state["selectedColumns"]
+    assert columns[-2:] == ["metrics.`set/recall`", "metrics.`other/top1`"]
+    assert len(columns) == len(set(columns))
+    rows = runs_of(client, "pipeline")
+    for name in (column.split("`")[1] for column in columns):  # each is one that some row fills
+        assert any(name in {**row.data.tags, **row.data.params, **row.data.metrics} for row in rows)
+    assert views.configurations(tags, ["set/recall"], 0) == {}
+    assert views.configurations(tags, [f"set/{'x' * 100}{i}" for i in range(50)], 0) == {}  # MLflow takes 5000 letters
 
 
 # Points

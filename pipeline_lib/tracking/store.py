@@ -332,7 +332,8 @@ class Store:
             "mlflow.note.content": op["about"],
             **op["tags"],
         }
-        run = self.client.create_run(self.experiment_id, op["time"], tags, op["stage"])
+        name = f"{op['stage']} {row.name}"  # both: the curves of many rows stand in one table
+        run = self.client.create_run(self.experiment_id, op["time"], tags, name)
         self._log(run.info.run_id, params=op["params"])
         return run.info.run_id
 
