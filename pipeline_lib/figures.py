@@ -215,12 +215,9 @@ def projection(clouds: Mapping[str, tuple[Array, Array]]) -> Figure:
     Args:
         clouds: model -> (image features [P, D], text features [P, D]), unit rows; row i of both is one pair.
     """
-    from sklearn.decomposition import PCA
-
-    picked = {model: tuple(_evenly(x, MAX_POINTS) for x in pair) for model, pair in clouds.items()}
-    with np.errstate(invalid="ignore"):
-        pca = PCA(n_components=2, svd_solver="full").fit(np.concatenate([x for pair in clouds.values() for x in pair]))
-    points = {model: [pca.transform(x) for x in pair] for model, pair in picked.items()}
+    centre, directions, share = _main_plane(np.concatenate([x for pair in clouds.values() for x in pair]))
+    points = {model: [(_evenly(x, MAX_POINTS) - centre) @ directions for x in pair] for model, pair in clouds.items()}
+    means = {model: [(x.mean(axis=0) - centre) @ directions for x in pair] for model, pair in clouds.items()}
     everything = np.concatenate([x for pair in points.values() for x in pair])
     (x_low, y_low), (x_high, y_high) = everything.min(axis=0), everything.max(axis=0)
 
@@ -230,16 +227,13 @@ def projection(clouds: Mapping[str, tuple[Array, Array]]) -> Figure:
             gaps = np.full(len(image), np.nan)
             joins = np.stack([image, text, np.stack([gaps, gaps], axis=1)], axis=1).reshape(-1, 2)
             axes.plot(joins[:, 0], joins[:, 1], color=COLOURS["base"], linewidth=0.5, alpha=0.45)
-            for kind, marker, cloud in (("image", "o", image), ("text", "D", text)):
+            for kind, marker, cloud, mean in zip(("image", "text"), "oD", points[model], means[model], strict=True):
                 axes.plot(
                     *cloud.T, marker, color=COLOURS[kind], markersize=3.6, alpha=0.75, markeredgewidth=0, label=kind
                 )
-                axes.plot(
-                    *cloud.mean(axis=0), marker, color=COLOURS[kind], markersize=10, markeredgecolor=COLOURS["paper"]
-                )
+                axes.plot(*mean, marker, color=COLOURS[kind], markersize=10, markeredgecolor=COLOURS["paper"])
             pad_x, pad_y = 0.04 * (x_high - x_low) + 1e-3, 0.06 * (y_high - y_low) + 1e-3
             axes.set(xlim=(x_low - pad_x, x_high + pad_x), ylim=(y_low - pad_y, y_high + pad_y), title=model)
-            share = np.nan_to_num(pca.explained_variance_ratio_)  # no variance at all: no share
             axes.set_xlabel(f"direction 1 ({100 * share[0]:.0f} % of the variance)")
             axes.set_ylabel(f"direction 2 ({100 * share[1]:.0f} %)")
             axes.legend(loc="best", handletextpad=0.1, markerscale=1.6)
@@ -256,6 +250,16 @@ def projection(clouds: Mapping[str, tuple[Array, Array]]) -> Figure:
         tuple(panel(model) for model in clouds),
         (4.4, 3.9),
     )
+
+
+def _main_plane(rows: Array) -> tuple[Array, Array, Array]:
+    """Mean [D], the two directions of largest variance [D, 2] (largest entry positive), their shares of it [2]."""
+    centre = rows.mean(axis=0, dtype=np.float64)
+    centred = rows - centre
+    values, vectors = np.linalg.eigh(centred.T @ centred)
+    directions = vectors[:, :-3:-1]
+    directions = directions * np.sign(directions[np.abs(directions).argmax(axis=0), [0, 1]])
+    return centre, directions, np.clip(values[:-3:-1], 0, None) / (max(values.sum(), 0) or 1.0)
 
 
 def cosine_histogram(cosines: Mapping[str, Mapping[str, Array]]) -> Figure:

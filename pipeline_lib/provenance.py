@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+from functools import cache
 from pathlib import Path
 
 from pipeline_lib.artifacts import digest, sha256_file
@@ -17,16 +18,22 @@ PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "transformers", "
 OWN = ("pipeline_lib", "stages")
 
 
-def _own_imports(path: Path, root: Path) -> set[Path]:
-    """Files of this project that `path` imports anywhere (top level or inside functions)."""
+@cache
+def _imported(source: str) -> frozenset[str]:
+    """Names of the modules (or things in them) that a source text imports anywhere."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return frozenset(names)
+
+
+def _own_imports(path: Path, root: Path) -> set[Path]:
+    """Files of this project that `path` imports anywhere (top level or inside functions)."""
     found = set()
-    for name in names:
+    for name in _imported(path.read_text(encoding="utf-8")):
         if name.split(".")[0] in OWN:
             module = root / Path(*name.split("."))
             found |= {p for p in (module.with_suffix(".py"), module / "__init__.py") if p.is_file()}

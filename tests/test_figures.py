@@ -124,6 +124,16 @@ def test_projection_draws_at_most_max_points():
     assert f"{figures.MAX_POINTS} pairs drawn" in figure.caption
 
 
+def test_projection_marks_the_means_of_all_points():
+    both = clouds(count=figures.MAX_POINTS + 40)
+    axes = axes_of(figures.projection(both), 0)
+    rows = np.concatenate([x for pair in both.values() for x in pair])
+    _, _, directions = np.linalg.svd(rows - rows.mean(0), full_matrices=False)
+    for line, cloud in zip(axes.lines[2::2], both["base"], strict=True):
+        expected = (cloud.mean(0) - rows.mean(0)) @ directions[:2].T
+        np.testing.assert_allclose(np.abs(line.get_xydata()[0]), np.abs(expected), atol=1e-9)
+
+
 def test_histogram_heights_are_shares():
     figure = figures.cosine_histogram({"base": {"pairs": np.array([0.0, 0.0, 1.0, 0.5])}})
     heights, edges, _ = axes_of(figure).patches[0].get_data()
