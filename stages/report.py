@@ -30,13 +30,16 @@ def main(params_file: Path = Path("params.yaml")) -> None:
 
 def summary(inputs: report.Inputs) -> dict[str, float | str]:
     """What MLflow's table shows of a configuration: headlines with change and p-value, the gap, the verdict."""
-    tested = [row for row in inputs.comparison if row.adjusted_p is not None]
-    values: dict[str, float | str] = {f"{r.after.set_name}/{r.after.key}": r.after.interval.value for r in tested}
-    values |= {name.removeprefix("report/"): value for name, value in report.metrics(inputs).items()}
+    values: dict[str, float] = {}
+    for row in inputs.comparison:
+        if row.adjusted_p is not None:
+            name = f"{row.after.set_name}/{row.after.key}"
+            values |= {name: row.after.interval.value, f"{name}_difference": row.difference.value}
+            values[f"{name}_adjusted_p"] = row.adjusted_p
     for name in inputs.with_captions:
         before, after = (float(e.block(name, "gap")["centroid_distance"]) for e in (inputs.base, inputs.refined))
         values |= {f"{name}/centroid_distance": after, f"{name}/centroid_distance_difference": after - before}
-    return {**values, "verdict": report.sentence(inputs)}
+    return {**{name: float(f"{value:.4g}") for name, value in values.items()}, "verdict": report.sentence(inputs)}
 
 
 if __name__ == "__main__":

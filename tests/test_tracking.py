@@ -12,13 +12,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from pipeline_lib import tracking
+from pipeline_lib import report, tracking
 from pipeline_lib.errors import UserError
 from pipeline_lib.runtime import Stopped
 from pipeline_lib.tracking import sender, views
 from pipeline_lib.tracking.describe import flatten, git_tags, public, resolved, store_uri
 from pipeline_lib.tracking.run import status_of
 from pipeline_lib.tracking.spool import Spool
+from stages.report import summary
+from tests import example_results
 from tests.tracked_project import (
     CLOSED,
     LOOP,
@@ -206,6 +208,24 @@ def test_the_table_of_rows_comes_with_columns_that_grow_with_what_is_measured(tm
     assert views.configurations(tags, [f"set/{'x' * 100}{i}" for i in range(50)], 0) == {}  # MLflow takes 5000 letters
 
 
+def test_a_row_of_the_table_is_the_verdict_the_headlines_and_the_gap(tmp_path, monkeypatch):
+    """Each headline with its change, recomputed here from the items, and a p-value; four digits, no more numbers."""
+    example_results.write(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    inputs = report.read(tmp_path / "params.yaml")
+    found = summary(inputs)
+    hits = [e.items("eval")["image_to_text_hit_at_1"].mean() for e in (inputs.base, inputs.refined)]
+    assert found["eval/image_to_text_recall_at_1"] == pytest.approx(hits[1], rel=1e-3)
+    assert found["eval/image_to_text_recall_at_1_difference"] == pytest.approx(hits[1] - hits[0], rel=1e-3, abs=1e-9)
+    assert 0 < found["eval/image_to_text_recall_at_1_adjusted_p"] <= 1
+    gap = [e.block("eval", "gap")["centroid_distance"] for e in (inputs.base, inputs.refined)]
+    assert found["eval/centroid_distance_difference"] == pytest.approx(gap[1] - gap[0], rel=1e-3)
+    assert found["verdict"] == report.sentence(inputs)
+    headlines = [row for row in inputs.comparison if row.adjusted_p is not None]
+    assert len(found) == 3 * len(headlines) + 3
+    assert all(len(f"{value}".lstrip("-0.")) <= 5 for value in found.values() if not isinstance(value, str))
+
+
 # Points
 
 
@@ -383,7 +403,7 @@ def test_disabled_imports_no_mlflow_and_leaves_nothing(tmp_path):
     code = """
         import sys
         from pathlib import Path
-        from pipeline_lib import tracking
+        from pipeline_lib import report, tracking
 
         with tracking.stage_run("refine", Path("params.yaml"), upstream={"base": "d"}) as run:
             run.log_metrics({"loss": 1.0}, step=0)
@@ -637,7 +657,7 @@ def test_git_tags_tell_the_commit_and_what_differs_from_it(tmp_path):
 
 RACER = """
     from pathlib import Path
-    from pipeline_lib import tracking
+    from pipeline_lib import report, tracking
 
     with tracking.stage_run("base", Path("params.yaml")) as run:
         run.log_metrics({"value": 1.0})

@@ -7,8 +7,7 @@ them. A view is a tag of the experiment, written as MLflow's own page writes it 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 NOTE = """One row is one configuration; below it, one run for each stage that was executed. See **Views** for tables.
 
@@ -22,17 +21,17 @@ NOTE = """One row is one configuration; below it, one run for each stage that wa
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # a sidebar with runs and models first
 PREFIX = "mlflow.sharedViewState."
 MAX_TAG = 5000  # characters; MLflow refuses a longer one
-FIRST_COLUMNS = ("tags.`verdict`", "params.`refine.recipe`", "params.`refine.seed`", "params.`refine.learning_rate`")
+FIRST_COLUMNS = ("tags.`verdict`", "params.`refine.recipe`", "params.`refine.seed`")
+WIDE = 330  # pixels, for a sentence
 CURVE_COLUMNS = ("params.`refine.recipe`", "metrics.`refine/loss`", "metrics.`refine/weight_displacement`")
 
 
 def experiment_tags(now: int) -> dict[str, str]:
     """Tags of a new experiment."""
-    curves = {"searchFilter": "tags.stage = 'refine'", "selectedColumns": list(CURVE_COLUMNS)}
     return {
         "mlflow.note.content": NOTE,
         **KIND,
-        f"{PREFIX}curves": _envelope("Training curves", curves, now),
+        f"{PREFIX}curves": _view("Training curves", "tags.stage = 'refine'", CURVE_COLUMNS, now),
         **configurations({}, (), now),
     }
 
@@ -44,12 +43,15 @@ def configurations(tags: Mapping[str, str], metrics: Iterable[str], now: int) ->
     columns = list(dict.fromkeys([*FIRST_COLUMNS, *known, *(f"metrics.`{metric}`" for metric in metrics)]))
     if columns == known:
         return {}
-    state = {"searchFilter": "tags.kind = 'pipeline'", "selectedColumns": columns, "columnOrder": []}
-    text = _envelope("Configurations", state, now)
+    text = _view("Configurations", "tags.kind = 'pipeline'", columns, now)
     return {name: text} if len(text) <= MAX_TAG else {}
 
 
-def _envelope(name: str, state: Mapping[str, Any], now: int) -> str:
+def _view(name: str, search: str, columns: Sequence[str], now: int) -> str:
+    """The columns in this order, each as wide as its head."""
+    widths = {column: WIDE if column == FIRST_COLUMNS[0] else 7 * len(column.split("`")[1]) + 60 for column in columns}
+    shown = {"selectedColumns": list(columns), "columnOrder": list(columns), "columnWidths": widths}
+    state = {"searchFilter": search, **shown}
     return json.dumps({"name": name, "createdAt": now, "updatedAt": now, "state": json.dumps(state)})
 
 
