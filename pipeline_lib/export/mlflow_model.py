@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw
 
-from pipeline_lib import config, results, tracking
+from pipeline_lib import config, report, results, tracking
 from pipeline_lib.errors import UserError
 from pipeline_lib.export import hub
 from pipeline_lib.export.subject import Subject
@@ -205,6 +205,16 @@ def requirements(subject: Subject) -> list[str]:
     return [f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in (*PACKAGES, *more)]
 
 
+def describe(subject: Subject) -> str:
+    """What the model's page says on top."""
+    verdict = f" {report.sentence(subject.inputs)}" if subject.name == "refined" else ""
+    return (
+        f"A {subject.title}.{verdict} The table with intervals, licence and provenance: `artifacts/clip/README.md`.\n\n"
+        "Input: columns `image` (bytes of an image file, base64 in JSON) and/or `text`; output: embeddings. With the "
+        "parameter `classes` (and `templates`, prompts with {} for the class): label and probabilities of each image."
+    )
+
+
 def example_image() -> bytes:
     """A drawn picture, as PNG: what an input looks like, owned by nobody."""
     image = Image.new("RGB", (64, 64), "white")
@@ -239,7 +249,7 @@ def _options(subject: Subject) -> dict[str, Any]:
         "metadata": subject.origin,
         "model_config": {"max_image_bytes": shard.max_image_bytes, "max_image_pixels": shard.max_image_pixels},
         "params": {label: flat[label] for label in LABELS} | ({} if subject.mix is None else {"mix": subject.mix}),
-        "tags": _labels(subject),
+        "tags": {**_labels(subject), "mlflow.note.content": describe(subject)},
     }
 
 
@@ -279,8 +289,10 @@ def _register(subject: Subject, uri: str, name: str, alias: str) -> dict[str, st
 
     log.info("registering it as %s", name)
     version = str(mlflow.register_model(uri, name, tags=_labels(subject)).version)
+    client = mlflow.MlflowClient()
+    client.update_model_version(name, version, describe(subject))
     if alias:
-        mlflow.MlflowClient().set_registered_model_alias(name, alias, version)
+        client.set_registered_model_alias(name, alias, version)
     return {"registered": name, "version": version, "alias": alias}
 
 
