@@ -338,7 +338,7 @@ def gap_spectrum(centroid_differences: Mapping[str, Array]) -> Figure:
         "The gap, dimension by dimension",
         "Size: how far the mean picture and the mean caption lie apart in each dimension, largest first. "
         "Concentration: the share of the squared distance held by the k largest; a line that jumps up at once means "
-        "that few dimensions carry the gap.",
+        "that few dimensions carry the gap. Mean-centred: the base less each modality's mean on other pictures.",
         (size, share),
     )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import math
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -155,9 +156,10 @@ def images(page: Page) -> dict[str, bytes]:
 
 
 def to_terminal(table: Table) -> str:
-    """`table` as aligned plain text; fits 100 columns where the header has up to five."""
+    """`table` as aligned plain text; the names of more than five columns are broken into lines to save width."""
     align = ["left" if i in table.text_columns else "right" for i in range(len(table.header))]
-    return tabulate(table.plain(), headers=table.header, tablefmt="simple", colalign=align, disable_numparse=True)
+    header = [textwrap.fill(name, 14) for name in table.header] if len(table.header) > 5 else table.header
+    return tabulate(table.plain(), headers=header, tablefmt="simple", colalign=align, disable_numparse=True)
 
 
 def group(title: str) -> Row:

@@ -1,7 +1,9 @@
 """The comparison: grouping, means and spreads against numpy, the ranking's split, and real DVC revisions and queue."""
 
+import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -103,6 +105,26 @@ def test_ranked_on_val_by_the_mean_difference(ranking):
     expected = np.mean([e.difference.value for e in ranking.entries["val"]["hycd"].values()])
     assert scores[[g.label for g in ranking.ranked].index("hycd")] == pytest.approx(expected)
     assert compare.ranked_on(ranking).startswith("Ranked on val,")
+    refine = next(group for group in ranking.groups if group.label == "clip_refine")
+    by_seed = [
+        np.mean([entry.values[seed] - entry.mean + entry.difference.value for entry in entries])
+        for entries in [list(ranking.entries["val"]["clip_refine"].values())]
+        for seed in (0, 1)
+    ]
+    assert ranking.scores(refine) == pytest.approx(by_seed)
+    assert ranking.score(refine) == pytest.approx(np.mean(by_seed))
+
+
+def test_verdict_says_how_much_of_the_first_place_is_measurable(ranking):
+    best = ranking.ranked[0]
+    verdicts = [entry.verdict for entry in ranking.entries["eval"][best.label].values()]
+    rose, fell = verdicts.count("rose"), verdicts.count("fell")
+    assert rose
+    said = " and ".join(f"{count} {word}" for count, word in ((rose, "rose"), (fell, "fell")) if count)
+    assert board.verdict(ranking).endswith(f" On eval, of 3 headlines {said} measurably with it.")
+    entries = ranking.entries["val"][best.label]
+    entries |= {key: dataclasses.replace(entry, verdict="still") for key, entry in entries.items()}
+    assert ranking.moved(best, ["val"]) == "of 3 headlines none moved measurably"
 
 
 def test_without_a_selection_part_the_page_warns(candidates, folders):
@@ -147,6 +169,8 @@ def test_page_shows_equations_grid_and_runs(ranking, tmp_path):
         assert recipes.RECIPES[recipe].__doc__.split("\n")[0] in markdown
     for name in RUNS:
         assert name in markdown
+    spread = np.std(ranking.scores(next(g for g in ranking.groups if g.label == "clip_refine")), ddof=1)
+    assert re.search(rf"\| clip_refine +\|.* 0, 1 \| +[+−][\d.]+ ± {page.percent(spread)} \|", markdown)
     html = (tmp_path / "out" / board.HTML).read_text()
     assert "Ranked on val" in html
     assert "/tmp" not in html

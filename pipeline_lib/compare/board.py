@@ -106,8 +106,20 @@ class Board:
 
     def score(self, group: Group) -> float:
         """Mean difference from base over the headlines of the ranking sets."""
+        scores = self.scores(group)
+        return float(np.mean(scores)) if scores else 0.0
+
+    def scores(self, group: Group) -> list[float]:
+        """The same by seed."""
         entries = [e for name in self.ranking_sets for e in self.entries[name][group.label].values()]
-        return float(np.mean([entry.difference.value for entry in entries])) if entries else 0.0
+        changes = [np.array(entry.values) - (entry.mean - entry.difference.value) for entry in entries]
+        return [float(score) for score in np.mean(changes, axis=0)] if changes else []
+
+    def moved(self, group: Group, names: Sequence[str]) -> str:
+        """How many headlines of the sets `names` rose or fell measurably, in words."""
+        verdicts = [entry.verdict for name in names for entry in self.entries[name][group.label].values()]
+        said = [f"{verdicts.count(kind)} {kind}" for kind in ("rose", "fell") if kind in verdicts]
+        return f"of {len(verdicts)} headlines {' and '.join(said) or 'none moved'} measurably"
 
     @cached_property
     def ranked(self) -> list[Group]:
@@ -236,16 +248,17 @@ def build(board: Board) -> Page:
 
 
 def verdict(board: Board) -> str:
-    """Which configuration is first, and by how much."""
+    """Which configuration is first, by how much, and how much of that is measurable."""
     best = board.ranked[0]
-    sets = ", ".join(board.ranking_sets)
+    sets, others = ", ".join(board.ranking_sets), [name for name in board.sets if name not in board.ranking_sets]
     text = (
-        f"`{best.label}` is first on {sets}: {page.points(board.score(best))} points over base, mean of all headlines"
+        f"`{best.label}` is first on {sets}: {page.points(board.score(best))} points against base in the mean, "
+        f"{board.moved(best, board.ranking_sets)}"
     )
-    if len(board.ranked) == 1:
-        return f"{text}."
-    second = board.ranked[1]
-    return f"{text}; next is `{second.label}` with {page.points(board.score(second))}."
+    if len(board.ranked) > 1:
+        second = board.ranked[1]
+        text += f"; next is `{second.label}` with {page.points(board.score(second))}"
+    return f"{text}." + (f" On {', '.join(others)}, {board.moved(best, others)} with it." if others else "")
 
 
 def ranked_on(board: Board) -> str:
@@ -282,15 +295,20 @@ def _grid(board: Board) -> Table:
         group.label: [
             *(str(group.candidates[0].configuration.get(key, "–")) for key in keys),
             ", ".join(str(candidate.seed) for candidate in group.candidates),
-            page.points(board.score(group)),
+            page.points(board.score(group)) + _spread(board.scores(group)),
         ]
         for group in board.ranked
     }
     return page.grid(
         ("configuration", *keys, "seeds", f"mean {MINUS_BASE}, points"),
         rows,
-        note="Only the parameters that differ; all others are the same in every row.",
+        note="Only the parameters that differ; all others are the same in every row. The mean is over the headlines of "
+        f"{', '.join(board.ranking_sets)}, ± the standard deviation over seeds.",
     )
+
+
+def _spread(scores: Sequence[float]) -> str:
+    return f" ± {page.percent(float(np.std(scores, ddof=1)))}" if len(scores) > 1 else ""
 
 
 def _equations(board: Board) -> Table:
