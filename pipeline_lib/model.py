@@ -2,6 +2,7 @@
 
 Notable:
 
+- `export.served_model`, which MLflow runs without this package, is the exception to that.
 - A directory is self-contained: `open_clip_config.json`, `open_clip_model.safetensors` and, for Hugging Face text
   towers and tokenizers, their files beside them. Models with a native text tower load with plain
   `open_clip.create_model_and_transforms("local-dir:<directory>")`. A Hugging Face text tower would be looked up by
