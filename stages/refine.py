@@ -24,10 +24,10 @@ def main(params_file: Path = Path("params.yaml")) -> None:
     upstream = {name: artifacts.read_manifest(path)["digest"] for name, path in inputs.items()}
     world = distributed.join()
     with tracking.stage_run("refine", params_file, upstream=upstream) as run:
+        run.dataset("refine", artifacts.read_manifest(paths.shards / "refine")["digest"], "refine")
         made = training.build(paths, settings, cache, blocks, how, world, run, provenance.stage_digest("refine"))
         if world.is_main:
             run.log_metrics({f"refine/{name}": value for name, value in made["metrics"].items()})
-            run.dataset("refine", artifacts.read_manifest(paths.shards / "refine")["digest"], "refine")
             run.log_artifact(paths.refined / training.HISTORY)
             run.output(made["digest"])
     distributed.leave()

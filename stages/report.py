@@ -1,6 +1,7 @@
 """Say what refinement changed and how sure that is: both evaluations -> data/report (HTML, Markdown, PNG).
 
-Prints the verdict; `python -m pipeline_lib.report` prints the table.
+Verdict and headlines also go to data/report.json, DVC's metrics, and to MLflow's table under the same names. Prints the
+verdict; `python -m pipeline_lib.report` prints the table.
 
     python -m stages.report
 """
@@ -21,7 +22,9 @@ def main(params_file: Path = Path("params.yaml")) -> None:
     upstream = {stage: manifest["digest"] for stage, manifest in inputs.manifests.items()} | evaluations
     with tracking.stage_run("report", params_file, upstream=upstream) as run:
         report.write(inputs, target)
-        run.headline(summary(inputs))
+        found = summary(inputs)
+        artifacts.write_json(target.with_name(f"{target.name}.json"), found)
+        run.headline(found)
         for name in sorted(artifacts.read_manifest(target)["files"]):
             run.log_artifact(target / name, Path(name).parent.as_posix().removeprefix("."))
         run.output(artifacts.read_manifest(target)["digest"])
@@ -29,7 +32,7 @@ def main(params_file: Path = Path("params.yaml")) -> None:
 
 
 def summary(inputs: report.Inputs) -> dict[str, float | str]:
-    """What MLflow's table shows of a configuration: headlines with change and p-value, the gap, the verdict."""
+    """What a table of configurations shows of one: headlines with change and p-value, the gap, the verdict."""
     values: dict[str, float] = {}
     for row in inputs.comparison:
         if row.adjusted_p is not None:

@@ -13,6 +13,7 @@ import sqlite3
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from pathlib import Path
 
@@ -40,8 +41,10 @@ def run(project, *command, check=True, **env):
         "GIT_COMMITTER_EMAIL": "a@b",
         **env,
     }
-    done = subprocess.run(command, cwd=project, env=environment, text=True, capture_output=True, timeout=400)
-    output = done.stdout + done.stderr
+    with tempfile.TemporaryFile("w+") as file:  # not a pipe: a queue's workers would hold it open
+        done = subprocess.run(command, cwd=project, env=environment, stdout=file, stderr=file, timeout=400)
+        file.seek(0)
+        output = file.read()
     assert not check or done.returncode == 0, output
     return output
 

@@ -122,9 +122,12 @@ def test_an_interrupted_pipeline_goes_on_in_its_row_and_a_forced_one_opens_anoth
     do("base", params)
     with pytest.raises(ZeroDivisionError), tracking.stage_run("shard", params):
         _ = 1 / 0
-    assert runs_of(client_of(tmp_path), "pipeline")[0].info.status == "FAILED"
+    (row,) = runs_of(client_of(tmp_path), "pipeline")
+    assert row.info.status == "FAILED"
+    assert row.data.tags["error"] == "shard failed: ZeroDivisionError: division by zero"
     do("shard", params)
     (row,) = runs_of(client_of(tmp_path), "pipeline")
+    assert "error" not in row.data.tags
     assert (row.info.status, row.data.tags["stage.base"], row.data.tags["stage.shard"]) == (
         "FINISHED",
         "executed",

@@ -170,6 +170,8 @@ class Store:
         child = self._reopen(found[0], row, op) if found else self._create_child(row, op)
         now_running = {f"stage.{op['stage']}": "running", f"stage.{op['stage']}.run_id": child}
         self._log(row.run_id, tags={**op["tags"], **now_running})
+        if "error" in row.tags:  # it goes on
+            self.client.delete_tag(row.run_id, "error")
         self.client.update_run(row.run_id, status="RUNNING")
         self._link_upstream(row, child, op)
         return Target(child, row.run_id, op["stage"], self._seen(found[0]) if found else set())
@@ -205,8 +207,10 @@ class Store:
 
     def _end(self, op: Op, spool: Spool, target: Target) -> None:
         points = [[f"time/{target.stage}_seconds", op["seconds"], None, op["time"]]] if "seconds" in op else []
-        self._log(target.run_id, points=points, tags={"error": op["message"]} if op.get("message") else None)
-        self._log(target.row_id, tags={f"stage.{target.stage}": STATES[op["status"]]})
+        state, message = STATES[op["status"]], op.get("message")
+        self._log(target.run_id, points=points, tags={"error": message} if message else None)
+        said = {"error": f"{target.stage} {state}: {message}"} if message else {}
+        self._log(target.row_id, tags={f"stage.{target.stage}": state, **said})
         for run_id in (target.run_id, target.row_id):
             self.client.set_terminated(run_id, op["status"], op["time"])
 
@@ -285,6 +289,7 @@ class Store:
         tags = {
             "kind": "pipeline",
             "pipeline.workspace": self._workspace,
+            "mlflow.source.name": "dvc.yaml",
             "mlflow.note.content": op["note"],
             **op["tags"],
         }

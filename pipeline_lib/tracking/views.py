@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 NOTE = """One row is one configuration; below it, one run for each stage that was executed. See **Views** for tables.
 
 - compare configurations: view *Configurations*, or filter `tags.kind = 'pipeline'`
-- training curves: view *Training curves*, or filter `tags.stage = 'refine'`
+- training curves: view *Training curves*, or filter `tags.stage = 'refine'` and sort by anything but the date
 - metrics are `<set>/<name>`, all shares between 0 and 1 (not percent) but for distances; `_difference` is refined minus
   base on the same items, `_adjusted_p` its p-value with Holm's correction over all headlines
 - a row holds the headlines and the verdict; everything else that was measured stands in the runs below it
@@ -23,6 +24,7 @@ PREFIX = "mlflow.sharedViewState."
 MAX_TAG = 5000  # characters; MLflow refuses a longer one
 FIRST_COLUMNS = ("tags.`verdict`", "params.`refine.recipe`", "params.`refine.seed`")
 WIDE = 330  # pixels, for a sentence
+FLAT = {"orderByKey": "params.`refine.recipe`", "orderByAsc": True}  # by date, MLflow shows the rows above instead
 CURVE_COLUMNS = ("params.`refine.recipe`", "metrics.`refine/loss`", "metrics.`refine/weight_displacement`")
 
 
@@ -31,7 +33,7 @@ def experiment_tags(now: int) -> dict[str, str]:
     return {
         "mlflow.note.content": NOTE,
         **KIND,
-        f"{PREFIX}curves": _view("Training curves", "tags.stage = 'refine'", CURVE_COLUMNS, now),
+        f"{PREFIX}curves": _view("Training curves", "tags.stage = 'refine'", CURVE_COLUMNS, now, **FLAT),
         **configurations({}, (), now),
     }
 
@@ -47,11 +49,11 @@ def configurations(tags: Mapping[str, str], metrics: Iterable[str], now: int) ->
     return {name: text} if len(text) <= MAX_TAG else {}
 
 
-def _view(name: str, search: str, columns: Sequence[str], now: int) -> str:
+def _view(name: str, search: str, columns: Sequence[str], now: int, **order: Any) -> str:
     """The columns in this order, each as wide as its head."""
     widths = {column: WIDE if column == FIRST_COLUMNS[0] else 7 * len(column.split("`")[1]) + 60 for column in columns}
     shown = {"selectedColumns": list(columns), "columnOrder": list(columns), "columnWidths": widths}
-    state = {"searchFilter": search, **shown}
+    state = {"searchFilter": search, **order, **shown}
     return json.dumps({"name": name, "createdAt": now, "updatedAt": now, "state": json.dumps(state)})
 
 
