@@ -55,6 +55,12 @@ class Table:
     text_columns: tuple[int, ...] = (0,)
     kind: str = field(default="table", init=False)
 
+    @property
+    def style(self) -> str:
+        """CSS classes: `dense` with many columns, `intervals` where cells have them."""
+        has_intervals = any(cell.interval for row in self.rows for cell in row.cells)
+        return " ".join(["dense"] * (len(self.header) > 5) + ["intervals"] * has_intervals)
+
     def plain(self) -> list[list[str]]:
         """Every row as strings, group lines padded to the full width."""
         width = len(self.header)
@@ -231,8 +237,9 @@ def _environment(*, html: bool) -> jinja2.Environment:
 
 
 def _inline_html(text: str) -> Markup:
-    """Escaped text with `code` and **strong** as elements."""
+    """Escaped text with `code` and **strong** as elements, `top-1` never broken."""
     safe = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
+    safe = re.sub(r"\b(top-\d+)", r'<span class="whole">\1</span>', safe)
     return Markup(re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", safe))  # noqa: S704 - escaped above
 
 

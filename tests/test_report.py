@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
-from pipeline_lib import artifacts, page, provenance, report, results
+from pipeline_lib import artifacts, page, provenance, report, results, tracking
 from pipeline_lib.errors import UserError
 from pipeline_lib.page import Gallery, Table
 from pipeline_lib.report import pictures, tables, verdict
@@ -266,7 +267,7 @@ def test_thumbnail_is_small_and_on_white():
     buffer = io.BytesIO()
     Image.new("RGBA", (1000, 500), (255, 0, 0, 0)).save(buffer, "PNG")
     thumb = Image.open(io.BytesIO(pictures.thumbnail(buffer.getvalue())))
-    assert thumb.size == (2 * pictures.THUMBNAIL, pictures.THUMBNAIL)
+    assert thumb.size == (pictures.THUMBNAIL, pictures.THUMBNAIL // 2)
     assert min(thumb.getpixel((0, 0))) > 250
 
 
@@ -376,6 +377,12 @@ def test_stage_writes_the_folder_and_prints_the_table(project, monkeypatch, caps
     monkeypatch.chdir(project)
     params = Path("params.yaml").read_text()
     Path("params.yaml").write_text(params.replace("mode: best_effort", "mode: disabled"))
+    logged = []
+    monkeypatch.setattr(tracking.Run, "log_artifact", lambda self, path, folder="": logged.append((path.name, folder)))
     stage.main()
     assert artifacts.read_manifest(Path("data/report"), stage="report")
+    drawn = {"differences.png", "projection.png", "cosines.png", "gap_spectrum.png", "recall_eval.png", "training.png"}
+    assert {name for name, folder in logged if folder == "figures"} == drawn | {"wise_ft.png"}, "MLflow has the figures"
+    plots = yaml.safe_load((example_results.ROOT / "dvc.yaml").read_text())["plots"]
+    assert "${paths.report}/figures" in plots, "and DVC"
     assert "Mixed: of 3 headlines" in capsys.readouterr().out

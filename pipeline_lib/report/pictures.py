@@ -13,7 +13,7 @@ from pipeline_lib.page import Drawing, Example, Fold, Gallery, Text
 from pipeline_lib.report.inputs import OPENMOJI, Inputs, steps
 from pipeline_lib.results import CENTRED, Array, Evaluation, Variant
 
-THUMBNAIL = 152  # width on the page in pixels; stored at twice that for sharp screens
+THUMBNAIL = 304  # pixels; more than an example takes on the page, for sharp screens
 MAX_ROWS = 1000  # images whose cosines with each other are drawn
 
 
@@ -151,7 +151,7 @@ def thumbnail(image: bytes) -> bytes:
 
     with Image.open(io.BytesIO(image)) as opened:
         picture = ImageOps.exif_transpose(opened).convert("RGBA")
-    picture.thumbnail((2 * THUMBNAIL, 2 * THUMBNAIL))
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
     flat = Image.new("RGB", picture.size, "white")
     flat.paste(picture, mask=picture.getchannel("A"))
     buffer = io.BytesIO()
