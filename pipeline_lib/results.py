@@ -28,6 +28,7 @@ Array = np.ndarray[Any, Any]
 Verdict = Literal["rose", "fell", "still"]
 PARAMETERS = ("data", "base", "shard", "cache_teacher", "refine", "evaluate")  # sections that decide results
 PLAIN, CENTRED = "plain", "mean_centred"
+PROMPTS = {"single": ", 1 prompt", "imagenet": ", ImageNet's prompts"}  # beside the ensemble
 DIRECTIONS = {"image_to_text": "image → text", "text_to_image": "text → image"}
 
 
@@ -137,7 +138,7 @@ class Variant:
                 label = f"{DIRECTIONS[direction]} R@{k}"
                 yield Measure(set_name, key, label, interval(value), f"{direction}_hit_at_{k}", k == "1")
         for task, prompts in self.evaluation.block(set_name, "zero_shot", self.name).items():
-            for prompt, scores in sorted(prompts.items()):  # ensemble before single
+            for prompt, scores in sorted(prompts.items()):  # the ensemble first
                 yield from _accuracies(set_name, task, prompt, scores)
 
     def headlines(self, set_name: str) -> list[Measure]:
@@ -171,7 +172,7 @@ class Variant:
 
 def _accuracies(set_name: str, task: str, prompt: str, scores: Mapping[str, Any]) -> Iterator[Measure]:
     """Zero-shot measures of one task and prompt."""
-    main = prompt == "ensemble"
+    main, suffix = prompt == "ensemble", PROMPTS.get(prompt, "")
     prefix = f"zero_shot.{task}.{prompt}"
     for score, words, items in (
         ("top1", "top-1", f"{prefix}.hit_at_1"),
@@ -182,7 +183,7 @@ def _accuracies(set_name: str, task: str, prompt: str, scores: Mapping[str, Any]
             yield Measure(
                 set_name,
                 f"zero_shot_{task}_{score}" + ("" if main else f"_{prompt}"),
-                f"zero-shot {task} {words}" + ("" if main else ", 1 prompt"),
+                f"zero-shot {task} {words}{suffix}",
                 interval(scores[score]),
                 items,
                 is_headline=main and score == "top1",

@@ -356,6 +356,28 @@ def test_openai_templates_serve_where_a_set_has_none_or_they_are_asked_for(insid
     assert one.tasks["class"].raw_prompt_features["ensemble"].shape == (3, 80, 16)
 
 
+def test_both_ensembles_can_be_measured_beside_the_single_prompt(inside):
+    part = read_part(inside, "colours")
+    kinds = {ensemble: embedder(inside, ensemble=ensemble).embed(part) for ensemble in ("set", "openai", "both")}
+    found = {name: one.tasks["class"].raw_prompt_features for name, one in kinds.items()}
+    assert found["both"].keys() == {"single", "ensemble", "imagenet"}
+    assert torch.allclose(found["both"]["ensemble"], found["set"]["ensemble"], atol=1e-5)
+    assert torch.allclose(found["both"]["imagenet"], found["openai"]["ensemble"], atol=1e-5)
+    block, items = evaluation.score(kinds["both"], SETTINGS)
+    top1 = block["zero_shot"]["class"]["imagenet"]["top1"].value
+    assert scoring.flat(block)["zero_shot_class_imagenet_top1"] == top1
+    assert items["zero_shot.class.imagenet.correct"].mean() == pytest.approx(top1)
+    assert set(evaluation.headlines(block)) == {"zero_shot_class_top1"}, "the set's own templates make the headline"
+
+
+def test_texts_that_mean_nothing_are_refused_too(inside):
+    maker = embedder(inside)
+    with torch.no_grad():
+        maker.clip.module.text_projection.zero_()
+    with pytest.raises(UserError, match="text features are zero"):
+        maker.embed(read_part(inside, "colours"))
+
+
 def test_what_is_equal_is_embedded_once(inside, monkeypatch):
     part = read_part(inside, "colours")
     entries = part.shards[0].samples()
@@ -587,6 +609,24 @@ def test_a_model_refined_from_another_base_is_refused(inside):
     paths = dataclasses.replace(config.load(inside / "params.yaml", "paths"), refined=Path("data/stranger"))
     with pytest.raises(UserError, match="was not refined from the model in data/base"):
         run.open_model("refined", paths, torch.device("cpu"))
+
+
+def test_a_refined_model_with_other_preprocessing_or_activation_is_refused(inside):
+    """Its own manifest fits, but its numbers would not be comparable with the base's."""
+    base = model.load(inside / "data/base").facts["weights_digest"]
+    paths = config.load(inside / "params.yaml", "paths")
+    for name, section, change, named in (
+        ("other_activation", "model_cfg", {"quick_gelu": True}, "quick_gelu"),
+        ("other_preprocessing", "preprocess_cfg", {"mean": [0.1, 0.2, 0.3]}, "preprocess"),
+    ):
+        path = write_tiny_clip(inside / "data" / name, seed=1) / model.CONFIG
+        found = json.loads(path.read_text())
+        found[section] |= change
+        path.write_text(json.dumps(found))
+        facts = model.load(path.parent).facts
+        artifacts.write_manifest(path.parent, "refine", model={**facts, "refined_from": base})
+        with pytest.raises(UserError, match=rf"data/{name}: .*{named}.* differ from what data/base recorded"):
+            run.open_model("refined", dataclasses.replace(paths, refined=Path("data", name)), torch.device("cpu"))
 
 
 def test_weights_changed_after_they_were_written_are_refused(inside):

@@ -40,7 +40,7 @@ class EmbeddedTask:
 
     classnames: tuple[str, ...]
     labels: torch.Tensor  # [N] int64
-    raw_prompt_features: dict[str, torch.Tensor]  # "single" [K, 1, D], "ensemble" [K, P, D]
+    raw_prompt_features: dict[str, torch.Tensor]  # "single" [K, 1, D], "ensemble" [K, P, D], perhaps "imagenet"
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Embedder:
     clip: Clip
     batch_size: int
     prompt: str  # single zero-shot prompt, with {} for the class name
-    ensemble: str  # `set`: the set's own templates where it has them; else open_clip's for ImageNet
+    ensemble: str  # `set`: the set's own templates where it has them; `openai`: open_clip's for ImageNet; `both`
     max_pixels: int
     num_workers: int = 0
     progress: bool = True
@@ -115,9 +115,11 @@ class Embedder:
         return EmbeddedTask(classnames, labels(entries, name), features)
 
     def _prompts(self, name: str, task: Any) -> dict[str, list[str]]:
-        """Texts of both kinds of prompts, class after class."""
-        templates = list(task["templates"]) if self.ensemble == "set" else []
-        kinds = {"single": [self.prompt], "ensemble": templates or model.imagenet_templates()}
+        """Texts of each kind of prompts, class after class."""
+        own = list(task["templates"]) if self.ensemble in ("set", "both") else []
+        kinds = {"single": [self.prompt], "ensemble": own or model.imagenet_templates()}
+        if self.ensemble == "both" and own:
+            kinds["imagenet"] = model.imagenet_templates()
         for template in kinds["single"]:
             if template.count("{}") != 1:
                 raise UserError(f"evaluate.prompt: {template!r} must hold {{}} once, for the class name of `{name}`")

@@ -37,6 +37,7 @@ from pipeline_lib.shards import Part, read_part
 log = logging.getLogger(__name__)
 TRAINING_PARTS = ("refine", "val")  # what `refine` and `cache_teacher` read: never evaluated on
 COMMON_ITEMS = ("text_image_index", ".label")  # per-item arrays that every variant has alike
+LIKE_BASE = ("preprocess", "quick_gelu", "tokenizer_digest", "config_digest")  # refinement changes weights only
 FLAT_GAP = ("centroid_distance", "alignment", "uniformity", "relative_modality_gap", "linear_separability")
 
 
@@ -400,7 +401,8 @@ def open_model(
     """The model `name`, and for the refined one the weights of the base model that it came from.
 
     Raises:
-        UserError: A model is missing or unfinished, or the refined one came from another base model.
+        UserError: A model is missing or unfinished or not what its manifest says, or the refined one came from another
+            base model or has other preprocessing, activation or tokenizer.
     """
     folder, stage = {"base": (paths.base, "base"), "refined": (paths.refined, "refine")}[name]
     artifacts.read_manifest(folder, stage=stage)  # never another model in its place
@@ -410,6 +412,12 @@ def open_model(
     base = model.load(paths.base, device=device)
     if clip.facts.get("refined_from") != base.facts["weights_digest"]:
         raise UserError(f"{folder}: was not refined from the model in {paths.base}; run `dvc repro refine`")
+    differing = [key for key in LIKE_BASE if clip.facts.get(key) != base.facts.get(key)]
+    if differing:
+        raise UserError(
+            f"{folder}: {', '.join(differing)} differ from what {paths.base} recorded, so the two cannot be compared; "
+            "run `dvc repro -f refine`"
+        )
     return clip, base.module.state_dict()
 
 

@@ -292,5 +292,6 @@ def flat(block: Block) -> dict[str, float]:
     for task, kinds in block.get("zero_shot", {}).items():
         for key in ("top1", "top5", "mean_per_class", "ece"):
             values[f"zero_shot_{task}_{key}"] = number(kinds["ensemble"][key])
-        values[f"zero_shot_{task}_single_top1"] = number(kinds["single"]["top1"])
+        for kind in sorted(kinds.keys() - {"ensemble"}):
+            values[f"zero_shot_{task}_{kind}_top1"] = number(kinds[kind]["top1"])
     return values | block["gap"]

@@ -42,7 +42,7 @@ def before_after(inputs: Inputs) -> Table:
         tuple(rows),
         note=f"In small type: {page.level(inputs.evaluate.confidence)} bootstrap intervals over pictures, of the "
         "difference over the same pictures. Headlines are set in bold and carry a p-value (Holm). Zero-shot uses the "
-        "template ensemble unless it says 1 prompt.",
+        "template ensemble unless it says otherwise.",
     )
 
 
