@@ -316,7 +316,8 @@ def mean_centre(features: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
     if mean.shape != features.shape[-1:]:
         raise ValueError(f"mean must be [D] = {list(features.shape[-1:])}, got {list(mean.shape)}")
     unit = _unit_rows(features, "features")
-    return F.normalize(unit - mean.to(unit), dim=-1)
+    centred = unit.sub_(mean.to(unit))  # in place, here and below: a large set is held as few times as possible
+    return centred.div_(centred.norm(dim=-1, keepdim=True).clamp_min_(1e-12))
 
 
 # ---- ranks: retrieval and classification ----
