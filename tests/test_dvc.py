@@ -59,7 +59,8 @@ def make_repository(directory, **values):
     make_project(directory, **{"tracking__mode": "best_effort", "evaluate__wise_ft": [0.5], **values})
     run(directory, "git", "init", "-q")
     run(directory, "dvc", "init", "-q")
-    run(directory, "dvc", "config", "cache.type", "hardlink,copy")
+    for name in ("config", "plots.html"):
+        shutil.copyfile(ROOT / ".dvc" / name, directory / ".dvc" / name)
     run(directory, "git", "add", ".")
     run(directory, "git", "commit", "-qm", "start")
     return directory
@@ -151,6 +152,30 @@ def test_another_recipe_reruns_refine_evaluate_and_report_only(repository):
         parts = artifacts.read_manifest(repository / "data/shards")["parts"]
         assert {i.dataset.name: i.dataset.digest for i in inputs} == {n: parts[n][:36] for n in ("val", "eval")}
     check_artifacts(repository)
+    check_dvc_pages(repository, "mine")
+
+
+def check_dvc_pages(repository, experiment):
+    """DVC's own comparisons against HEAD: the same few numbers as MLflow's table, the parameters, the pictures."""
+    numbers = json.loads(run(repository, "dvc", "metrics", "diff", "--json", "--all", "HEAD", experiment))
+    (changes,) = numbers["diff"].values() if "diff" in numbers else numbers.values()
+    row = rows_by_name(repository)[experiment]
+    assert {k: v["new"] for k, v in changes.items() if k != "verdict"} == row.data.metrics
+    assert changes["verdict"]["new"] == row.data.tags["verdict"]
+    every = run(repository, "dvc", "metrics", "diff", "HEAD", experiment, "--targets", "data/eval/refined.json")
+    assert "eval.image_to_text_recall_at_5" in every
+    params = json.loads(run(repository, "dvc", "params", "diff", "--json", "HEAD", experiment))
+    assert set(params["params.yaml"]) == {"refine.recipe", "refine.learning_rate"}
+    grid = run(repository, "dvc", "exp", "show", "--csv").splitlines()
+    assert len(grid[0].split(",")) < 150  # nearly all of them parameters
+    assert "eval/image_to_text_recall_at_1" in grid[0]
+    assert any(experiment in line for line in grid[1:])
+    run(repository, "dvc", "plots", "diff", "HEAD", experiment, "--out", "plots_page")
+    page = (repository / "plots_page" / "index.html").read_text()
+    assert "Loss by step" in page
+    for name in ("recall_eval.png", "differences.png"):
+        assert f"data/report/figures/{name}" in page
+        assert len(list((repository / "plots_page" / "static").glob(f"*{name}"))) == 2
 
 
 def finish_queue(project):

@@ -8,7 +8,9 @@ import sqlite3
 import subprocess
 import threading
 import time
+from contextlib import chdir
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -598,8 +600,17 @@ def test_the_store_is_in_the_project_root(tmp_path, monkeypatch):
     client = client_of(root)
     experiment = client.get_experiment_by_name("clip-refine")
     assert experiment.artifact_location == (root / "mlartifacts").as_uri()
+    assert "tmp1" not in fresh_store_made_in(temporary, tmp_path / "other").get_experiment("0").artifact_location
     (run,) = runs_of(client, "stage")
     assert (root / "mlartifacts" / run.info.run_id / "artifacts" / "x.md").is_file()
+
+
+def fresh_store_made_in(folder: Path, root: Path):
+    """The client of a store that is made while `folder` is the current one."""
+    root.mkdir()
+    with chdir(folder):
+        tracking.Store(root, "clip-refine")
+    return client_of(root)
 
 
 def test_the_root_without_dvc_running_the_stage(tmp_path):

@@ -12,7 +12,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,9 @@ class Store:
             "output": self._output,
             "end": self._end,
         }
-        with self._locked():  # a fresh sqlite store is migrated by the constructor, which bears no company
+        # A fresh sqlite store is migrated by the constructor, which bears no company; and MLflow's own experiment,
+        # `Default`, keeps its artifacts in what was then the current folder, which may be a temporary one of DVC's.
+        with self._locked(), chdir(root):
             self.client = MlflowClient(store_uri(root), registry_uri=store_uri(root))
             self.experiment_id = self._experiment(experiment)
 
