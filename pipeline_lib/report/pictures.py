@@ -187,7 +187,7 @@ def _chosen_mix(sets: str, curve: results.Curve, chosen: float, where: str) -> s
             f"The ringed mix, {chosen:g}, has the best mean of both, chosen {where}. On {sets} it gives {gained} "
             f"against base. `python -m pipeline_lib.export` with `--mix {chosen:g}` writes that model."
         )
-    return f"{text} The points of the curve carry no intervals: read their order, not their distances."
+    return f"{text} The points of the curve carry no intervals; on few pictures much of their scatter is luck."
 
 
 def _wise_table(inputs: Inputs, curve: results.Curve) -> page.Table:
