@@ -163,7 +163,8 @@ class Evaluate:
     batch_size: int
     recall_at: tuple[int, ...]
     prompt: str  # single zero-shot prompt, with {} for the class name
-    ensemble: Literal["set", "openai"]  # templates of the ensemble: the set's own where it has them, or open_clip's 80
+    ensemble: Literal["set", "openai", "both"]  # templates of the ensemble: the set's own where it has them, or
+    # open_clip's 80 for ImageNet; both: the latter beside the former, as `imagenet`
     calibration: str  # part whose means the mean-centred baseline subtracts
     bootstrap_samples: int
     confidence: float
