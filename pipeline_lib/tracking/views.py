@@ -23,7 +23,7 @@ KIND = {"mlflow.experimentKind": "custom_model_development"}  # a sidebar with r
 PREFIX = "mlflow.sharedViewState."
 MAX_TAG = 5000  # characters; MLflow refuses a longer one
 FIRST_COLUMNS = ("tags.`verdict`", "params.`refine.recipe`", "params.`refine.seed`")
-WIDE = 330  # pixels, for a sentence
+WIDE = 300  # pixels, for a sentence
 FLAT = {"orderByKey": "params.`refine.recipe`", "orderByAsc": True}  # by date, MLflow shows the rows above instead
 CURVE_COLUMNS = ("params.`refine.recipe`", "metrics.`refine/loss`", "metrics.`refine/weight_displacement`")
 
@@ -51,7 +51,7 @@ def configurations(tags: Mapping[str, str], metrics: Iterable[str], now: int) ->
 
 def _view(name: str, search: str, columns: Sequence[str], now: int, **order: Any) -> str:
     """The columns in this order, each as wide as its head."""
-    widths = {column: WIDE if column == FIRST_COLUMNS[0] else 7 * len(column.split("`")[1]) + 60 for column in columns}
+    widths = {column: WIDE if column == FIRST_COLUMNS[0] else 7 * len(column.split("`")[1]) + 36 for column in columns}
     shown = {"selectedColumns": list(columns), "columnOrder": list(columns), "columnWidths": widths}
     state = {"searchFilter": search, **order, **shown}
     return json.dumps({"name": name, "createdAt": now, "updatedAt": now, "state": json.dumps(state)})
