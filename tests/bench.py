@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline_lib import artifacts, runtime
-from tests import bench_loop, bench_stages
+from tests import bench_evaluation, bench_loop, bench_stages, bench_tracking
 from tests.bench_inputs import project, quiet, write_vit
 from tests.tiny_project import ROOT
 
@@ -75,14 +75,10 @@ class Parts:
 
     def evaluation(self) -> None:
         """Everything after the embedding."""
-        from tests import bench_evaluation
-
         bench_evaluation.measure(report)
 
     def tracking(self) -> None:
         """What MLflow costs."""
-        from tests import bench_tracking
-
         bench_tracking.measure(report)
 
     def startup(self) -> None:
