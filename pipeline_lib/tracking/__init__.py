@@ -6,9 +6,10 @@ goes when everything has arrived. So mlflow is imported beside the stage, not in
 the file stays, and `lineage sync` sends it later. Points are told apart by (run, name, step), so that neither a resumed
 run nor a second delivery doubles one.
 
-Modes (`tracking.mode`): `disabled` is a null object and never imports mlflow; `required` raises when the store fails;
-`best_effort` says once that it spools and goes on. The store is $MLFLOW_TRACKING_URI, else `mlflow.db` in the project's
-root: $DVC_ROOT, which is the main repository also in the temporary folders of DVC's queue.
+Modes (`tracking.mode`): `disabled` is a null object and never imports mlflow; `required` waits for the store before the
+work and after it, and raises when it fails; `best_effort` says once that it spools and goes on. The store is
+$MLFLOW_TRACKING_URI, else `mlflow.db` in the project's root: $DVC_ROOT, which is the main repository also in the
+temporary folders of DVC's queue.
 
 A stage that DVC took from its cache has no process and no new run: the next stage that does run marks it `reused` on
 the row, with the run that made its output (found by the output's digest) and that run's headline numbers.

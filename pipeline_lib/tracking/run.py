@@ -70,7 +70,7 @@ class Run:
         """The digest of the output folder's manifest: the name under which later stages find this run."""
 
     def flush(self) -> None:
-        """Make all that was logged durable (on disk; with `required` in the store). Call it before a checkpoint."""
+        """Make all that was logged durable (on the disk; the store has it soon after). Call it before a checkpoint."""
 
     def resume(self, run_id: str) -> None:
         """Go on with the run of a checkpoint (its `run_id`) instead of this new one; call it before logging points."""
@@ -227,9 +227,6 @@ class TrackedRun(Run):
     def flush(self) -> None:
         """See `Run`."""
         self._spool.sync()
-        if self.required and self._sender:
-            self._sender.wait(self._sender.flush(), None)
-            self.check()
 
     @_guarded
     def resume(self, run_id: str) -> None:

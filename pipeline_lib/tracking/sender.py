@@ -37,7 +37,7 @@ ORPHAN_SECONDS = 60  # longest life of a sender whose stage was killed
 
 
 class Sender:
-    """The sending process, as the stage sees it. One job at a time: `send`, then `flush` or `resume`, then `end`."""
+    """The sending process, as the stage sees it. One job at a time: `send`, then perhaps `resume`, then `end`."""
 
     began = False  # the run is in the store
     done = False  # the store has all of the spool
@@ -90,10 +90,6 @@ class Sender:
     def resume(self, spool: Spool) -> int:
         """Drop the run just begun and send this spool instead."""
         return self._ask("resume", spool=str(spool.path))
-
-    def flush(self) -> int:
-        """Send now what the spool holds now."""
-        return self._ask("flush")
 
     def end(self) -> int:
         """Send what is left."""
