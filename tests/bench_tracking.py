@@ -76,7 +76,7 @@ def refinement(report: Report, root: Path, rounds: int = 3) -> None:
     write_small_set(project / "set", 1000)
     (project / "more").mkdir()
     write_tiny_clip(project / "clip", seed=1)
-    sizes = {"shard__samples_per_shard": 500, "refine__batch_size": 64, "refine__epochs": 20}
+    sizes = {"shard__samples_per_shard": 500, "refine__batch_size": 64, "refine__epochs": 60}
     write_params(project, runtime__num_threads=None, cache_teacher__chunk_size=64, **sizes)
     for stage in ("base", "shard", "cache_teacher"):
         quiet(stage, project)
