@@ -21,7 +21,7 @@ from pipeline_lib.report.inputs import Inputs, read, steps
 
 STAGE = "report"
 HTML, MARKDOWN = "report.html", "report.md"
-__all__ = ["HTML", "MARKDOWN", "Inputs", "build", "metrics", "read", "sentence", "terminal_table", "write"]
+__all__ = ["HTML", "MARKDOWN", "Inputs", "build", "read", "sentence", "terminal_table", "write"]
 
 
 def build(inputs: Inputs) -> Page:
@@ -62,13 +62,3 @@ def sentence(inputs: Inputs) -> str:
 def terminal_table(inputs: Inputs) -> str:
     """The verdict and the before/after table as plain text, at most 100 columns wide for usual names."""
     return f"{sentence(inputs)}\n\n{page.to_terminal(tables.before_after(inputs))}"
-
-
-def metrics(inputs: Inputs) -> dict[str, float]:
-    """Differences and adjusted p-values of the headlines, for the tracker."""
-    values: dict[str, float] = {}
-    for row in inputs.comparison:
-        if row.adjusted_p is not None:
-            name = f"report/{row.before.set_name}/{row.before.key}"
-            values |= {f"{name}_difference": row.difference.value, f"{name}_adjusted_p": row.adjusted_p}
-    return values
