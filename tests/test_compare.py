@@ -72,6 +72,15 @@ def test_groups_are_told_apart_by_what_differs(candidates):
     assert labels == ["clip_refine, learning_rate 5e-05, alpha 0.5", "clip_refine, learning_rate 0.0001, alpha 0.1"]
 
 
+def test_what_is_measured_beside_the_compared_numbers_makes_no_other_configuration(candidates):
+    """A sweep or probes for one seed only: still two seeds of one configuration, named by what changes results."""
+    candidates[0].parameters["evaluate"] |= {"wise_ft": [], "linear_probe": False}
+    candidates[1].parameters["evaluate"] |= {"wise_ft": [0.5], "linear_probe": True}
+    [group] = compare.group(candidates[:2])
+    assert [c.name for c in group.candidates] == ["refine-0", "refine-1"]
+    assert "wise_ft" not in group.label
+
+
 def test_one_seed_with_two_results_is_not_averaged(candidates):
     """Equal parameters, other weights: other code or another machine. Each stands alone under its own name."""
     twin = compare.read_folder("twin", candidates[0].refined.directory.parents[2])

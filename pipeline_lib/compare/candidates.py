@@ -13,6 +13,8 @@ from pipeline_lib import artifacts, config, results
 from pipeline_lib.errors import UserError
 from pipeline_lib.results import Evaluation
 
+APART = ("refine.seed", "evaluate.linear_probe", "evaluate.wise_ft")
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -35,8 +37,8 @@ class Candidate:
 
     @property
     def configuration(self) -> dict[str, Any]:
-        """Everything but the seed, as dotted keys."""
-        return {key: value for key, value in results.flat(self.parameters).items() if key != "refine.seed"}
+        """Everything but the seed and what is measured beside the numbers compared, as dotted keys."""
+        return {key: value for key, value in results.flat(self.parameters).items() if key not in APART}
 
 
 @dataclass(frozen=True)
