@@ -84,10 +84,8 @@ def against_released(report: Report, root: Path, larger: Path, rounds: int) -> N
     draws, cached = refiner._draws(data.rows), refiner._teacher(data)
     student, recipe = refiner.student, refiner.recipe
     optimizer = make_optimizer(student, refiner.settings)
-    captions = [refiner.part.entry(int(row))[1].captions for row in data.rows]
-    full = student.tokenize([texts[0] for texts in captions])
-    length = int(student.text_lengths(full).max())
-    cut = full[:, : -(-length // 16) * 16]
+    cut = data.inputs.token_ids  # of the captions drawn for this step, as cached
+    full = torch.nn.functional.pad(cut, (0, student.context_length - cut.shape[1]))  # CLIP's tokenizer pads with 0
     teachers = {"same": model.load(paths.base), "larger": model.load(larger)}
     losses: dict[str, float] = {}
 
@@ -122,9 +120,9 @@ def against_released(report: Report, root: Path, larger: Path, rounds: int) -> N
     report("step_text_cut_alone", seconds["cached_full"] / seconds["ours"], 1.0, "student's text tower only")
     report("step_against_larger_online_teacher", seconds["larger"] / seconds["ours"], 1.7, "ViT-B/16 teaching ViT-B/32")
     part = refiner.part
-    samples = data.inputs.images, full[:, :]
+    images = data.inputs.images
     per_image = alternate(
-        1, image=lambda: embed_images(student, samples[0], 32), text=lambda: embed_texts(student, cut, 32)
+        1, image=lambda: embed_images(student, images, 32), text=lambda: embed_texts(student, cut, 32)
     )
     cache = (per_image["image"] + 5 * per_image["text"]) / 32  # seconds per sample, five captions
     epoch = len(part) / 32
