@@ -70,7 +70,7 @@ def run(project: Path, code: str, mode: str, *arguments: str) -> str:
     return done.stdout.splitlines()[-1]
 
 
-def refinement(report: Report, root: Path, rounds: int = 3) -> None:
+def refinement(report: Report, root: Path, rounds: int = 2) -> None:
     """Several hundred short steps, so that a point is logged often; `required` waits for the store, so costs most."""
     project = root / "refine"
     write_small_set(project / "set", 1000)
@@ -100,20 +100,20 @@ def refinement(report: Report, root: Path, rounds: int = 3) -> None:
     report("tracking_whole_stage", PATIENCE / max(added, 0.01), 1.0, note)
 
 
-def starts(report: Report, root: Path, rounds: int = 2) -> None:
+def starts(report: Report, root: Path, rounds: int = 1) -> None:
     """From the command to the first line of the work."""
     project = make_project(root / "starts")
     for stage in STAGES[:-1]:
         quiet(stage, project)
     shutil.copyfile(empty_store(), project / "mlflow.db")
     for stage in STAGES:
-        seconds: dict[str, list[float]] = {"disabled": [], "best_effort": [], "required": []}
+        seconds: dict[str, list[float]] = {"disabled": [], "best_effort": []}
         for number in range(rounds + 1):
             for mode, values in seconds.items():
                 taken = float(run(project, START, mode, stage, str(time.time())))
                 values += [taken] if number else []
-        off, on, waiting = (statistics.median(values) for values in seconds.values())
-        note = f"{off:.2f} s without, {on:.2f} s with best_effort, {waiting:.2f} s with required"
+        off, on = (statistics.median(values) for values in seconds.values())
+        note = f"{off:.2f} s without, {on:.2f} s with best_effort"
         report(f"tracking_start_{stage}", off / on, 0.9, note)
 
 
