@@ -58,4 +58,5 @@ ui: $(STAMP) ## the MLflow UI on http://127.0.0.1:5000 (takes half a minute to s
 	mlflow ui --backend-store-uri sqlite:///mlflow.db
 
 clean: ## remove outputs and checkpoints, keep .venv, the DVC cache and mlflow.db
-	rm -rf data/base data/shards data/teacher data/pixels data/refined data/eval data/report .checkpoints
+	rm -rf data/base data/shards data/teacher data/pixels data/refined data/eval data/report data/report.json data/compare \
+	  .checkpoints

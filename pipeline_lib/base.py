@@ -93,6 +93,8 @@ def check_written(clip: model.Clip, directory: Path) -> None:
 
 def _demo(settings: config.Base, data: config.Data, work: Path, device: torch.device, progress: bool) -> Made:
     """Two published towers joined, heads trained on part `base` of the data."""
+    if settings.demo is None:
+        raise UserError("base.demo: missing; `source: demo` needs it; copy the block from the project's params.yaml")
     samples = sources.split(sources.open_source(data).samples, data.parts).get("base", [])
     if not samples:
         raise UserError("data.parts.base: no images to train the demo base's heads on; give it a share, such as 0.45")

@@ -34,71 +34,73 @@ def section(kind: type[T]) -> type[T]:
 class Paths:
     """Where each stage writes (relative to the folder of params.yaml)."""
 
-    base: Path
-    shards: Path
-    teacher: Path
-    pixels: Path
-    refined: Path
-    eval: Path
-    report: Path
+    base: Path  # the pre-trained model, an open_clip folder
+    shards: Path  # images and captions as tars, a folder per part and evaluation set
+    teacher: Path  # the teacher's features and the token ids
+    pixels: Path  # decoded images, where `cache_teacher.pixels` has them stored
+    refined: Path  # the refined model, an open_clip folder
+    eval: Path  # of each model: numbers, per-item results, features
+    report: Path  # the page; its verdict in numbers beside it, as `<report>.json`
 
 
 @section
 class EvaluationSet:
     """One more set to evaluate on, below `data.evaluation_root`."""
 
-    format: Literal["coco", "flickr", "jsonl", "image_folder", "webdataset", "clip_benchmark"]
-    path: str  # relative to data.evaluation_root
+    format: Literal["coco", "flickr", "jsonl", "image_folder", "webdataset", "clip_benchmark"]  # see `sources`
+    path: str  # folder or file, relative to data.evaluation_root
     images: str | None = None  # coco, flickr, jsonl: image folder relative to `path`'s folder; null: the format's own
     split: str | None = None  # clip_benchmark: `train` or `test` (null: test); flickr, jsonl: a list file to select by
-    limit: int | None = None
+    limit: int | None = None  # use the first N samples only; null: all
 
 
 @section
 class Data:
     """The image-text set, its parts, and further sets to evaluate on."""
 
-    format: Literal["openmoji", "coco", "flickr", "jsonl", "image_folder", "webdataset"]
-    root: str  # folder or file that holds the set; a dependency of `shard`
+    format: Literal["openmoji", "coco", "flickr", "jsonl", "image_folder", "webdataset"]  # its layout, see `sources`
+    root: str  # folder or file that holds the set; a dependency of `base` and `shard`
     images: str | None  # coco, flickr, jsonl: image folder relative to root's folder; null: the format's own place
     annotations: str | None  # coco, flickr, jsonl: captions file relative to root; null: the format's usual name
     parts: Mapping[str, float | str]  # part name -> list file below root, or share of the samples that no list claims
-    limit: int | None  # use the first N samples only (a trial run)
+    limit: int | None  # use the first N samples only (a trial run); null: all
     evaluation_root: str  # folder that holds the sets of `evaluation`; a dependency of `shard`
-    evaluation: Mapping[str, EvaluationSet]
+    evaluation: Mapping[str, EvaluationSet]  # name -> set; {}: evaluate on the parts alone
 
 
 @section
 class DemoBase:
     """The small dual encoder joined from two published towers; its heads are trained on part `base`."""
 
-    image_size: int
-    embed_dim: int
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    weight_decay: float
-    dropout: float  # of the tower features, while the heads are trained
-    seed: int
+    image_size: int  # side of the square input, in pixels
+    embed_dim: int  # width of the space that both heads project into
+    epochs: int  # passes over part `base`
+    batch_size: int  # pairs per step
+    learning_rate: float  # of AdamW at the start; half a cosine to 0 follows
+    weight_decay: float  # of AdamW, on the heads; none on the temperature
+    dropout: float  # share of the tower features set to 0 while the heads are trained
+    seed: int  # of the heads' first weights, the order, the captions drawn and the dropout
 
 
 @section
 class Base:
     """Where the pre-trained model comes from."""
 
-    source: Literal["demo", "open_clip", "checkpoint", "local_dir"]
-    model: str | None  # open_clip architecture name, for `open_clip` and `checkpoint`
-    pretrained: str | None  # open_clip tag, for `open_clip`
-    path: str | None  # file for `checkpoint`, folder for `local_dir` (a Hugging Face CLIPModel folder: `checkpoint`)
-    demo: DemoBase
+    source: Literal["demo", "open_clip", "checkpoint", "local_dir"]  # demo: two towers joined here; open_clip: a tag,
+    # downloaded; checkpoint: weights of your own; local_dir: a folder that open_clip can load
+    model: str | None  # open_clip architecture, for `open_clip` and a `checkpoint` that is a file; else null
+    pretrained: str | None  # open_clip tag, for `open_clip`; for a `checkpoint` file the tag whose preprocessing it
+    # shares, or null where all tags of the architecture have the same
+    path: str | None  # for `checkpoint` a file or a Hugging Face CLIPModel folder, for `local_dir` a folder; else null
+    demo: DemoBase | None = None  # for `demo`; the other sources do without it
 
 
 @section
 class Shard:
     """How samples are written to tars."""
 
-    samples_per_shard: int
-    max_image_bytes: int  # larger image files are quarantined
+    samples_per_shard: int  # samples in one tar, the last one of a part excepted
+    max_image_bytes: int  # larger image files are quarantined: left out, and named in a list
     max_image_pixels: int  # larger images are quarantined (decompression bombs)
     max_caption_chars: int  # longer captions are quarantined with their image
     max_bad_share: float  # share of quarantined samples in a part above which the stage fails
@@ -113,63 +115,65 @@ class CacheTeacher:
     teacher: str  # `base`, or the folder of another open_clip model
     precision: Literal["fp32", "tf32", "bf16"]  # of the teacher's towers; tf32 is for NVIDIA GPUs
     dtype: Literal["float32", "float16"]  # of the stored features
-    chunk_size: int  # samples per forward pass, a multiple of 8; part of the fingerprint
+    chunk_size: int  # samples per forward pass, best a multiple of 8 (another rounds differently); in the fingerprint
     text_cut: Literal["set", "chunk", "none"]  # cut token ids, where that is exact, at the longest caption (rounded up
     # to 16) of the set, or of each pass over captions sorted by length (faster; equal to rounding, not to the bit)
-    pixels: Literal["auto", "always", "never"]  # store the uint8 pixels; auto: where max_gb and the free disk allow
-    max_gb: float  # largest pixel cache
+    pixels: Literal["auto", "always", "never"]  # store the uint8 pixels; auto: within max_gb and half of the free disk
+    max_gb: float  # largest pixel cache of `auto`, in 10⁹ bytes
     max_bad_share: float  # share of undecodable images above which the stage fails
-    verify_share: float  # share of the rows that is computed again at the end and compared
+    verify_share: float  # share of the rows that is computed again at the end and compared (at least chunk_size rows)
     verify_tolerance: float | None  # largest relative difference of features (loss: a tenth of it, its gradient: ten
-    # times); null: 1e-4, or 2e-2 for float16 or bf16
+    # times); null: 1e-4, or 2e-2 where precision or dtype is not 32 bit
 
 
 @section
 class Refine:
     """One recipe, one seed, the optimiser and its schedule."""
 
-    recipe: str
-    seed: int
-    epochs: int
+    recipe: str  # a name in `recipes.RECIPES`; its settings stand in the block of that name under `recipes:`
+    seed: int  # of the order of the samples, the caption drawn for each, and RaFA's random vectors
+    epochs: int  # passes over part `refine`
     batch_size: int  # pairs per optimiser step, over all processes
-    micro_batch: int | None  # pairs per forward pass; the gradients stay those of the whole batch
-    last_batch: Literal["drop", "keep"]
-    max_steps: int | None
-    learning_rate: float
-    weight_decay: float
-    betas: tuple[float, float]
-    eps: float
-    schedule: Literal["constant", "cosine"]
-    warmup_steps: int
-    grad_clip: float | None  # largest gradient norm
+    micro_batch: int | None  # pairs per forward pass of a process, to save memory; the gradients stay those of the
+    # whole batch; null: all at once
+    last_batch: Literal["drop", "keep"]  # an epoch's last, smaller batch; what is dropped differs from epoch to epoch
+    max_steps: int | None  # optimiser steps after which the run ends; null: when its epochs are over
+    learning_rate: float  # of AdamW, after the warm-up
+    weight_decay: float  # of AdamW, on every trained weight
+    betas: tuple[float, float]  # of AdamW: how slowly its means of the gradient and of its square forget
+    eps: float  # of AdamW: added to the root of the mean square
+    schedule: Literal["constant", "cosine"]  # learning rate after the warm-up; cosine: half a wave, down to 0
+    warmup_steps: int  # optimiser steps in which the learning rate rises linearly; 0: none
+    grad_clip: float | None  # largest norm of the whole gradient; null: as it is
     precision: Literal["fp32", "tf32", "bf16"]  # of the student's towers (bf16: autocast); the losses stay fp32
     text_cut: Literal["set", "batch"]  # token ids as cached, or cut again at each batch's longest caption
-    trainable: Literal["all", "projections"]
-    lock_image: bool
+    trainable: Literal["all", "projections"]  # all weights, or only those that project into the shared space
+    lock_image: bool  # true: the image tower is not trained
     lock_image_unlocked_groups: int  # with lock_image: the last n groups stay trainable
-    lock_text: bool
+    lock_text: bool  # true: the text tower is not trained
     lock_text_unlocked_layers: int  # with lock_text: the last n layers stay trainable
-    train_logit_scale: bool
+    train_logit_scale: bool  # true: logit_scale (and logit_bias, where there is one) is trained
     stochastic_layers: bool  # true: dropout and drop-path as in training (step 0 then differs from the teacher)
-    grad_checkpointing: bool
-    compile: bool
-    step0_tolerance: float  # largest relative difference between student and teacher features before step 0
+    grad_checkpointing: bool  # true: activations are computed again in the backward pass: less memory, more time
+    compile: bool  # true: both towers through torch.compile
+    step0_tolerance: float  # largest relative difference between student and teacher features before step 0; larger
+    # bounds hold where the cache is not 32 bit
 
 
 @section
 class Evaluate:
     """What is measured, and how sure it is."""
 
-    batch_size: int
-    recall_at: tuple[int, ...]
+    batch_size: int  # images or texts per forward pass
+    recall_at: tuple[int, ...]  # the k of R@k; R@1 is measured in any case
     prompt: str  # single zero-shot prompt, with {} for the class name
     ensemble: Literal["set", "openai", "both"]  # templates of the ensemble: the set's own where it has them, or
     # open_clip's 80 for ImageNet; both: the latter beside the former, as `imagenet`
-    calibration: str  # part whose means the mean-centred baseline subtracts
-    bootstrap_samples: int
-    confidence: float
-    seed: int
-    linear_probe: bool
+    calibration: str  # part whose means the mean-centred baseline subtracts, and on which choices are to be made
+    bootstrap_samples: int  # resamples of the pictures; a test takes more where many headlines need them
+    confidence: float  # of the intervals, between 0 and 1; a change is measurable where p is below 1 minus this
+    seed: int  # of the resamples, and of the halves that probes and separability are measured on
+    linear_probe: bool  # true: a linear classifier on the frozen image features, wherever there are labels
     wise_ft: tuple[float, ...]  # mixes between base (0) and refined (1) weights to evaluate; empty: none
 
 
@@ -177,30 +181,31 @@ class Evaluate:
 class Report:
     """What the page shows."""
 
-    num_examples: int  # pictures whose rank improved or worsened most
-    title: str
+    num_examples: int  # pictures whose rank improved most, and as many whose rank worsened most; 0: none
+    title: str  # of the page; empty: the name of the first evaluated set
 
 
 @section
 class Runtime:
     """How, not what: nothing here may change a result beyond rounding, so no stage re-runs for it."""
 
-    device: str  # auto, cpu, cuda, mps
-    num_threads: int | None
-    num_workers: int  # image decoding processes
+    device: str  # cpu, cuda, mps, or auto: the first of cuda, mps, cpu that is there
+    num_threads: int | None  # of torch, in each process; null: as torch chooses
+    num_workers: int  # image decoding processes; 0: the stage decodes by itself
     processes: int  # >1: the stage relaunches itself under torch.distributed.run
-    deterministic: bool
-    checkpoint_every: int  # steps
-    progress: bool
+    deterministic: bool  # true: only kernels that give the same bits again
+    checkpoint_every: int  # optimiser steps of `refine` between checkpoints
+    progress: bool  # true: progress bars, where there is a terminal
 
 
 @section
 class Tracking:
     """MLflow. The server's address and credentials come from the environment, never from here."""
 
-    mode: Literal["required", "best_effort", "disabled"]
-    experiment: str
-    system_metrics: bool
+    mode: Literal["required", "best_effort", "disabled"]  # required: a stage fails if the server is lost; best_effort:
+    # what the server does not take is kept and sent later; disabled: nothing is logged
+    experiment: str  # name of the MLflow experiment
+    system_metrics: bool  # true: the machine's load (CPU, memory, GPU) as well
 
 
 SECTIONS: dict[str, type] = {
@@ -339,19 +344,28 @@ def _convert_union(kind: Any, value: Any, path: str) -> Any:
     choices = typing.get_args(kind)
     if value is None and type(None) in choices:
         return None
-    choices = tuple(choice for choice in choices if choice is not type(None))
-    fitting = choices if len(choices) == 1 else [choice for choice in choices if _fits(choice, value)]
+    fitting = [choice for choice in choices if choice is not type(None) and _resembles(choice, value)]
     if not fitting:
         raise _mistyped(kind, value, path)
     return convert(fitting[0], value, path)
 
 
+def _resembles(kind: Any, value: Any) -> bool:
+    """Whether `value` is of the shape of `kind`, whatever may be wrong inside it."""
+    origin = typing.get_origin(kind)
+    if dataclasses.is_dataclass(kind) or (origin is not None and origin is not tuple and origin is not Literal):
+        return isinstance(value, dict)
+    return isinstance(value, list) if origin is tuple else origin is Literal or _fits(kind, value)
+
+
 def _convert_tuple(kind: Any, value: Any, path: str) -> tuple[Any, ...]:
     kinds = typing.get_args(kind)
-    if not isinstance(value, list) or (kinds[-1] is not Ellipsis and len(value) != len(kinds)):
+    if not isinstance(value, list):
         raise _mistyped(kind, value, path)
     if kinds[-1] is Ellipsis:
         kinds = (kinds[0],) * len(value)
+    if len(value) != len(kinds):
+        raise UserError(f"{path}: expected {len(kinds)} {_plural(kinds[0])}, found {len(value)}")
     return tuple(convert(k, v, f"{path}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
 
 
@@ -389,11 +403,16 @@ def _describe(kind: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_describe(a) for a in arguments)
     if origin is tuple:
-        return f"a list of {_describe(arguments[0])}"
+        count = "" if arguments[-1] is Ellipsis else f"{len(arguments)} "
+        return f"a list of {count}{_plural(arguments[0])}"
     if dataclasses.is_dataclass(kind) or (origin is not None and issubclass(origin, Mapping)):
         return "a block of keys"
     names = {float: "a number", int: "a whole number", str: "text", Path: "a path", bool: "true or false"}
     return names.get(kind, "null" if kind is type(None) else str(kind))
+
+
+def _plural(kind: Any) -> str:
+    return {float: "numbers", int: "whole numbers", str: "texts", Path: "paths"}.get(kind, "values")
 
 
 def _did_you_mean(name: str, known: typing.Iterable[str]) -> str:

@@ -13,7 +13,8 @@ SECTIONS = ("paths", "data", "base", "runtime", "tracking")
 def main(params_file: Path = Path("params.yaml")) -> None:
     """Write the base model and its manifest."""
     paths, data, settings, how = (config.load(params_file, name) for name in SECTIONS[:4])
-    runtime.prepare(seed=settings.demo.seed, num_threads=how.num_threads, deterministic=how.deterministic)
+    seed = settings.demo.seed if settings.demo else 0  # published weights are not drawn
+    runtime.prepare(seed=seed, num_threads=how.num_threads, deterministic=how.deterministic)
     with tracking.stage_run("base", params_file) as run:
         made = base.materialise(
             settings, data, paths.base, device=runtime.pick_device(how.device), progress=how.progress

@@ -1,6 +1,7 @@
 """pipeline_lib.base, checkpoints: every source ends as one directory with the right features, bad ones as one line."""
 
 import argparse
+import dataclasses
 import json
 import shutil
 import socket
@@ -232,6 +233,14 @@ def test_wrong_settings_get_one_sentence(given, message, tmp_path, monkeypatch, 
     with pytest.raises(UserError, match=message):
         materialise(Path("base"), **given)
     assert_left_nothing(tmp_path)
+
+
+def test_the_demo_alone_needs_its_block(tmp_path):
+    chosen = dataclasses.replace(settings(source="demo"), demo=None)
+    with pytest.raises(UserError, match=r"base.demo: missing; `source: demo` needs it"):
+        base.materialise(chosen, data(), tmp_path / "base", device=CPU)
+    chosen = dataclasses.replace(settings(source="local_dir", path=str(write_tiny_clip(tmp_path / "tiny"))), demo=None)
+    assert base.materialise(chosen, data(), tmp_path / "base", device=CPU).source["kind"] == "local_dir"
 
 
 # Published tags

@@ -1,5 +1,6 @@
 """params.yaml is read strictly: YAML 1.2 numbers, and every mistake named by file, dotted path and remedy."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -72,8 +73,10 @@ def test_pyyaml_alone_would_read_a_string():
         ("  lock_text: false", "  lock_text: 0", "refine.lock_text: expected true or false, found int 0"),
         ("  epochs: 1\n", "  epochs: true\n", "refine.epochs: expected a whole number, found bool True"),
         ("  epochs: 1\n", "  epochs: 1.5\n", "refine.epochs: expected a whole number, found float 1.5"),
-        ("  betas: [0.9, 0.999]", "  betas: [0.9]", "refine.betas: expected a list of a number, found a list"),
-        ("  grad_clip: null", "  grad_clip: big", "refine.grad_clip: expected a number, found str 'big'"),
+        ("  betas: [0.9, 0.999]", "  betas: [0.9]", "refine.betas: expected 2 numbers, found 1"),
+        ("  betas: [0.9, 0.999]", "  betas: 0.9", "refine.betas: expected a list of 2 numbers, found float 0.9"),
+        ("  betas: [0.9, 0.999]", "  betas: [0.9, x]", "refine.betas[1]: expected a number, found str 'x'"),
+        ("  grad_clip: null", "  grad_clip: big", "refine.grad_clip: expected a number or null, found str 'big'"),
     ],
 )  # fmt: skip
 def test_mistakes_are_named_by_path(tmp_path, old, new, message):
@@ -86,6 +89,29 @@ def test_nested_blocks_and_mappings_are_strict(tmp_path):
     path = params_with(tmp_path, ("  evaluation: {} #", "  evaluation: {cifar: {format: clip_benchmark, pat: x}} #"))
     with pytest.raises(UserError, match=r"data.evaluation.cifar.pat: unknown key; did you mean `path`\?"):
         config.load(path, "data")
+
+
+def test_a_block_may_be_optional_but_not_something_else(tmp_path):
+    """What `base.demo` is: absent or null, else a block that is checked like any other."""
+    base = config.raw_section(ROOT / "params.yaml", "base")
+    assert config.build(config.Base, {**base, "demo": None}, "base").demo is None
+    assert config.build(config.Base, {k: v for k, v in base.items() if k != "demo"}, "base").demo is None
+    with pytest.raises(UserError, match=r"^base.demo: expected a block of keys or null, found int 3$"):
+        config.build(config.Base, {**base, "demo": 3}, "base")
+    with pytest.raises(UserError, match=r"^base.demo.image_size: missing; add it \(a whole number\)$"):
+        config.build(config.Base, {**base, "demo": {"seed": 0}}, "base")
+    with pytest.raises(UserError, match=r"^evaluate.recall_at: expected a list of whole numbers, found int 5$"):
+        config.convert(tuple[int, ...], 5, "evaluate.recall_at")
+
+
+def test_every_field_is_explained_beside_it():
+    """README.md and params.yaml send the reader there."""
+    source = (ROOT / "pipeline_lib/config.py").read_text()
+    lines = source.splitlines()
+    blocks = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.decorator_list]
+    fields = [field for block in blocks for field in block.body if isinstance(field, ast.AnnAssign)]
+    assert {block.name for block in blocks} >= {kind.__name__ for kind in config.SECTIONS.values()}
+    assert [lines[field.lineno - 1] for field in fields if "  # " not in lines[field.lineno - 1]] == []
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,13 @@ def test_each_path_is_typed_once():
     assert not re.findall(r"(?<![\w{.])data/(?:base|shards|teacher|pixels|refined|eval|report)", text)
 
 
+def test_make_clean_removes_what_git_ignores_under_data():
+    recipe = (ROOT / "Makefile").read_text().split("\nclean:")[1]
+    ignored = re.findall(r"^/(data/\S+)$", (ROOT / ".gitignore").read_text(), re.MULTILINE)
+    assert {*config.raw_section(ROOT / "params.yaml", "paths").values()} < {*ignored}
+    assert {*re.findall(r"data/\S+", recipe)} == {*ignored}
+
+
 def test_closure_follows_imports_inside_functions(tmp_path):
     for name, body in {
         "stages/a.py": "def f():\n    from pipeline_lib import b\n",

@@ -1,0 +1,75 @@
+"""README.md against the project: its snippets load when they are pasted, its tables say what the files say."""
+
+import ast
+import re
+import tomllib
+from typing import get_args, get_type_hints
+
+import pytest
+
+from pipeline_lib import base, config
+from tests.conftest import run_stage
+from tests.tiny_model import write_tiny_clip
+from tests.tiny_project import ROOT, make_project
+
+README = (ROOT / "README.md").read_text()
+
+
+def snippets():
+    """Each section of params.yaml that README.md prints; a block may offer several of one name, to choose from."""
+    blocks = re.findall(r"^```yaml\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    return [snippet for block in blocks for snippet in re.findall(r"^\w+:.*\n(?: .*\n)*", block, re.MULTILINE)]
+
+
+def paste(snippet, params):
+    """The text `params` with the section that `snippet` names replaced."""
+    section = rf"^{snippet.partition(':')[0]}:.*\n(?: .*\n|\n)*"
+    text, count = re.subn(section, lambda _: snippet + "\n", params, flags=re.MULTILINE)
+    assert count == 1
+    return text
+
+
+@pytest.mark.parametrize("snippet", snippets())
+def test_snippets_load_when_pasted(snippet, tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text(paste(snippet, (ROOT / "params.yaml").read_text()))
+    for name in config.SECTIONS:
+        config.load(path, name)
+
+
+def test_every_source_but_the_default_has_its_snippet():
+    sources = re.findall(r"^base: {source: (\w+)", "".join(snippets()), re.MULTILINE)
+    assert {"demo", *sources} == set(get_args(get_type_hints(config.Base)["source"]))
+    assert sum(text.startswith("data:") for text in snippets()) == 1
+
+
+def test_a_pasted_base_is_made(tmp_path):
+    """No `demo` block, since a user replaces the whole section."""
+    project = make_project(tmp_path / "project")
+    write_tiny_clip(project / "my/open_clip_folder")
+    [snippet] = [text for text in snippets() if "my/open_clip_folder" in text]
+    params = project / "params.yaml"
+    params.write_text(paste(snippet, params.read_text()))
+    run_stage("base", project)
+    assert (project / "data/base" / base.TRAINED_ON).is_file()
+
+
+def test_every_module_stands_in_the_table_with_the_first_line_of_its_docstring():
+    expected = {}
+    for path in (*ROOT.glob("stages/*.py"), *ROOT.glob("pipeline_lib/*.py"), *ROOT.glob("pipeline_lib/*/__init__.py")):
+        name = path.relative_to(ROOT).as_posix().removesuffix("__init__.py")
+        expected[name] = (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0].removesuffix(".")
+    del expected["stages/"], expected["pipeline_lib/"]
+    rows = dict(re.findall(r"^\| `((?:stages|pipeline_lib)/[^`]+)` \| (.+) \|$", README, re.MULTILINE))
+    assert {name: re.sub(r"\\([|<])", r"\1", text) for name, text in rows.items()} == expected
+
+
+def test_the_dependencies_are_those_of_pyproject():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = {"": project["dependencies"], **project["optional-dependencies"]}
+    table = README.split("## Dependencies, and why each")[1].split("\n## ")[0]
+    found = {extra: set() for extra in wanted}
+    for extra, names in re.findall(r"^\| (?:extra `(\w+)`: )?([\w, -]+) \| ", table, re.MULTILINE)[1:]:
+        found[extra] |= set(names.split(", "))
+    names = {extra: {re.match(r"[\w-]+", each)[0] for each in wanted[extra]} for extra in wanted}
+    assert found == {extra: those - {project["name"]} for extra, those in names.items()}
