@@ -18,6 +18,8 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 
+from pipeline_lib import runtime
+
 BUCKET_ELEMENTS = 2**24  # gradients are summed in flat buckets of this many numbers
 
 
@@ -92,11 +94,7 @@ def _sum_bucket(bucket: Sequence[torch.Tensor]) -> None:
 
 def join() -> World:
     """The world that torchrun (RANK, WORLD_SIZE) or srun (SLURM_PROCID, SLURM_NTASKS and MASTER_ADDR) started."""
-    slurm = "SLURM_PROCID" in os.environ and "MASTER_ADDR" in os.environ
-    names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID") if slurm else ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    rank, size, local_rank = (
-        int(os.environ.get(name, default)) for name, default in zip(names, (0, 1, 0), strict=True)
-    )
+    rank, size, local_rank = runtime.world_environment() or (0, 1, 0)
     if size == 1:
         return World()
     if not dist.is_initialized():
@@ -118,7 +116,7 @@ def relaunch_if_asked(processes: int, module: str, params_file: Path, *arguments
 
     The stage's command in dvc.yaml stays the same (a changed command would re-run the stage).
     """
-    if processes > 1 and "WORLD_SIZE" not in os.environ and "SLURM_PROCID" not in os.environ:
+    if processes > 1 and runtime.world_environment() is None:
         _exec_torchrun(processes, module, ["--params", str(params_file), *arguments])
 
 

@@ -46,6 +46,11 @@ class Snapshot:
         """The digest of each output that is there, by the stage's name in MLflow."""
         return {tracking.safe_name(stage): digest for stage, digest in output_digests(self.params_file).items()}
 
+    def headlines(self) -> dict[str, float | str]:
+        """The report's few numbers, from its file beside the folder; {} without one."""
+        file = metrics_file(self.params_file)
+        return artifacts.read_json(file) if file.is_file() else {}
+
 
 def output_folders(params_file: Path) -> dict[str, Path]:
     """The output folder of each stage, in the order of the pipeline, relative to the current folder."""
@@ -53,6 +58,12 @@ def output_folders(params_file: Path) -> dict[str, Path]:
     folders = {"base": paths.base, "shard": paths.shards, "cache_teacher": paths.teacher, "refine": paths.refined}
     folders |= {f"evaluate@{model}": paths.eval / model for model in MODELS} | {"report": paths.report}
     return {stage: params_file.parent / folder for stage, folder in folders.items()}
+
+
+def metrics_file(params_file: Path) -> Path:
+    """The report's few numbers, which DVC compares."""
+    report = output_folders(params_file)["report"]
+    return report.with_name(f"{report.name}.json")
 
 
 def output_digests(params_file: Path) -> dict[str, str]:
@@ -98,24 +109,29 @@ def sync(params_file: Path, *, all_experiments: bool = False) -> str:
     store, reason = _open_store(params_file, create=True)
     if store is None:
         raise UserError(f"nothing sent{reason}; start the server or see to MLFLOW_TRACKING_URI, then run sync again")
-    said = [_send(spool, store) for spool in tracking.Spool.all(store.root)]
+    sent = [_send(spool, store) for spool in tracking.Spool.all(store.root)]
+    said = [line for line, _ in sent]
     said.append(_complete(params_file, store))
     for name in _experiments(params_file.parent) if all_experiments else ():
         with _snapshot(params_file, name) as snapshot:
             said.append(f"{name}: {_fill(snapshot, store)}")
+    if not all(arrived for _, arrived in sent):
+        raise UserError("\n".join(["not everything could be sent; run sync again", *said]))
     return "\n".join(said)
 
 
 def check(params_file: Path) -> list[str]:
     """What differs between the output folders and their manifests, one line each (empty: all is well)."""
-    folders = [*output_folders(params_file).values(), params_file.parent / config.load(params_file, "paths").pixels]
-    return [problem for folder in folders if folder.exists() for problem in _verify(folder)]
+    folders = list(output_folders(params_file).values())
+    pixels = params_file.parent / config.load(params_file, "paths").pixels
+    folders += [pixels] if pixels.exists() else []  # a cache that may be absent
+    return [problem for folder in folders for problem in _verify(folder)]
 
 
 def _verify(folder: Path) -> list[str]:
     try:
         return artifacts.verify(folder)
-    except UserError as error:  # no manifest, or one that was edited
+    except UserError as error:  # not there, no manifest, or one that was edited
         return [str(error)]
 
 
@@ -127,19 +143,20 @@ def _open_store(params_file: Path, *, create: bool = False) -> tuple[tracking.St
     if not create and uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         return None, " (there is no store yet)"
     try:
-        return tracking.Store(root, settings.experiment, strict=False), ""
+        return tracking.Store(root, settings.experiment, strict=False, create=create), ""
     except UserError:
         raise
     except Exception as error:
         return None, f" ({tracking.reason(error)})"
 
 
-def _send(spool: tracking.Spool, store: tracking.Store) -> str:
+def _send(spool: tracking.Spool, store: tracking.Store) -> tuple[str, bool]:
+    """What became of a spool, and whether that is well; one that cannot be sent does not hold up the others."""
     name = f"{spool.path.parent.name}/{spool.path.name}"
     try:
-        return f"{name}: {'sent' if tracking.deliver(spool, store) else 'its stage is still running'}"
+        return f"{name}: {'sent' if tracking.deliver(spool, store) else 'its stage is still running'}", True
     except Exception as error:
-        raise UserError(f"{name}: not sent ({tracking.reason(error)}); run sync again") from None
+        return f"{name}: not sent ({tracking.reason(error)})", False
 
 
 def _complete(params_file: Path, store: tracking.Store) -> str:
@@ -155,12 +172,16 @@ def _complete(params_file: Path, store: tracking.Store) -> str:
 
 def _fill(snapshot: Snapshot, store: tracking.Store, *, without: Collection[str] = ()) -> str:
     outputs = {stage: digest for stage, digest in snapshot.digests().items() if stage not in without}
-    row = store.fill(snapshot.describe(), outputs)
+    headlines = snapshot.headlines() if "report" in outputs else {}
+    row = store.fill(snapshot.describe(), outputs, headlines)
     if row is None:
         return "no row of this configuration: no run in this store made one of its outputs"
     stages = map(tracking.safe_name, output_folders(snapshot.params_file))
     missing = [stage for stage in stages if f"stage.{stage}" not in row.tags]
-    return f"row {row.name}: {'without ' + ', '.join(missing) if missing else 'complete'}"
+    foreign = [stage for stage in outputs if row.tags.get(f"stage.{stage}.run_id") == "unknown"]
+    said = [f"without {', '.join(missing)}" if missing else "complete"]
+    said += [f"made by runs that are not in this store: {', '.join(foreign)}"] if foreign else []
+    return f"row {row.name}: {'; '.join(said)}"
 
 
 def _stale_stages(params_file: Path) -> set[str] | None:
@@ -228,15 +249,15 @@ def _copy_files(project: Path, commit: str, params_file: Path) -> None:
 
 
 def _copy_manifests(project: Path, commit: str, params_file: Path) -> None:
-    """The manifests of those outputs that DVC's cache still has."""
+    """The manifests of those outputs that DVC's cache still has, and the report's numbers."""
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
 
     files = DVCFileSystem(str(project.resolve()), rev=commit)
-    for folder in output_folders(params_file).values():
-        manifest = folder / artifacts.MANIFEST
+    manifests = [folder / artifacts.MANIFEST for folder in output_folders(params_file).values()]
+    for file in [*manifests, metrics_file(params_file)]:
         try:
-            artifacts.write_text(manifest, files.read_text(manifest.relative_to(params_file.parent).as_posix()))
+            artifacts.write_text(file, files.read_text(file.relative_to(params_file.parent).as_posix()))
         except (DvcException, OSError):
             continue  # never made, or gone from the cache
 
@@ -279,10 +300,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if problems := check(options.params):
             raise UserError("\n".join([f"{len(problems)} differences, run `dvc repro`", *problems]))
         print(f"{len(output_digests(options.params))} outputs agree with their manifests")
-    elif options.command == "sync":
-        print(sync(options.params, all_experiments=options.all_exps))
-    else:
-        print(show(options.params, getattr(options, "rev", None)))
+        return
+    try:
+        if options.command == "sync":
+            print(sync(options.params, all_experiments=options.all_exps))
+        else:
+            print(show(options.params, getattr(options, "rev", None)))
+    except UserError:
+        raise
+    except tracking.store_errors() as error:  # it answered at first
+        where = tracking.store_name(tracking.project_root(options.params))
+        raise UserError(f"MLflow at {where} failed ({tracking.reason(error)}); run the command again") from None
 
 
 if __name__ == "__main__":

@@ -98,6 +98,25 @@ def progress(items: Iterable[T] | None, *, label: str, enabled: bool = True, **o
     return tqdm(items, desc=label, disable=None if enabled else True, dynamic_ncols=True, **options)
 
 
+def world_environment() -> tuple[int, int, int] | None:
+    """Rank, number of processes and local rank, if torchrun or srun (with MASTER_ADDR) started this process, else None.
+
+    Raises:
+        UserError: srun started several processes and did not tell them where to meet.
+    """
+    slurm = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 or "MASTER_ADDR" in os.environ
+    if "RANK" in os.environ:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    elif "SLURM_PROCID" in os.environ and slurm:
+        if "MASTER_ADDR" not in os.environ:
+            raise UserError("srun: MASTER_ADDR and MASTER_PORT are not set; export them, or use runtime.processes")
+        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+    else:
+        return None
+    rank, size, local_rank = (int(os.environ.get(name, one)) for name, one in zip(names, (0, 1, 0), strict=True))
+    return rank, size, local_rank
+
+
 def pick_device(name: str) -> torch.device:
     """`auto` as cuda, else mps, else cpu; any other name as it is.
 

@@ -258,6 +258,15 @@ class Refiner:
             return
         history.flush()
         os.fsync(history.fileno())
+        self.save_checkpoint()
+        self.world.barrier()
+        if stop:
+            log.warning("checkpoint written at step %d of %d; run again to go on", self.step, self.plan.num_steps)
+            raise runtime.Stopped
+        self.run.check()
+
+    def save_checkpoint(self) -> None:
+        """Make what was logged durable, then write the state from which a run goes on."""
         self.run.flush()
         if self.world.is_main:
             state = {
@@ -269,10 +278,6 @@ class Refiner:
             }
             with artifacts.atomic_open(self.work / CHECKPOINT) as file:
                 torch.save(state, file)
-        self.world.barrier()
-        if stop:
-            log.warning("checkpoint written at step %d of %d; run again to go on", self.step, self.plan.num_steps)
-            raise runtime.Stopped
 
     def _resume(self) -> int:
         """Load the checkpoint of `work`, cut the history back to it; returns the step at which the run goes on."""
@@ -445,7 +450,16 @@ def _write_trained_on(refiner: Refiner, before: Path, target: Path) -> None:
 
 
 def _publish(refiner: Refiner, paths: config.Paths, cache_digest: str) -> str:
-    """Save the student, load it back, compare features, write the manifest, move it to `paths.refined`."""
+    """Save the student, load it back, compare features, write the manifest, move it to `paths.refined`.
+
+    Raises:
+        UserError: The saved model differs, or MLflow is required and failed: then the last step has a checkpoint.
+    """
+    try:
+        refiner.run.settle()
+    except UserError:
+        refiner.save_checkpoint()
+        raise
     student, target = refiner.student, refiner.work / "refined"
     model.save(student, target)
     saved = model.load(target, device=student.device)

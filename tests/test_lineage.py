@@ -65,7 +65,7 @@ def picture(root: Path) -> dict:
     client = client_of(root)
     runs = [*runs_of(client, "pipeline"), *runs_of(client, "stage")]
     names = {run.info.run_id: run.info.run_name for run in runs}
-    volatile = ("run.uid", "pipeline.workspace", "mlflow.note.content")
+    volatile = ("run.uid", "row.uid", "pipeline.workspace", "mlflow.note.content")
     return {
         run.info.run_name: {
             "status": run.info.status,
@@ -96,20 +96,152 @@ def test_what_was_spooled_and_sent_later_is_what_would_have_been_logged(tmp_path
     assert picture(tmp_path / "offline") == picture(tmp_path / "online")
 
 
-def test_a_delivery_that_was_cut_off_is_repeated_without_doubling_anything(tmp_path, monkeypatch):
+class Crash(BaseException):
+    """The delivering process dies: no handler of ours sees it."""
+
+
+WRITES = ("create_experiment", "create_run", "log_batch", "log_inputs", "log_artifact", "set_experiment_tag")
+WRITES += ("update_run", "set_terminated", "delete_tag", "delete_run")
+
+
+def crash_after(monkeypatch, number: int | None) -> list[str]:
+    """Let the delivery die before write number `number` (counted from 0); the list grows with the writes that began."""
+    from mlflow import MlflowClient
+
+    begun: list[str] = []
+
+    def guarded(name: str):
+        original = getattr(MlflowClient, name)
+
+        def write(self, *arguments, **named):
+            if len(begun) == number:
+                raise Crash
+            begun.append(name)
+            return original(self, *arguments, **named)
+
+        return write
+
+    for name in WRITES:
+        monkeypatch.setattr(MlflowClient, name, guarded(name))
+    return begun
+
+
+def send_all(root: Path) -> None:
+    store = tracking.Store(root, "clip-refine")
+    for spool in tracking.Spool.all(root):
+        assert tracking.deliver(spool, store)
+
+
+@pytest.mark.slow
+def test_a_delivery_cut_off_before_any_of_its_writes_is_repeated_to_the_same_store(tmp_path, monkeypatch):
+    spooled = make_project(tmp_path / "spooled", mode="best_effort")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", CLOSED)
+    with tracking.stage_run("refine", spooled, upstream={"base": "d-base"}) as run:
+        for step in range(5):
+            run.log_metrics({"loss": 1.0 / (step + 1)}, step=step)
+        run.log_text("a note", "note.md")
+        run.dataset("refine", "ab" * 32, "refine")
+        run.headline({"refine/final_loss": 0.5, "verdict": "none"})
+        run.output("d-refine")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+
+    def delivered(number: int | None) -> tuple[dict, int]:
+        root = tmp_path / f"cut at {number}"
+        shutil.copytree(tmp_path / "spooled", root)
+        with monkeypatch.context() as patch:
+            begun = crash_after(patch, number)
+            with suppress(Crash):
+                send_all(root)
+        send_all(root)
+        assert doubled_points(root) == []
+        assert [len(runs_of(client_of(root), kind)) for kind in ("pipeline", "stage")] == [1, 1]
+        return picture(root), len(begun)
+
+    whole, writes = delivered(None)
+    assert writes > 15
+    for number in range(writes):
+        assert delivered(number)[0] == whole, f"cut off before write {number}"
+
+
+def test_what_a_request_that_seemed_lost_made_after_all_is_removed(tmp_path, monkeypatch):
+    # The delivery was killed while its requests were on their way: they arrive when the next delivery is under way.
     params = make_project(tmp_path, mode="best_effort")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", CLOSED)
-    pipeline(params)
+    do("base", params)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     store = tracking.Store(tmp_path, "clip-refine")
-    for spool in tracking.Spool.all(tmp_path):
-        target = None
-        for op, _ in list(spool.read())[:-1]:  # all but the end has arrived when the delivery dies
-            target = store.apply(op, spool, target)
+    (spool,) = tracking.Spool.all(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking.Store, "find", lambda self, *_, **__: [])  # it does not see what is on its way
+        for _ in range(2):
+            store.apply(spool.first(), spool, None)
+    assert [len(runs_of(store.client, kind)) for kind in ("pipeline", "stage")] == [2, 2]
     lineage.sync(params)
-    assert doubled_points(tmp_path) == []
-    assert [run.info.status for run in runs_of(client_of(tmp_path), "stage")] == ["FINISHED"] * 3
-    assert len(runs_of(client_of(tmp_path), "pipeline")) == 1
+    assert [len(runs_of(store.client, kind)) for kind in ("pipeline", "stage")] == [1, 1]
+
+
+def test_a_spool_that_cannot_be_sent_does_not_hold_up_the_others(tmp_path, monkeypatch):
+    params = make_project(tmp_path, mode="best_effort")
+    broken = tmp_path / ".tracking-spool" / "base-000.jsonl"
+    broken.parent.mkdir()
+    broken.write_text('{"op": "metrics", "points": []}\n')
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", CLOSED)
+    do("shard", params)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with pytest.raises(
+        UserError, match=r"base-000.jsonl: not sent \(the line that began the run is broken.*\n.*: sent"
+    ):
+        lineage.sync(params)
+    assert [run.data.tags["stage"] for run in runs_of(client_of(tmp_path), "stage")] == ["shard"]
+    assert broken.exists()
+
+
+def test_a_row_that_was_deleted_is_made_anew_for_what_comes_later(tmp_path, monkeypatch):
+    params = make_project(tmp_path, mode="best_effort")
+    process = python(LOOP, tmp_path)
+    assert process.stdout.readline() == "there\n"
+    client = client_of(tmp_path)
+    wait_until(lambda: runs_of(client, "stage"))
+    kill(process, with_sender=True)
+    (deleted,) = runs_of(client, "pipeline")
+    client.delete_run(deleted.info.run_id)
+    assert ": sent" in lineage.sync(params)
+    (row,), (run,) = runs_of(client, "pipeline"), runs_of(client, "stage")
+    assert run.data.tags["mlflow.parentRunId"] == row.info.run_id
+    assert len(row.data.params) == len(deleted.data.params)
+
+
+def test_two_experiments_of_one_name_keep_their_own_rows(tmp_path, monkeypatch):
+    # DVC keeps the first of two experiments that were run in temporary folders under one name; the second one failed.
+    params = make_project(tmp_path)
+    monkeypatch.setenv("DVC_EXP_NAME", "mine")
+    monkeypatch.setenv("DVC_EXP_BASELINE_REV", "0" * 40)
+    do("report", params, "d-report", verdict="better", recall=0.5)
+    change(params, "learning_rate: 5e-5", "learning_rate: 1e30")
+    with pytest.raises(RuntimeError), tracking.stage_run("report", params):
+        raise RuntimeError("not finite")
+    client = client_of(tmp_path)
+    good, failed = runs_of(client, "pipeline")
+    store = tracking.Store(tmp_path, "clip-refine")
+    assert store.row_of(tracking.describe("lineage", params, {})).run_id == failed.info.run_id
+    change(params, "learning_rate: 1e30", "learning_rate: 5e-5")
+    described = tracking.describe("lineage", params, {})
+    assert store.row_of(described).run_id == good.info.run_id
+    store.fill(described, {"report": "d-report"}, {})
+    assert "verdict" not in client.get_run(failed.info.run_id).data.tags
+    assert client.get_run(failed.info.run_id).info.status == "FAILED"
+
+
+def test_a_row_whose_outputs_came_from_elsewhere_takes_its_numbers_from_the_report(tmp_path):
+    # As in a clone that pulled: the runs that made the outputs are in another store.
+    params = make_project(tmp_path)
+    do("base", params, "d-base")
+    store = tracking.Store(tmp_path, "clip-refine")
+    headlines = {"eval/image_to_text_recall_at_1": 0.25, "verdict": "No measurable change"}
+    row = store.fill(tracking.describe("lineage", params, {}), {"base": "d-base", "report": "d-report"}, headlines)
+    assert row.metrics == {"eval/image_to_text_recall_at_1": 0.25}
+    assert (row.tags["verdict"], row.tags["headlines.from"]) == ("No measurable change", "the report's file")
+    assert (row.tags["stage.base"], row.tags["stage.report.run_id"]) == ("executed", "unknown")
 
 
 def test_a_stage_sent_later_takes_its_place_in_the_row_that_went_on_without_it(tmp_path, monkeypatch):
@@ -199,7 +331,8 @@ def test_an_experiment_and_a_revision_are_told_by_their_own_parameters_and_code(
     (tmp_path / "stages").mkdir()
     (tmp_path / "stages" / "base.py").write_text("1")
     git(tmp_path, "init", "-q")
-    git(tmp_path, "add", "params.yaml", "stages")
+    (tmp_path / "dvc.yaml").write_text("stages:\n  base:\n    deps:\n      - stages/base.py\n")
+    git(tmp_path, "add", "params.yaml", "dvc.yaml", "stages")
     git(tmp_path, "commit", "-qm", "one")
     baseline = git(tmp_path, "rev-parse", "HEAD")
     change(params, "num_examples: 8", "num_examples: 9")
@@ -244,15 +377,21 @@ def test_check_lists_every_difference_and_its_exit_code_says_so(tmp_path):
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         return done.returncode, done.stdout + done.stderr
 
-    assert check() == (0, "2 outputs agree with their manifests\n")
+    for stage, folder in (("shard", "shards"), ("cache_teacher", "teacher"), ("report", "report")):
+        write_output(tmp_path / "data" / folder, stage, "content")
+    for evaluated in ("base", "refined"):
+        write_output(tmp_path / "data" / "eval" / evaluated, "evaluate", "content")
+    assert check() == (0, "7 outputs agree with their manifests\n")
+    shutil.rmtree(tmp_path / "data" / "teacher")
     (tmp_path / "data" / "base" / "file.txt").write_text("CONTENT")
     (tmp_path / "data" / "refined" / "foreign").write_text("x")
     (tmp_path / "data" / "pixels" / "file.txt").unlink()
-    (tmp_path / "data" / "report").mkdir()  # no manifest: unfinished
+    (tmp_path / "data" / "report" / "manifest.json").unlink()  # unfinished
     code, text = check()
     assert code == 1
-    assert text.startswith("error: 4 differences")
+    assert text.startswith("error: 5 differences")
     for problem in (
+        "data/teacher/manifest.json: no such file, so data/teacher is missing",
         "data/base/file.txt: SHA-256 differs",
         "data/refined/foreign: not in the manifest",
         "data/pixels/file.txt: missing",

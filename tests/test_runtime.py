@@ -150,3 +150,32 @@ def test_tf32_is_on_inside_its_block_only(monkeypatch):
         assert not torch.is_autocast_enabled("cpu")
     with runtime.arithmetic("bf16", torch.device("cpu")):
         assert torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, None),
+        ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, (3, 8, 1)),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, None),  # the shell of a batch script: no world around it
+        ({"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "MASTER_ADDR": "node1"}, (5, 8, 1)),
+        # torchrun on each node, started by srun: torchrun's word counts
+        ({"RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "SLURM_PROCID": "1", "MASTER_ADDR": "n"}, (9, 16, 1)),
+    ],
+)
+def test_who_started_this_process(monkeypatch, environment, expected):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert runtime.world_environment() == expected
+
+
+def test_several_tasks_of_srun_without_a_meeting_place_are_refused(monkeypatch):
+    # Otherwise each of them would run the whole stage and write the same files.
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    with pytest.raises(UserError, match="MASTER_ADDR and MASTER_PORT"):
+        runtime.world_environment()

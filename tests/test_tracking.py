@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -14,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline_lib import report, tracking
+from pipeline_lib import lineage, report, tracking
 from pipeline_lib.errors import UserError
 from pipeline_lib.runtime import Stopped
 from pipeline_lib.tracking import sender, views
-from pipeline_lib.tracking.describe import flatten, git_tags, public, resolved, store_uri
+from pipeline_lib.tracking.describe import configuration, flatten, git_tags, public, resolved, store_uri, workspace
 from pipeline_lib.tracking.run import status_of
 from pipeline_lib.tracking.spool import Spool
 from stages.report import summary
@@ -276,6 +277,20 @@ def test_curves_can_be_watched_while_the_stage_works(tmp_path, monkeypatch):
         assert runs_of(client, "stage")[0].info.status == "RUNNING"
 
 
+def test_a_row_ends_as_the_worst_of_its_stages_until_that_runs_again(tmp_path):
+    # `dvc repro --keep-going` runs refine although evaluate@base has failed.
+    params = make_project(tmp_path)
+    with pytest.raises(RuntimeError), tracking.stage_run("evaluate@base", params):
+        raise RuntimeError("no")
+    do("refine", params)
+    (row,) = runs_of(client_of(tmp_path), "pipeline")
+    assert (row.info.status, row.data.tags["error"]) == ("FAILED", "evaluate-base failed: RuntimeError: no")
+    do("evaluate@base", params)
+    (row,) = runs_of(client_of(tmp_path), "pipeline")
+    assert row.info.status == "FINISHED"
+    assert "error" not in row.data.tags
+
+
 def test_not_a_number_and_odd_names_do_not_stop_anything(tmp_path):
     params = make_project(tmp_path)
     with tracking.stage_run("refine", params) as run:
@@ -529,16 +544,75 @@ def test_a_store_that_fails_in_the_middle(tmp_path, monkeypatch, caplog, mode):
                     rename("metrics_away", "metrics")
 
     if mode == "required":
-        with pytest.raises(UserError, match="no such table: metrics"):
+        with pytest.raises(UserError, match=r"no such table: metrics.*`dvc commit refine` keeps it"):
             work()
-        return
-    work()
+        rename("metrics_away", "metrics")
+        assert ": sent" in lineage.sync(params)
+    else:
+        work()
     (run,) = runs_of(client, "stage")
+    assert run.info.status == "FINISHED"  # the work was done, whatever became of the store
     assert curve(client, run.info.run_id, "loss") == [(step, 0.5 * step) for step in range(30)]
     assert doubled_points(tmp_path) == []
     assert not (tmp_path / ".tracking-spool").exists()
+    messages = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert ["no such table: metrics" in message for message in messages] == [True] * (mode == "best_effort")
+
+
+def test_required_raises_where_the_loop_asks_and_the_run_says_why(tmp_path, monkeypatch):
+    params = make_project(tmp_path)
+
+    def work() -> None:
+        with tracking.stage_run("refine", params) as run:
+            run.check()  # all is well
+            run.settle()
+            with sqlite3.connect(tmp_path / "mlflow.db") as database:
+                database.execute("alter table metrics rename to away")
+            run.log_metrics({"loss": 1.0}, step=0)
+            with pytest.raises(UserError):
+                run.settle()
+            run.log_metrics({"loss": 0.5}, step=1)  # what is logged is never refused: it stands in the spool
+            run.flush()
+            run.check()
+
+    with pytest.raises(UserError, match="no such table: metrics"):
+        work()
+    with sqlite3.connect(tmp_path / "mlflow.db") as database:
+        database.execute("alter table away rename to metrics")
+    lineage.sync(params)
+    (failed,) = runs_of(client_of(tmp_path), "stage")
+    assert failed.info.status == "FAILED"
+    assert "tracking.mode: `required`" in failed.data.tags["error"]
+    assert curve(client_of(tmp_path), failed.info.run_id, "loss") == [(0, 1.0), (1, 0.5)]
+
+
+def test_a_full_disk_is_said_once_and_leaves_no_torn_line(tmp_path, caplog, monkeypatch):
+    params = make_project(tmp_path, mode="best_effort")
+    with tracking.stage_run("refine", params) as run:
+        run.log_metrics({"loss": 1.0}, step=0)
+        file = run._spool._file
+        monkeypatch.setattr(run._spool, "_file", Full(file))
+        for step in range(1, 5):
+            run.log_metrics({"loss": 1.0}, step=step)
+        monkeypatch.setattr(run._spool, "_file", file)
+        run.log_metrics({"loss": 1.0}, step=5)
     (message,) = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
-    assert "no such table: metrics" in message
+    assert "log_metrics failed (OSError: [Errno 28] No space left on device" in message
+    (run,) = runs_of(client_of(tmp_path), "stage")
+    assert [step for step, _ in curve(client_of(tmp_path), run.info.run_id, "loss")] == [0, 5]
+
+
+class Full:
+    """A file on a disk that takes four more bytes of each line."""
+
+    def __init__(self, file) -> None:
+        self._file = file
+
+    def write(self, data: bytes) -> int:
+        return self._file.write(data[:4])
+
+    def fileno(self) -> int:
+        return self._file.fileno()
 
 
 def test_a_store_of_another_version_is_one_sentence(tmp_path):
@@ -633,12 +707,53 @@ def test_a_relative_store_is_anchored_and_clones_that_share_a_store_keep_their_r
     do("shard", tmp_path / "one" / "params.yaml")
     rows = runs_of(client_of(tmp_path / "shared"), "pipeline")
     assert [("stage.shard" in row.data.tags) for row in rows] == [True, False]
+    experiment = client_of(tmp_path / "shared").get_experiment_by_name("clip-refine")
+    assert experiment.artifact_location == (tmp_path / "shared" / "mlartifacts").as_uri()  # outlives either clone
+
+
+def test_a_workspace_is_known_by_its_folder_whatever_the_host_calls_itself(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    one, two = (tmp_path / name for name in ("one", "two"))
+    one.mkdir()
+    first = workspace(one)
+    monkeypatch.setattr("platform.node", lambda: "another container")
+    assert workspace(one) == first
+    shutil.copytree(one, two, symlinks=True)
+    assert workspace(two) != first
+
+
+def test_only_code_that_a_stage_imports_decides_the_configuration(tmp_path):
+    params = make_project(tmp_path / "project", store=False)
+    graph = params.with_name("dvc.yaml")
+    graph.write_text("stages:\n  a:\n    deps:\n      - stages/a.py\n")
+    code = tmp_path / "code"
+    (code / "stages").mkdir(parents=True)
+    for name in ("a", "b"):
+        (code / "stages" / f"{name}.py").write_text("1")
+    before = configuration(params, code)
+    (code / "stages" / "b.py").write_text("2")
+    assert configuration(params, code) == before
+    (code / "stages" / "a.py").write_text("2")
+    assert configuration(params, code) != before
+
+
+def test_names_with_an_apostrophe_are_found(tmp_path, monkeypatch):
+    params = make_project(tmp_path)
+    monkeypatch.setenv("DVC_EXP_NAME", "it's")
+    do("base", params)
+    do("shard", params)
+    assert [row.info.run_name for row in runs_of(client_of(tmp_path), "pipeline")] == ["it's"]
 
 
 def test_parameters_hold_no_secret_and_no_absolute_path():
     flat = flatten({"data": {"root": "/home/me/coco", "list": [1, "a"]}, "base": {"path": None}, "x@y": "~/z"})
     assert flat == {"data.root": ".../coco", "data.list": '[1, "a"]', "base.path": "null", "x-y": ".../z"}
+    assert flatten({"a": ["/home/me/x", "http://a:b@c"]}) == {"a": '[".../x", "http://***@c"]'}
     assert public("https://me:secret@host/a") == "https://***@host/a"
+    assert public("https://me:s@c/r?t@host/a") == "https://***@host/a"
+    assert (
+        public("GET http://host/a?run=1&api_token=abc&x=2 failed") == "GET http://host/a?run=1&api_token=***&x=2 failed"
+    )
     assert flatten({"a": "x" * 7000})["a"] == "x" * 6000
     assert resolved({"refine": {"recipe": "b"}, "recipes": {"a": 1, "b": 2}})["recipes"] == {"b": 2}
 
@@ -662,6 +777,9 @@ def test_git_tags_tell_the_commit_and_what_differs_from_it(tmp_path):
     (tmp_path / "dvc.lock").write_text("2")  # a running pipeline writes it
     (tmp_path / "untracked").write_text("2")
     assert git_tags(tmp_path) == {"mlflow.source.git.commit": head, "git.dirty": "false"}
+    (tmp_path / "new.py").write_text("2")  # a stage may import it
+    assert git_tags(tmp_path)["git.changed"] == "new.py"
+    (tmp_path / "new.py").unlink()
     (tmp_path / "code.py").write_text("2")
     assert git_tags(tmp_path) == {"mlflow.source.git.commit": head, "git.dirty": "true", "git.changed": "code.py"}
 

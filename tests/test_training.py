@@ -17,7 +17,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from pipeline_lib import artifacts, config, model, runtime, training
+from pipeline_lib import artifacts, config, model, runtime, tracking, training
 from pipeline_lib.distributed import World
 from pipeline_lib.epochs import Plan, read_steps
 from pipeline_lib.errors import UserError
@@ -363,6 +363,27 @@ def test_a_pickled_checkpoint_is_not_loaded(cached, monkeypatch):
     torch.save({"step": print}, work / training.CHECKPOINT)
     with pytest.raises(Exception, match=r"weights_only|Weights only"):
         run_stage("refine", cached)
+
+
+@pytest.mark.parametrize("asked", ["check", "settle"])  # behind a checkpoint, and before the result is published
+def test_where_a_required_store_is_lost_no_step_is(cached, monkeypatch, caplog, asked):
+    values = {"runtime__checkpoint_every": 2}
+    reference, rows = refined(cached, **values), history(cached)
+    shutil.rmtree(cached / "data/refined")
+
+    def lost(_run):
+        raise UserError("tracking.mode: `required`, but MLflow failed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking.Run, asked, lost)
+        with pytest.raises(UserError, match="required"):
+            run_stage("refine", cached)
+        assert not (cached / "data/refined").exists()
+    with caplog.at_level("INFO"):
+        run_stage("refine", cached)
+    assert f"resumed at step {2 if asked == 'check' else len(rows)}" in caplog.text
+    assert equal(weights(cached), reference)
+    assert history(cached) == rows
 
 
 def newest_checkpoint(project):

@@ -7,7 +7,8 @@ the file stays, and `lineage sync` sends it later. Points are told apart by (run
 run nor a second delivery doubles one.
 
 Modes (`tracking.mode`): `disabled` is a null object and never imports mlflow; `required` waits for the store before the
-work and after it, and raises when it fails; `best_effort` says once that it spools and goes on. The store is
+work and after it, and raises when it fails (in the loop: behind the next checkpoint, so that nothing is lost);
+`best_effort` says once that it spools and goes on. The store is
 $MLFLOW_TRACKING_URI, else `mlflow.db` in the project's root: $DVC_ROOT, which is the main repository also in the
 temporary folders of DVC's queue.
 
@@ -19,7 +20,7 @@ from pipeline_lib.tracking.describe import describe, project_root, safe_name, st
 from pipeline_lib.tracking.run import Run, stage_run
 from pipeline_lib.tracking.sender import deliver
 from pipeline_lib.tracking.spool import Op, Spool
-from pipeline_lib.tracking.store import Record, Store, prepare_environment, reason
+from pipeline_lib.tracking.store import Record, Store, prepare_environment, reason, store_errors
 
 __all__ = [
     "Op",
@@ -34,6 +35,7 @@ __all__ = [
     "reason",
     "safe_name",
     "stage_run",
+    "store_errors",
     "store_name",
     "store_uri",
 ]

@@ -6,7 +6,6 @@ import ast
 import getpass
 import json
 import os
-import platform
 import re
 import subprocess
 import time
@@ -78,13 +77,26 @@ def store_name(root: Path) -> str:
 
 
 def workspace(root: Path) -> str:
-    """Tells the rows of several clones apart in a store that they share."""
-    return "here" if store_name(root) == "mlflow.db" else digest_of([platform.node(), str(root)])[:12]
+    """Tells the rows of several clones apart in a store that they share: an id that is made once for each folder.
+
+    It does not depend on the host, since containers and the nodes of a cluster change theirs between two stages.
+    """
+    if store_name(root) == "mlflow.db":
+        return "here"
+    mark = root / f"mlflow.db.workspace-{digest_of(str(root))[:8]}"  # a copied folder is another one
+    if not mark.exists():
+        made = uuid.uuid4().hex[:12]
+        scratch = mark.with_name(f"{mark.name}-{made}")
+        scratch.write_text(made, encoding="utf-8")
+        with suppress(FileExistsError):  # another process was first
+            os.link(scratch, mark)
+        scratch.unlink()
+    return mark.read_text(encoding="utf-8")
 
 
 def is_remote(uri: str) -> bool:
     """Whether a network lies between us and the store."""
-    return uri.split(":")[0] in ("http", "https", "databricks")
+    return not uri.startswith("sqlite:")
 
 
 def resolved(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,7 +113,8 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(value, Mapping) and value:
             flat |= flatten(value, f"{key}.")
         else:
-            flat[safe_name(key)] = public(value if isinstance(value, str) else json.dumps(value))[:6000]
+            plain = [public(v) if isinstance(v, str) else v for v in value] if isinstance(value, list) else value
+            flat[safe_name(key)] = public(plain if isinstance(plain, str) else json.dumps(plain))[:6000]
     return flat
 
 
@@ -112,17 +125,19 @@ def safe_name(name: str) -> str:
 
 def public(text: str) -> str:
     """`text` without the credentials of URLs; of an absolute path only the last part stays."""
-    text = re.sub(r"://[^/@\s]+@", "://***@", text)
+    text = re.sub(r"://\S*@", "://***@", text)
+    text = re.sub(r"([?&][^=&\s]*(?:token|key|secret|password|sig)[^=&\s]*=)[^&\s]+", r"\1***", text, flags=re.I)
     return f".../{Path(text).name}" if text.startswith(("/", "~")) else text
 
 
 def configuration(params_file: Path, root: Path = PACKAGE.parent) -> str:
-    """A hash of what decides the results: resolved parameters (not how they are run), dvc.yaml, the code in `root`."""
+    """A hash of what decides the results: resolved parameters (not how they are run), dvc.yaml, the code it names."""
     params = resolved(config.read_params(params_file))
-    code = sorted([*(root / PACKAGE.name).rglob("*.py"), *root.glob("stages/*.py")])
-    files = {path.relative_to(root).as_posix(): sha256_file(path) for path in code}
-    if (graph := params_file.parent / "dvc.yaml").is_file():
-        files["dvc.yaml"] = sha256_file(graph)
+    graph = params_file.parent / "dvc.yaml"
+    text = graph.read_text(encoding="utf-8") if graph.is_file() else ""
+    code = {root / name for name in re.findall(r"^ *- (\S+\.py)$", text, flags=re.M)}  # what no stage imports is not in
+    files = {path.relative_to(root).as_posix(): sha256_file(path) for path in sorted(code) if path.is_file()}
+    files["dvc.yaml"] = digest_of(text)
     return digest_of({"params": {k: v for k, v in params.items() if k not in ("runtime", "tracking")}, "files": files})
 
 
@@ -153,7 +168,7 @@ def lock_digest(params_file: Path) -> str:
 
 
 def git_tags(folder: Path) -> dict[str, str]:
-    """Commit, whether tracked files differ from it, and which; dvc.lock aside, which every run rewrites."""
+    """Commit, whether code or tracked files differ from it, and which; dvc.lock aside, which every run rewrites."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]
@@ -161,9 +176,10 @@ def git_tags(folder: Path) -> dict[str, str]:
 
     try:
         commit = git("rev-parse", "HEAD").strip()
-        changed = [line[3:] for line in git("status", "--porcelain", "--untracked-files=no").splitlines()]
+        listed = git("status", "--porcelain", "--untracked-files=all").splitlines()
     except (OSError, subprocess.SubprocessError):
         return {}  # not a repository, no commit yet, or no git
+    changed = [line[3:] for line in listed if not line.startswith("?? ") or line.endswith(".py")]  # code counts if new
     changed = [name for name in changed if Path(name).name != "dvc.lock"]
     dirty = {"git.dirty": "true", "git.changed": " ".join(changed)[:500]} if changed else {"git.dirty": "false"}
     return {"mlflow.source.git.commit": commit, **dirty}

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline_lib import config
+from pipeline_lib import config, runtime
 from pipeline_lib.errors import UserError
 from pipeline_lib.tracking.describe import (
     describe,
@@ -72,6 +72,12 @@ class Run:
     def flush(self) -> None:
         """Make all that was logged durable (on the disk; the store has it soon after). Call it before a checkpoint."""
 
+    def check(self) -> None:
+        """Raise if the store is required and failed. Call it after a checkpoint, so that nothing is lost by it."""
+
+    def settle(self) -> None:
+        """Wait until a store that is required has all of this. Call it while what the stage made can still be kept."""
+
     def resume(self, run_id: str) -> None:
         """Go on with the run of a checkpoint (its `run_id`) instead of this new one; call it before logging points."""
 
@@ -93,7 +99,8 @@ def stage_run(stage: str, params_file: Path, *, upstream: Mapping[str, str] | No
         UserError: `tracking.mode` is `required` and the store fails.
     """
     settings = config.load(params_file, "tracking")
-    if settings.mode == "disabled" or not is_first_process():
+    rank, _, _ = runtime.world_environment() or (0, 1, 0)
+    if settings.mode == "disabled" or rank != 0:
         yield Run()
         return
     run = TrackedRun(project_root(params_file), settings, describe(stage, params_file, upstream or {}))
@@ -107,12 +114,6 @@ def stage_run(stage: str, params_file: Path, *, upstream: Mapping[str, str] | No
     run.end("FINISHED")
 
 
-def is_first_process() -> bool:
-    """Whether this is the process that speaks for a torch.distributed world (torchrun, or srun with MASTER_ADDR)."""
-    slurm = "SLURM_PROCID" in os.environ and "MASTER_ADDR" in os.environ
-    return os.environ.get("SLURM_PROCID" if slurm else "RANK", "0") == "0"
-
-
 def status_of(error: BaseException) -> str:
     """MLflow's word for how a stage ended; a signal (Ctrl-C, exit code above 128) is KILLED."""
     if isinstance(error, SystemExit):
@@ -122,20 +123,22 @@ def status_of(error: BaseException) -> str:
 
 
 def _guarded(method: Callable[..., None]) -> Callable[..., None]:
-    """In `required`, raise what the store said; in `best_effort`, let nothing that tracking does reach the stage."""
+    """In `best_effort`, let nothing that tracking does reach the stage, and say once what failed."""
 
     @functools.wraps(method)
     def call(self: TrackedRun, *arguments: Any, **named: Any) -> None:
         if self.required:
-            self.check()
             method(self, *arguments, **named)
             return
         try:
             if not self.broken:
                 method(self, *arguments, **named)
         except Exception as error:
-            self.broken = method.__name__ == "begin"
-            log.warning("tracking: %s failed (%s: %s); the work goes on", method.__name__, type(error).__name__, error)
+            name = method.__name__
+            self.broken = name == "begin"
+            if name not in self._failed:
+                log.warning("tracking: %s failed (%s: %s); the work goes on", name, type(error).__name__, error)
+            self._failed.add(name)
 
     return call
 
@@ -146,6 +149,7 @@ class TrackedRun(Run):
     def __init__(self, root: Path, settings: config.Tracking, start: Op) -> None:
         self.required = settings.mode == "required"
         self.broken = self._said = False
+        self._failed: set[str] = set()  # methods whose failure has been said
         self.run_id = start["uid"]
         self._root, self._settings, self._start = root, settings, start
         self._spool = Spool.of(root, start["stage"], start["uid"])
@@ -230,7 +234,7 @@ class TrackedRun(Run):
 
     @_guarded
     def resume(self, run_id: str) -> None:
-        """See `Run`. What was said about this new run is said about the resumed one instead."""
+        """See `Run`. What was said about this new run is said about the resumed one instead; the new one is dropped."""
         old, new = self._spool, Spool.of(self._root, self._start["stage"], run_id)
         if not run_id or run_id == self.run_id:
             return
@@ -243,6 +247,7 @@ class TrackedRun(Run):
             elif op["op"] == "artifact":
                 op["file"] = new.name_of(old.file_of(op).rename(new.place(op["file"])))
             new.append(op)
+        old.append({"op": "dropped"})  # whoever sends it: the sender now, or `sync` where that does not get to it
         self.run_id, self._spool = run_id, new
         if self._sender:
             self._sender.resume(new)
@@ -267,9 +272,17 @@ class TrackedRun(Run):
             log.info("%s", self.info)
             return
         self._spool.close()
-        if self.required:
-            self.check()
+        if status == "FINISHED":
+            name = os.environ.get("DVC_STAGE", self._start["stage"])
+            self.check(f"; what the stage made is whole, `dvc commit {name}` keeps it")
+        self.check()
         self._say_failed()
+
+    def settle(self) -> None:
+        """See `Run`."""
+        if self.required and self._sender:
+            self._sender.wait(self._sender.push(), None)
+            self.check()
 
     @_guarded
     def _append_end(self, status: str, message: str) -> None:
@@ -277,16 +290,16 @@ class TrackedRun(Run):
         self._spool.append({"op": "end", "status": status, "message": message, "seconds": seconds, "time": now()})
         self._spool.sync()
 
-    def check(self) -> None:
-        """Raise if the store failed.
+    def check(self, further: str = "") -> None:
+        """See `Run`.
 
         Raises:
-            UserError: It did; the message holds the reason and the remedy.
+            UserError: The store is required and failed; the message holds reason, remedy, and what is `further`.
         """
-        if self._sender and self._sender.error:
+        if self.required and self._sender and self._sender.error:
             raise UserError(
-                f"tracking.mode: `required`, but MLflow at {store_name(self._root)} failed ({self._sender.error}); "
-                "see to the server and to MLFLOW_TRACKING_URI, or set tracking.mode to best_effort"
+                f"tracking.mode: `required`, but MLflow at {store_name(self._root)} failed ({self._sender.error}); see "
+                f"to the server and to MLFLOW_TRACKING_URI, or set tracking.mode to best_effort, and run again{further}"
             )
 
     def _say_failed(self) -> None:

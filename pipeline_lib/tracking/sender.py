@@ -21,13 +21,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from pipeline_lib.errors import UserError
 from pipeline_lib.tracking.describe import PACKAGE, now
 from pipeline_lib.tracking.spool import Op, Spool
 from pipeline_lib.tracking.store import MAX_POINTS, Store, Target, reason
 
 log = logging.getLogger("pipeline_lib.tracking")
 
-SEND_EVERY, SEND_SHARE = 2.0, 0.02  # seconds between deliveries, and the largest share of the time they may take
+SEND_EVERY, SEND_SHARE = 2.0, 0.005  # seconds between deliveries; the largest share of the machine that they may take
 RETRY_EVERY = 30.0  # seconds between attempts to reach a store that failed
 SAMPLE_EVERY = 10.0  # seconds between samples of the system metrics
 ORPHAN_SECONDS = 60  # longest life of a sender whose stage was killed
@@ -39,19 +40,18 @@ ORPHAN_SECONDS = 60  # longest life of a sender whose stage was killed
 class Sender:
     """The sending process, as the stage sees it. One job at a time: `send`, then perhaps `resume`, then `end`."""
 
-    began = False  # the run is in the store
     done = False  # the store has all of the spool
     error: str | None = None  # why the last delivery failed
 
     def __init__(self) -> None:
         paths = [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]
-        self._process = subprocess.Popen(  # its own session: a signal for the stage's group is not for this process
+        self._process = subprocess.Popen(  # its own group: a signal for the stage's is not for this process
             [sys.executable, "-c", "from pipeline_lib.tracking.sender import main; main()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
-            start_new_session=True,
+            process_group=0,
         )
         self._asked = self._answered = 0
         self._changed = threading.Condition()
@@ -74,7 +74,7 @@ class Sender:
 
     def send(self, spool: Spool, root: Path, experiment: str, *, failed: Callable[[], None], **options: bool) -> int:
         """Begin to send a spool; `failed` is called (by another thread) when a delivery failed."""
-        self.began, self.done, self.error, self._failed = False, False, None, failed
+        self.done, self.error, self._failed = False, None, failed
         environment = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
         pace = {"every": SEND_EVERY, "retry": RETRY_EVERY, "sample": SAMPLE_EVERY}
         return self._ask(
@@ -90,6 +90,10 @@ class Sender:
     def resume(self, spool: Spool) -> int:
         """Drop the run just begun and send this spool instead."""
         return self._ask("resume", spool=str(spool.path))
+
+    def push(self) -> int:
+        """Send what there is now."""
+        return self._ask("push")
 
     def end(self) -> int:
         """Send what is left."""
@@ -121,14 +125,14 @@ class Sender:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             self._hear(json.loads(line))
-        self._hear({"number": sys.maxsize, "began": self.began, "error": "the sending process died", "done": False})
+        self._hear({"number": sys.maxsize, "error": "the sending process died", "done": False})
 
     def _hear(self, said: dict[str, Any]) -> None:
         if "warning" in said:
             log.warning("%s", said["warning"])
             return
         with self._changed:
-            self.began, self.error, self.done = said["began"], said["error"], said["done"]
+            self.error, self.done = said["error"], said["done"]
             self._answered = max(self._answered, said["number"])
             self._changed.notify_all()
         if self.error:
@@ -163,23 +167,36 @@ def deliver(spool: Spool, store: Store) -> bool:
 
     Returns:
         False, with nothing done, if the run is still alive.
+
+    Raises:
+        UserError: The file does not say which run it is of.
     """
     if not spool.open():
         return False
     try:
+        if spool.last() and not spool.first():
+            raise UserError("the line that began the run is broken; see what it holds, then remove it")
         close_killed(spool)
-        target: Target | None = None
-        for op, _ in merged(spool.read()):
-            target = store.apply(op, spool, target)
+        send(spool, store)
         spool.delete()
     finally:
         spool.close()
     return True
 
 
+def send(spool: Spool, store: Store) -> None:
+    """Bring a spool to the store from its first line to its last."""
+    if spool.last().get("op") == "dropped":
+        store.drop(spool.first()["uid"])
+        return
+    target: Target | None = None
+    for op, _ in merged(spool.read()):
+        target = store.apply(op, spool, target)
+
+
 def close_killed(spool: Spool) -> None:
     """Write the end that a killed process could not write, if it is missing."""
-    if (last := spool.last()) and last["op"] != "end":
+    if spool.last().get("op", "end") not in ("end", "dropped"):
         spool.append({"op": "end", "status": "KILLED", "message": "", "time": now()})
 
 
@@ -196,20 +213,19 @@ class Job:
         self.pause = told["every"]
         self._store: Store | None = None
         self._retry_at = 0.0
-        self._sampled = self._started = time.monotonic()
+        self._sampled = time.monotonic()
         self._monitor: Any = None
 
     def state(self) -> dict[str, Any]:
         """How far it is."""
         done = self.error is None and self.position >= self.spool.size()
-        return {"began": self.target is not None, "error": self.error, "done": done}
+        return {"error": self.error, "done": done}
 
     def resume(self, path: str) -> None:
         """Delete the run just begun and go on with another spool."""
-        if self._store and self.target:
-            with suppress(Exception):
-                self._store.discard(self.target)
-        self.spool.delete()
+        with suppress(Exception):  # its spool stays, and says that it is dropped
+            self._open().drop(self.spool.first()["uid"])
+            self.spool.delete()
         self.spool, self.target, self.position = Spool(Path(path)), None, 0
 
     def attempt(self, *, at_once: bool) -> None:
@@ -223,18 +239,22 @@ class Job:
         except Exception as failure:
             self.error = reason(failure)
             self._retry_at = time.monotonic() + self._told["retry"]
-        every = self._told["every"]
-        self.pause = every if opening or self.error else max(every, (time.monotonic() - began) / SEND_SHARE)
+        every, share = self._told["every"], SEND_SHARE * (os.cpu_count() or 1)
+        self.pause = every if opening or self.error else max(every, (time.monotonic() - began) / share)
 
     def _deliver(self) -> None:
-        if self._store is None:
-            self._store = Store(Path(self._told["root"]), self._told["experiment"], strict=self._told["strict"])
+        store = self._open()
         for op, position in merged(self.spool.read(self.position)):
-            self.target = self._store.apply(op, self.spool, self.target)
+            self.target = store.apply(op, self.spool, self.target)
             self.position = position
         if self._told["system_metrics"] and self.target and time.monotonic() - self._sampled >= self._told["sample"]:
             self._sampled = time.monotonic()
-            self._store.log_system(self.target, self._sample(), int(self._sampled - self._started))
+            store.log_system(self.target, self._sample())
+
+    def _open(self) -> Store:
+        if self._store is None:
+            self._store = Store(Path(self._told["root"]), self._told["experiment"], strict=self._told["strict"])
+        return self._store
 
     def _sample(self) -> dict[str, float]:
         """Load of processor, memory, disk, network and GPUs, by MLflow's own monitors."""
@@ -306,6 +326,7 @@ class _Relay(logging.Handler):
 
 def main() -> None:
     """Read commands from standard input, one JSON object a line, and answer on standard output."""
+    os.nice(5)  # the stage goes first where both want a processor
     answers: IO[bytes] = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nothing that a library prints gets among the answers
     commands: queue.Queue[dict[str, Any] | None] = queue.Queue()

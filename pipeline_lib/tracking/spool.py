@@ -7,6 +7,7 @@ while writing) is passed over. Knows nothing of MLflow.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -78,7 +79,10 @@ class Spool:
     def append(self, op: Op) -> None:
         """Add one operation, in one write; it survives the death of this process (and with `sync`, of the machine)."""
         assert self._file is not None, "open() first"
-        self._file.write(json.dumps(op).encode() + b"\n")
+        line = json.dumps(op).encode() + b"\n"
+        if (written := self._file.write(line)) != len(line):  # no torn line may stand before the next one
+            os.ftruncate(self._file.fileno(), self.size() - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
     def sync(self) -> None:
         """Wait until what was appended is on the disk."""
@@ -97,8 +101,9 @@ class Spool:
                     yield json.loads(line), offset
 
     def first(self) -> Op:
-        """The operation that began the run; {} where not even that was written."""
-        return next((op for op, _ in self.read()), {})
+        """The operation that began the run; {} where it was not written, or is broken."""
+        first = next((op for op, _ in self.read()), {})
+        return first if first.get("op") == "start" else {}
 
     def last(self) -> Op:
         """The newest operation; {} where there is none."""
@@ -108,8 +113,8 @@ class Spool:
         return last
 
     def size(self) -> int:
-        """Bytes in the file."""
-        return self.path.stat().st_size
+        """Bytes in the file; 0 where it is gone."""
+        return self.path.stat().st_size if self.path.exists() else 0
 
     def place(self, name: str) -> Path:
         """A new path in the spool's folder for a file called `name`; its parent exists."""

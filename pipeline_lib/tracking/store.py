@@ -19,7 +19,7 @@ from typing import Any
 
 from pipeline_lib.errors import UserError
 from pipeline_lib.tracking import views
-from pipeline_lib.tracking.describe import is_remote, now, public, store_uri, workspace
+from pipeline_lib.tracking.describe import now, public, store_uri, workspace
 from pipeline_lib.tracking.spool import Op, Spool
 
 log = logging.getLogger("pipeline_lib.tracking")
@@ -53,6 +53,9 @@ class Record:
     status: str
     tags: Mapping[str, str]
     metrics: Mapping[str, float]
+    params: Mapping[str, str]
+    began: int  # milliseconds since 1970
+    deleted: bool
 
 
 @dataclass
@@ -62,6 +65,8 @@ class Target:
     run_id: str
     row_id: str
     stage: str
+    uid: str  # of the run
+    began: int  # milliseconds since 1970
     seen: set[tuple[Any, ...]]  # identities of the points that the run already had
 
 
@@ -72,13 +77,15 @@ class Store:
         root: The project's root.
         experiment: Name of the MLflow experiment, created where it is missing.
         strict: Raise where MLflow refuses a value, instead of saying so and leaving it out.
+        create: Create the experiment where it is missing.
 
     Raises:
         UserError: The experiment was deleted.
+        LookupError: It is missing and shall not be created.
         MlflowException: The store cannot be reached or is of another version.
     """
 
-    def __init__(self, root: Path, experiment: str, *, strict: bool = True) -> None:
+    def __init__(self, root: Path, experiment: str, *, strict: bool = True, create: bool = True) -> None:
         from mlflow import MlflowClient
 
         self.root, self._strict, self._workspace = root, strict, workspace(root)
@@ -94,7 +101,7 @@ class Store:
         # `Default`, keeps its artifacts in what was then the current folder, which may be a temporary one of DVC's.
         with self._locked(), chdir(root):
             self.client = MlflowClient(store_uri(root), registry_uri=store_uri(root))
-            self.experiment_id = self._experiment(experiment)
+            self.experiment_id = self._experiment(experiment, create=create)
 
     def apply(self, op: Op, spool: Spool, target: Target | None) -> Target | None:
         """Carry out one operation; returns where the next ones go. Doing it twice leaves what doing it once does."""
@@ -113,17 +120,18 @@ class Store:
             log.warning("MLflow refuses what the stage logged (%s): left out", reason(error))
         return target
 
-    def log_system(self, target: Target, values: Mapping[str, float], seconds: int) -> None:
-        """Log a sample of the machine's load under the names that MLflow's page looks for."""
+    def log_system(self, target: Target, values: Mapping[str, float]) -> None:
+        """Log a sample of the machine's load under the names that MLflow's page knows, by seconds since the start."""
+        seconds = (now() - target.began) // 1000
         self._log(target.run_id, points=[[f"system/{name}", v, seconds, now()] for name, v in values.items()])
 
-    def discard(self, target: Target) -> None:
-        """Delete a run that was begun for nothing."""
-        self.client.delete_run(target.run_id)
+    def drop(self, uid: str) -> None:
+        """Delete a run that was begun for nothing, and the row if it was made for that run alone."""
+        self._delete_others(uid, run_id="", row_id="")
 
     def find(self, tags: Mapping[str, str], *, status: str = "", limit: int = 1) -> list[Record]:
         """The newest runs with these tags."""
-        filters = [f"tags.`{name}` = '{value}'" for name, value in tags.items()]
+        filters = [f"tags.`{name}` = {quoted(value)}" for name, value in tags.items()]
         filters += [f"attributes.status = '{status}'"] if status else []
         runs = self.client.search_runs(
             [self.experiment_id], " and ".join(filters), max_results=limit, order_by=["attributes.start_time DESC"]
@@ -137,17 +145,22 @@ class Store:
 
     @staticmethod
     def _record(run: Any) -> Record:
-        return Record(run.info.run_id, run.info.run_name, run.info.status, run.data.tags, run.data.metrics)
+        info, data = run.info, run.data
+        deleted = info.lifecycle_stage == "deleted"
+        return Record(
+            info.run_id, info.run_name, info.status, data.tags, data.metrics, data.params, info.start_time, deleted
+        )
 
-    def _experiment(self, name: str) -> str:
+    def _experiment(self, name: str, *, create: bool) -> str:
         """The experiment's id. Its artifacts get an explicit place; the default is the current folder, which may go."""
         from mlflow.exceptions import MlflowException
 
         found = self.client.get_experiment_by_name(name)
+        if found is None and not create:
+            raise LookupError(f"it has no experiment {name} yet")
         if found is None:
-            place = None if is_remote(store_uri(self.root)) else (self.root / "mlartifacts").as_uri()
             try:
-                return self.client.create_experiment(name, place, views.experiment_tags(now()))
+                return self.client.create_experiment(name, artifact_place(self.root), views.experiment_tags(now()))
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
@@ -169,14 +182,17 @@ class Store:
         found = self.find({"run.uid": op["uid"]})
         self._end_the_dead(op)
         row = self.run(found[0].tags["mlflow.parentRunId"]) if found and not op.get("resumed") else self.join(op)
+        row = self.join(op) if row.deleted else row
+        self._log_missing(row, op["params"])
         child = self._reopen(found[0], row, op) if found else self._create_child(row, op)
         now_running = {f"stage.{op['stage']}": "running", f"stage.{op['stage']}.run_id": child}
         self._log(row.run_id, tags={**op["tags"], **now_running})
-        if "error" in row.tags:  # it goes on
+        if row.tags.get("error", "").startswith(f"{op['stage']} "):  # it goes on
             self.client.delete_tag(row.run_id, "error")
         self.client.update_run(row.run_id, status="RUNNING")
         self._link_upstream(row, child, op)
-        return Target(child, row.run_id, op["stage"], self._seen(found[0]) if found else set())
+        began, seen = (found[0].began, self._seen(found[0])) if found else (op["time"], set())
+        return Target(child, row.run_id, op["stage"], op["uid"], began, seen)
 
     def _metrics(self, op: Op, spool: Spool, target: Target) -> None:
         self._log(target.run_id, points=[p for p in op["points"] if _identity(*p) not in target.seen])
@@ -188,7 +204,8 @@ class Store:
         tags = {f"headline.{number}": "\n".join(names[at : at + NAMES_PER_TAG]) for number, at in enumerate(pages)}
         self._log(target.run_id, points=op["points"], tags={**tags, **op["texts"]})
         self._log(target.row_id, points=op["points"], tags=op["texts"])
-        self._show(metrics)
+        with self._locked():
+            self._show(metrics)
 
     def _artifact(self, op: Op, spool: Spool, target: Target) -> None:
         if (file := spool.file_of(op)).is_file():  # not: it was sent by a delivery that was cut off
@@ -213,10 +230,26 @@ class Store:
         self._log(target.run_id, points=points, tags={"error": message} if message else None)
         said = {"error": f"{target.stage} {state}: {message}"} if message else {}
         self._log(target.row_id, tags={f"stage.{target.stage}": state, **said})
-        for run_id in (target.run_id, target.row_id):
-            self.client.set_terminated(run_id, op["status"], op["time"])
+        self.client.set_terminated(target.run_id, op["status"], op["time"])
+        self._close_row(target.row_id, op["time"])
+        self._delete_others(target.uid, run_id=target.run_id, row_id=target.row_id)
 
     # Rows
+
+    def _close_row(self, row_id: str, time: int) -> None:
+        """End a row as the worst of its stages did."""
+        states = {value for name, value in self.run(row_id).tags.items() if re.fullmatch(r"stage\.[^.]+", name)}
+        status = next((status for status in ("FAILED", "KILLED") if STATES[status] in states), "FINISHED")
+        self.client.set_terminated(row_id, status, time)
+
+    def _delete_others(self, uid: str, *, run_id: str, row_id: str) -> None:
+        """Delete what requests that seemed lost have made for run `uid`, but these two, and no row with other runs."""
+        for run in self.find({"run.uid": uid}, limit=10):
+            if run.run_id != run_id:
+                self.client.delete_run(run.run_id)
+        for row in self.find({"row.uid": uid}, limit=10):
+            if row.run_id != row_id and not self.find({"mlflow.parentRunId": row.run_id}):
+                self.client.delete_run(row.run_id)
 
     def join(self, op: Op) -> Record:
         """The row that this stage belongs to: the newest of its configuration, or a new one if that has the stage."""
@@ -224,20 +257,21 @@ class Store:
         return newest if newest and newest.tags.get(f"stage.{op['stage']}") not in DONE else self._create_row(op)
 
     def row_of(self, op: Op) -> Record | None:
-        """The newest row of a DVC experiment, or else of a configuration under whatever name, in this workspace."""
-        is_experiment = "dvc.exp_name" in op["tags"]
-        return self._newest_row(op, *(("dvc.exp_name", "dvc.exp_baseline") if is_experiment else ("pipeline.config",)))
+        """The newest row of this configuration in this workspace, under this name if it is a DVC experiment."""
+        experiment = ("dvc.exp_name", "dvc.exp_baseline") if "dvc.exp_name" in op["tags"] else ()
+        return self._newest_row(op, "pipeline.config", *experiment)
 
     def _newest_row(self, op: Op, *names: str) -> Record | None:
         tags = {"kind": "pipeline", "pipeline.workspace": self._workspace, **{n: op["tags"][n] for n in names}}
         return next(iter(self.find(tags)), None)
 
-    def fill(self, op: Op, outputs: Mapping[str, str]) -> Record | None:
+    def fill(self, op: Op, outputs: Mapping[str, str], headlines: Mapping[str, float | str]) -> Record | None:
         """Complete the row of a configuration whose outputs are all there, by whatever means they came.
 
         Args:
             op: `describe` of any stage.
             outputs: Digest of the output's manifest, by stage.
+            headlines: What the report's own file says, for a row whose report no run of this store made.
 
         Returns:
             The newest row of the configuration, or a new one; None where the store knows none of the outputs.
@@ -250,10 +284,21 @@ class Store:
             for stage, output in outputs.items():
                 self.mark_reused(self.run(row.run_id), stage, output)
             self._log(row.run_id, tags={"dvc.lock": op["tags"].get("dvc.lock", "")})
+            self._log_missing(row, op["params"])
+            self._fill_headlines(self.run(row.run_id), headlines)
             if known is None:
-                self.client.set_terminated(row.run_id, "FINISHED")
+                self._close_row(row.run_id, now())
             self._name_unknown(row)
         return self.run(row.run_id)
+
+    def _fill_headlines(self, row: Record, headlines: Mapping[str, float | str]) -> None:
+        missing = {name: v for name, v in headlines.items() if name not in row.metrics and name not in row.tags}
+        numbers = {name: value for name, value in missing.items() if not isinstance(value, str)}
+        texts = {name: value for name, value in missing.items() if isinstance(value, str)}
+        if missing:
+            points = [[name, value, None, now()] for name, value in numbers.items()]
+            self._log(row.run_id, points=points, tags={**texts, "headlines.from": "the report's file"})
+            self._show(list(numbers))
 
     def mark_reused(self, row: Record, stage: str, output: str) -> str:
         """Mark `stage`, and what its output came from, as reused on the row, unless the row executed it.
@@ -278,10 +323,12 @@ class Store:
 
     def _is_waiting(self, row: Record, stage: str, output: str) -> bool:
         """Whether the stage was executed for this row, and the run that says so is still to be sent."""
-        key = row.tags["pipeline.key"]
-        spools = [s for s in Spool.all(self.root) if (first := s.first()) and first["stage"] == stage]
-        spools = [s for s in spools if s.first()["tags"]["pipeline.key"] == key]
-        return any(op["op"] == "output" and op["digest"] == output for s in spools for op, _ in s.read())
+        for spool in Spool.all(self.root):
+            first, key = spool.first(), row.tags["pipeline.key"]
+            ours = first and first["stage"] == stage and first["tags"]["pipeline.key"] == key
+            if ours and any(op["op"] == "output" and op["digest"] == output for op, _ in spool.read()):
+                return True
+        return False
 
     def run(self, run_id: str) -> Record:
         """A run by its id."""
@@ -291,13 +338,12 @@ class Store:
         tags = {
             "kind": "pipeline",
             "pipeline.workspace": self._workspace,
+            "row.uid": op["uid"],
             "mlflow.source.name": "dvc.yaml",
             "mlflow.note.content": op["note"],
             **op["tags"],
         }
-        run = self.client.create_run(self.experiment_id, op["time"], tags, op["row"])
-        self._log(run.info.run_id, params=op["params"])
-        return self._record(run)
+        return self._record(self.client.create_run(self.experiment_id, op["time"], tags, op["row"]))
 
     def _promote(self, made_by: Record, row: Record) -> None:
         """Copy a reused run's headlines to the row, where they are missing."""
@@ -340,16 +386,22 @@ class Store:
             **op["tags"],
         }
         name = f"{op['stage']} {row.name}"  # both: the curves of many rows stand in one table
-        run = self.client.create_run(self.experiment_id, op["time"], tags, name)
-        self._log(run.info.run_id, params=op["params"])
-        return run.info.run_id
+        run = self._record(self.client.create_run(self.experiment_id, op["time"], tags, name))
+        self._log_missing(run, op["params"])
+        return run.run_id
 
     def _reopen(self, child: Record, row: Record, op: Op) -> str:
+        tags = {"mlflow.parentRunId": row.run_id}
         if op.get("resumed"):
-            times = int(child.tags.get("resumed", "0")) + 1
-            self._log(child.run_id, tags={"mlflow.parentRunId": row.run_id, "resumed": str(times)})
+            tags["resumed"] = str(int(child.tags.get("resumed", "0")) + 1)
+        self._log(child.run_id, tags=tags)
+        self._log_missing(child, op["params"])  # a delivery that was cut off between two requests
         self.client.update_run(child.run_id, status="RUNNING")
         return child.run_id
+
+    def _log_missing(self, run: Record, params: Mapping[str, str]) -> None:
+        """Log the parameters that the run does not have; those that it has cannot be changed."""
+        self._log(run.run_id, params={name: value for name, value in params.items() if name not in run.params})
 
     def _end_the_dead(self, op: Op) -> None:
         """Runs of this workspace that say RUNNING but whose process is gone (a power cut) end KILLED."""
@@ -363,7 +415,7 @@ class Store:
                 self.client.set_terminated(run.run_id, "KILLED")
                 if self.run(row_id).tags.get(f"stage.{stage}.run_id") == run.run_id:
                     self._log(row_id, tags={f"stage.{stage}": "killed"})
-                    self.client.set_terminated(row_id, "KILLED")
+                    self._close_row(row_id, now())
 
     def _seen(self, child: Record) -> set[tuple[Any, ...]]:
         names = [name for name in child.metrics if not name.startswith("system/")]
@@ -387,6 +439,27 @@ class Store:
         while metrics or texts or labels:
             self.client.log_batch(run_id, metrics[:MAX_POINTS], texts[:MAX_TEXTS], labels[:MAX_TEXTS])
             metrics, texts, labels = metrics[MAX_POINTS:], texts[MAX_TEXTS:], labels[MAX_TEXTS:]
+
+
+def store_errors() -> type[Exception]:
+    """What MLflow raises, whether a server or a database failed."""
+    from mlflow.exceptions import MlflowException
+
+    return MlflowException
+
+
+def quoted(value: str) -> str:
+    """A text in MLflow's filters, which know no escape sign."""
+    return f'"{value}"' if "'" in value else f"'{value}'"
+
+
+def artifact_place(root: Path) -> str | None:
+    """Where the artifacts of a new experiment go: beside a database that is a file; a server knows itself (None)."""
+    uri = store_uri(root)
+    if uri.split(":")[0] in ("http", "https", "databricks"):
+        return None
+    folder = Path(uri.removeprefix("sqlite:///")).parent if uri.startswith("sqlite:///") else root
+    return (folder / "mlartifacts").as_uri()
 
 
 def headlines_of(run: Record) -> list[str]:
