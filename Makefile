@@ -55,7 +55,9 @@ ablate: $(STAMP) ## queue and run every file in ablations/ (SEEDS=0..2 for sever
 	python -m pipeline_lib.compare queue --seeds '$(or $(SEEDS),0)'
 
 ui: $(STAMP) ## the MLflow UI on http://127.0.0.1:5000 (takes half a minute to start)
-	mlflow ui --backend-store-uri sqlite:///mlflow.db
+	@case "$$MLFLOW_TRACKING_URI" in \
+	http*) echo "The runs are on the server that MLFLOW_TRACKING_URI names; open it in a browser.";; \
+	*) mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}";; esac
 
 clean: ## remove outputs and checkpoints, keep .venv, the DVC cache and mlflow.db
 	rm -rf data/base data/shards data/teacher data/pixels data/refined data/eval data/report data/report.json data/compare \

@@ -85,6 +85,13 @@ class Parts:
         """From the command to the work."""
         bench_stages.startup(report, self.root)
 
+    def noop(self) -> None:
+        """`dvc repro` of the default where all is up to date."""
+        if not (ROOT / "data/report.json").is_file():
+            print("nothing to do: run `make run` first, then `python -m tests.bench noop`")
+            return
+        bench_stages.nothing_to_do(report, ROOT)
+
     def growth(self) -> None:
         """Cost per sample and memory as the set grows."""
         bench_stages.growth(report, self.root, ROOT / "bench_growth.png")

@@ -18,6 +18,7 @@ NOTE = """One row is one configuration; below it, one run for each stage that wa
   base on the same items, `_adjusted_p` its p-value with Holm's correction over all headlines
 - a row holds the headlines and the verdict; everything else that was measured stands in the runs below it
 - a row's tags `stage.<name>` say whether the stage was executed or reused, `stage.<name>.run_id` by which run
+- tag `dvc.lock` is the SHA-256 of dvc.lock when the row's last stage began; `lineage sync` puts in that of the whole
 """
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # a sidebar with runs and models first
 PREFIX = "mlflow.sharedViewState."
