@@ -277,8 +277,14 @@ def _mcnemar(before: Variant, after: Variant, measure: Measure) -> float:
 
 
 def _judge(row: Paired, adjusted_p: float, alpha: float) -> Paired:
-    moved: Verdict = "rose" if row.difference.value > 0 else "fell"
-    return replace(row, adjusted_p=adjusted_p, verdict=moved if adjusted_p < alpha else "still")
+    return replace(row, adjusted_p=adjusted_p, verdict=moved(row.difference, adjusted_p, alpha))
+
+
+def moved(difference: Interval, adjusted_p: float, alpha: float) -> Verdict:
+    """Whether a number rose, fell or stands still, as far as one can tell at the level `alpha`."""
+    if adjusted_p >= alpha:
+        return "still"
+    return "rose" if difference.value > 0 else "fell"
 
 
 def interval(block: Mapping[str, float]) -> Interval:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -213,30 +214,164 @@ def test_seeds():
         ablate.parse_seeds("0-2")
 
 
-def test_plan_overrides_what_an_ablation_changes_and_leaves_out_other_data(tmp_path):
-    params = tmp_path / "params.yaml"
-    params.write_text("data: {root: a}\nrefine: {recipe: hycd, seed: 0}\nrecipes: {hycd: {alpha: 0.5}}\n")
-    folder = tmp_path / "ablations"
-    folder.mkdir()
-    (folder / "self_kd.yaml").write_text(
-        "data: {root: a}\nrefine: {recipe: hycd, seed: 0}\nrecipes: {hycd: {alpha: 0}}\n"
-    )
-    (folder / "other.yaml").write_text(
-        "data: {root: b}\nrefine: {recipe: rafa, seed: 0}\nrecipes: {hycd: {alpha: 0.5}}\n"
-    )
-    assert ablate.plan(params, folder, [0, 1]) == {
-        "hycd-seed0": ["--set-param", "refine.seed=0"],
-        "hycd-seed1": ["--set-param", "refine.seed=1"],
-        "self-kd-seed0": ["--set-param", "recipes.hycd.alpha=0", "--set-param", "refine.seed=0"],
-        "self-kd-seed1": ["--set-param", "recipes.hycd.alpha=0", "--set-param", "refine.seed=1"],
-    }
+OF_THE_USER = {  # parameters of somebody with a GPU, a server and other habits
+    "processes: 1": "processes: 8",
+    "device: auto": "device: cuda",
+    "mode: best_effort": "mode: required",
+    "bootstrap_samples: 1000": "bootstrap_samples: 2000",
+    "limit: null": "limit: 300",
+    "root: data/openmoji": "root: data/mine",
+    "learning_rate: 5e-5": "learning_rate: 2e-5",
+}
+
+
+def params_with(folder, changes):
+    """The project's params.yaml with texts replaced."""
+    text = (ROOT / "params.yaml").read_text()
+    for old, new in changes.items():
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    (folder / "params.yaml").write_text(text)
+    return folder / "params.yaml"
+
+
+def planned(params_file):
+    """What is set on top of params.yaml by each experiment, without the seed; and what is said."""
+    found, notes = ablate.plan(params_file, ROOT / "ablations", [0])
+    assert all(one.changes["refine.seed"] == 0 for one in found)
+    return {one.name: {k: v for k, v in one.changes.items() if k != "refine.seed"} for one in found}, notes
 
 
 def test_plan_of_the_shipped_ablations_covers_every_recipe():
-    planned = ablate.plan(ROOT / "params.yaml", ROOT / "ablations", [0])
-    chosen = {a.split("=")[1] for arguments in planned.values() for a in arguments if a.startswith("refine.recipe=")}
-    assert chosen | {"clip_refine"} == set(recipes.RECIPES)
-    assert not any("data" in argument for arguments in planned.values() for argument in arguments)
+    changes, [note] = planned(ROOT / "params.yaml")
+    chosen = {sets.get("refine.recipe", "clip_refine") for sets in changes.values()}
+    assert chosen == set(recipes.RECIPES)
+    assert changes["clip-refine-seed0"] == {}
+    assert changes["hycd-seed0"] == {"refine.recipe": "hycd"}
+    assert changes["rafa-paper-reduction-seed0"] == {"recipes.clip_refine.reduction": "paper"}
+    assert "coco_vit_b32, flickr8k" in note
+    assert "coco_vit_b32.yaml params.yaml && dvc repro`" in note
+
+
+def test_plan_leaves_everything_else_the_users(tmp_path):
+    """Another machine, data, tracking or learning rate: the same experiments, which set the named keys and no other."""
+    params = params_with(tmp_path, OF_THE_USER)
+    assert planned(params) == planned(ROOT / "params.yaml")
+    for one in ablate.plan(params, ROOT / "ablations", [0])[0]:
+        assert (one.parameters["refine.learning_rate"], one.parameters["data.limit"]) == (2e-5, 300)
+
+
+def test_plan_has_every_seed():
+    found, _ = ablate.plan(ROOT / "params.yaml", ROOT / "ablations", [3, 1])
+    assert [one.name for one in found][:2] == ["clip-refine-seed3", "clip-refine-seed1"]
+    assert [one.parameters["refine.seed"] for one in found] == [3, 1] * (len(found) // 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "left_out", "same"),
+    [
+        ({"recipe: clip_refine\n": "recipe: hycd\n"}, ["hycd", "rafa_paper_reduction"], "hycd"),
+        ({"reduction: mean # mean | paper": "reduction: paper"}, ["rafa_paper_reduction"], "clip_refine"),
+    ],
+    ids=["its recipe is the configuration's", "its value is the configuration's"],
+)
+def test_plan_has_no_run_twice(tmp_path, changes, left_out, same):
+    experiments, notes = planned(params_with(tmp_path, changes))
+    everything = planned(ROOT / "params.yaml")[0].keys() - {"clip-refine-seed0"}
+    gone = {f"{name.replace('_', '-')}-seed0" for name in left_out}
+    assert experiments.keys() == (everything - gone) | {f"{same.replace('_', '-')}-seed0"}
+    for name, note in zip(left_out, notes[1:], strict=True):
+        assert note.endswith(f"/{name}.yaml: left out; with this params.yaml it makes the same run as `{same}`.")
+
+
+def test_experiment_is_reused_only_where_what_decides_its_results_is_equal(tmp_path):
+    wanted = ablate.plan(ROOT / "params.yaml", ROOT / "ablations", [0])[0][0]
+    where_and_how = {
+        "device: auto": "device: cuda",
+        "mode: best_effort": "mode: disabled",
+        "report: data/report": "report: data/page",
+        "num_examples: 8": "num_examples: 2",
+        "contrastive_raw: {scale: 100.0}": "contrastive_raw: {scale: 50.0}",
+    }
+    assert ablate.differences(wanted, params_with(tmp_path, where_and_how)) == []
+    assert ablate.differences(wanted, params_with(tmp_path, OF_THE_USER)) == [
+        "data.root=data/mine",
+        "data.limit=300",
+        "refine.learning_rate=2e-05",
+        "evaluate.bootstrap_samples=2000",
+    ]
+    own_block = {"reduction: mean # mean | paper": "reduction: paper"}
+    assert ablate.differences(wanted, params_with(tmp_path, own_block)) == ["recipes.clip_refine.reduction=paper"]
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "values", "message"),
+    [
+        ("x", "", "{}", "x.yaml: its first line must name the keys that it sets"),
+        ("x", "refine.rate", "{recipe: hycd}", "x.yaml: .*`refine.rate`, for which it has no value"),
+        ("x", "refine.rate", "{rate: 1}", "params.yaml: `refine.rate` is missing, which .*x.yaml needs"),
+        ("x", "refine.recipe", "{recipe: mine}", "params.yaml: `recipes.mine` is missing, which .*x.yaml needs"),
+        ("clip_refine", "refine.epochs", "{epochs: 2}", "clip_refine.yaml: has the name of refine.recipe .*rename it"),
+    ],
+)
+def test_plan_refuses_what_it_cannot_run(tmp_path, name, keys, values, message):
+    (tmp_path / f"{name}.yaml").write_text(f"# Differs from params.yaml in: {keys}\nrefine: {values}\n")
+    with pytest.raises(UserError, match=message):
+        ablate.plan(ROOT / "params.yaml", tmp_path, [0])
+
+
+def test_plan_refuses_a_folder_without_ablations(tmp_path):
+    with pytest.raises(UserError, match=f"{tmp_path}: no ablations"):
+        ablate.plan(ROOT / "params.yaml", tmp_path, [0])
+
+
+def test_plan_is_told_with_what_is_there():
+    experiments, _ = ablate.plan(ROOT / "params.yaml", ROOT / "ablations", [0])
+    there = {
+        "contrastive-seed0": ablate.Found("1" * 40, []),
+        "hycd-seed0": ablate.Found("2" * 40, ["refine.learning_rate=2e-05"]),
+    }
+    lines = ablate.describe(experiments, there).splitlines()
+    by_name = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines if "-seed0 " in line}
+    assert re.fullmatch("nothing: params.yaml as it is +to run", by_name["clip-refine-seed0"])
+    assert re.fullmatch("refine.recipe=contrastive +there already", by_name["contrastive-seed0"])
+    assert by_name["hycd-seed0"].endswith("to run again, was made with refine.learning_rate=2e-05")
+    assert lines[-1] == "Kept under another name: hycd-seed0-2222222."
+
+
+@pytest.fixture
+def dvc(monkeypatch):
+    """The commands that would run, with `there` by name before and `made` after; a command with `failing` fails."""
+    fake = SimpleNamespace(commands=[], there={}, made={}, failing="nothing")
+
+    def run_dvc(*arguments, capture=True):
+        fake.commands.append(" ".join(arguments))
+        fake.there |= {name: fake.made.get(name, ablate.Found("3" * 40, [])) for name in arguments[4:5]}
+        if fake.failing in arguments:
+            raise UserError("failed")
+
+    monkeypatch.setattr(ablate, "run_dvc", run_dvc)
+    monkeypatch.setattr(ablate, "look", lambda planned: dict(fake.there))
+    return fake
+
+
+def test_missing_and_outdated_experiments_run_by_themselves(dvc):
+    """The outdated one is kept; one failure does not stop the others and is told at the end."""
+    dvc.there = {"contrastive-seed0": ablate.Found("1" * 40, []), "hycd-seed0": ablate.Found("2" * 40, ["x=1"])}
+    dvc.failing = "rafa-seed0"
+    with pytest.raises(UserError, match=r"^rafa-seed0: failed"):
+        ablate.run(ROOT / "params.yaml", ROOT / "ablations", [0])
+    assert len(dvc.commands) == 12
+    assert not any("contrastive-seed0" in command for command in dvc.commands)
+    command = 'exp run --temp --name hycd-seed0 --set-param refine.recipe="hycd" --set-param refine.seed=0'
+    assert dvc.commands[dvc.commands.index(command) - 1] == "exp rename hycd-seed0 hycd-seed0-2222222"
+
+
+def test_the_grid_stops_where_parameters_or_code_changed_under_it(dvc):
+    dvc.made = {"contrastive-seed0": ablate.Found("1" * 40, ["refine.epochs=2"])}
+    with pytest.raises(UserError, match=r"contrastive-seed0: got refine.epochs=2, .* run this again"):
+        ablate.run(ROOT / "params.yaml", ROOT / "ablations", [0])
+    assert "contrastive-seed0" in dvc.commands[-1]
 
 
 # ---- real DVC ----
@@ -265,7 +400,11 @@ def dvc_project(tmp_path, monkeypatch):
     (tmp_path / ".gitignore").write_text("/data\n")
     (tmp_path / "ablations").mkdir()
     text = (tmp_path / "params.yaml").read_text()
-    (tmp_path / "ablations/hycd.yaml").write_text(text.replace("recipe: clip_refine", "recipe: hycd"))
+    (tmp_path / "ablations/hycd.yaml").write_text(
+        "# Differs from params.yaml in: refine.recipe\n" + text.replace("recipe: clip_refine", "recipe: hycd")
+    )
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages/evaluate.py").write_text("CODE = 1\n")
     for command in ("git init -q", "dvc init -q", "dvc repro -q", "git add -A", "git commit -qm first"):
         run(*command.split())
     return tmp_path
@@ -278,15 +417,34 @@ def run(*command):
 
 @pytest.mark.slow
 def test_ablations_run_as_experiments_and_are_read_from_the_dvc_cache(dvc_project, capsys):
-    """The queue runs each planned experiment once; what is compared comes from the cache, not from the workspace."""
+    """Each planned experiment runs once, and again where parameters changed; nothing else runs, nothing is lost."""
+    names = ["clip-refine-seed0", "hycd-seed0"]
+    run("dvc", "exp", "run", "--queue", "--name", "of-the-user", "--set-param", "refine.seed=7")
     main(["queue", "--seeds", "0", "--output", "out"])
     assert "first on val" in capsys.readouterr().out
     markdown = (dvc_project / "out" / board.MARKDOWN).read_text()
     assert "2 configurations, 2 runs" in markdown
-    assert "clip-refine-seed0" in markdown
-    assert ablate.run(Path("params.yaml"), Path("ablations"), [0]) == ["clip-refine-seed0", "hycd-seed0"]  # all there
+    assert names[0] in markdown
     shutil.rmtree(dvc_project / "data")
-    main(["--revs", "HEAD", "hycd-seed0", "--output", "again"])
+    main(["--revs", "HEAD", names[1], "--output", "again"])
     assert "2 configurations, 2 runs" in (dvc_project / "again" / board.MARKDOWN).read_text()
     with pytest.raises(UserError, match="nowhere: no evaluation to read"):
         compare.read_revisions(["nowhere"], dvc_project / "scratch")
+
+    assert ablate.run(Path("params.yaml"), Path("ablations"), [0]) == names
+    assert capsys.readouterr().out.count("there already") == 2
+    assert sorted(ablate.experiments()) == names
+
+    params = dvc_project / "params.yaml"
+    params.write_text(params.read_text().replace("learning_rate: 5e-5", "learning_rate: 2e-5"))
+    assert ablate.run(Path("params.yaml"), Path("ablations"), [0]) == names
+    assert capsys.readouterr().out.count("to run again, was made with refine.learning_rate=5e-05") == 2
+    found = compare.read_revisions(sorted(ablate.experiments()), dvc_project / "all")
+    rates = {c.name: c.parameters["refine"]["learning_rate"] for c in found}
+    assert [rates.pop(name) for name in names] == [2e-5, 2e-5]
+    assert {name.rpartition("-")[0]: rate for name, rate in rates.items()} == dict.fromkeys(names, 5e-5)
+
+    (dvc_project / "stages/evaluate.py").write_text("CODE = 2\n")
+    planned, _ = ablate.plan(Path("params.yaml"), Path("ablations"), [0])
+    assert [one.differences for one in ablate.look(planned).values()] == [["other stages/evaluate.py"]] * 2
+    assert re.search("of-the-user .* Queued", ablate.run_dvc("queue", "status"))

@@ -1,9 +1,9 @@
 """Comparison across runs: which configuration is best, by how much, and how sure that is.
 
-    python -m pipeline_lib.compare                          this folder and its DVC experiments
+    python -m pipeline_lib.compare                          this folder and the DVC experiments of its commit
     python -m pipeline_lib.compare hycd=../a rafa=../b      evaluated folders, with or without names
-    python -m pipeline_lib.compare --revs main v1 quick-1   git revisions or experiments
-    python -m pipeline_lib.compare queue --seeds 0..2       run every ablation that shares this base and data
+    python -m pipeline_lib.compare --revs main v1 quick-1   git revisions or experiments, of any commit
+    python -m pipeline_lib.compare queue --seeds 0..2       run every ablation on top of params.yaml
 
 Configurations that differ in `refine.seed` alone are one row: mean ± spread over seeds, and an interval over pictures
 of the seeds' mean difference from base. The ranking is made on the selection part (val); the evaluation sets are shown
@@ -11,7 +11,7 @@ in that order, so that the best row there is not a choice among lucky ones.
 
     candidates   reads folders, revisions and experiments; groups seeds
     board        ranking, tables, page
-    ablate       runs the ablations as DVC experiments
+    ablate       plans the ablations and runs them as DVC experiments
 """
 
 from pipeline_lib.compare.board import build, ranked_on, terminal_table, write

@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(sys.argv[1:] if arguments is None else arguments)
     folders, revisions = list(options.folders), list(options.revs)
     if folders == ["queue"]:
-        folders, revisions = [], ablate.run(options.params, options.ablations, ablate.parse_seeds(options.seeds))
+        folders = []
+        revisions += ablate.run(Path("params.yaml"), options.ablations, ablate.parse_seeds(options.seeds))
     elif options.experiments or not (folders or revisions):
         revisions += candidates.experiments()
         folders += [] if options.experiments else ["."]

@@ -1,24 +1,49 @@
-"""Runs ablations as DVC experiments: every file of `ablations/` that shares this configuration's base and data.
+"""Runs the grid of ablations as DVC experiments: params.yaml as it is, and every ablation on top of it.
 
-Each becomes `dvc exp run --queue` with the differing keys as overrides, for every seed, so that the workspace stays as
-it is and base, shards and teacher cache are computed once. An experiment that is already there is not run again.
+An ablation sets exactly the keys that the first line of its file names; everything else stays the user's: data, model,
+learning rate, devices, tracking. A file that sets more than `refine` and `recipes` is another set-up and not part of
+the grid. Each experiment runs by itself, in a temporary folder (`dvc exp run --temp`): the workspace and DVC's queue
+stay as they are, and base, shards and teacher cache are computed once.
+
+What is there already with the same parameters and code is not run again. Other data in the same place are not noticed
+here: `dvc exp remove` the experiments first.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import re
-from collections.abc import Sequence
+import tempfile
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline_lib import config, results
-from pipeline_lib.compare.candidates import experiments, run_dvc
+from pipeline_lib import config, page, results
+from pipeline_lib.compare.candidates import experiments, open_revision, run_command, run_dvc
 from pipeline_lib.errors import UserError
 
-log = logging.getLogger(__name__)
-FREE = ("refine.", "recipes.")  # what an ablation may change and still share base, shards and teacher cache
+NAMED = "# Differs from params.yaml in: "  # begins an ablation; then its keys
+FREE = ("refine.", "recipes.")  # what an ablation may set and still share base, shards and teacher cache
+CODE = ("dvc.yaml", "stages", "pipeline_lib", ":!pipeline_lib/compare")  # git's names of what makes results
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One experiment of the grid."""
+
+    name: str
+    changes: dict[str, Any]  # what is set on top of params.yaml, as dotted keys
+    parameters: dict[str, Any]  # all that decide its results, likewise
+
+
+@dataclass(frozen=True)
+class Found:
+    """An experiment that is there already under a planned name."""
+
+    commit: str
+    differences: list[str]  # from what is planned: `key=its value`, `other <source file>`
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -37,47 +62,181 @@ def parse_seeds(text: str) -> list[int]:
     return [int(seed) for seed in text.split(",")]
 
 
-def overrides(params_file: Path, ablation: Path) -> dict[str, Any]:
-    """The dotted keys in which `ablation` differs from `params_file`, with its values."""
-    here, there = (results.flat(config.read_params(path)) for path in (params_file, ablation))
-    return {key: value for key, value in there.items() if key not in here or here[key] != value}
+# ---- the plan ----
 
 
-def plan(params_file: Path, folder: Path, seeds: Sequence[int]) -> dict[str, list[str]]:
-    """Arguments of `dvc exp run --queue` by the experiment's name: this configuration and each fitting ablation."""
-    chosen: dict[str, dict[str, Any]] = {config.raw_section(params_file, "refine")["recipe"]: {}}
-    for path in sorted(folder.glob("*.yaml")):
-        changed = overrides(params_file, path)
-        if all(key.startswith(FREE) for key in changed):
-            chosen[path.stem] = changed
+def plan(params_file: Path, folder: Path, seeds: Sequence[int]) -> tuple[list[Planned], list[str]]:
+    """The experiments of the grid, params.yaml as it is first; and a sentence on what is left out.
+
+    Raises:
+        UserError: An ablation does not say what it sets, or sets what params.yaml does not have.
+    """
+    here = results.flat(config.read_params(params_file))
+    variants: dict[str, dict[str, Any]] = {config.load(params_file, "refine").recipe: {}}
+    ablations, notes = read_ablations(folder)
+    for path, changes in ablations.items():
+        _check_blocks(params_file, here | changes, path)
+        wanted = deciding(here | changes)
+        if same := next((name for name, other in variants.items() if deciding(here | other) == wanted), None):
+            notes.append(f"{path}: left out; with this params.yaml it makes the same run as `{same}`.")
+        elif path.stem in variants:
+            raise UserError(f"{path}: has the name of refine.recipe in {params_file}, for another run; rename it")
         else:
-            log.info("%s: has another base or other data, left out (cp it over params.yaml to run it)", path)
-    return {
-        f"{name.replace('_', '-')}-seed{seed}": _arguments({**changed, "refine.seed": seed})
-        for name, changed in chosen.items()
-        for seed in seeds
-    }
+            variants[path.stem] = changes
+    return [_planned(here, name, changes, seed) for name, changes in variants.items() for seed in seeds], notes
 
 
-def _arguments(changed: dict[str, Any]) -> list[str]:
-    pairs = (f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in changed.items())
-    return [argument for pair in pairs for argument in ("--set-param", pair)]
+def _planned(here: Mapping[str, Any], variant: str, changes: Mapping[str, Any], seed: int) -> Planned:
+    changes = {**changes, "refine.seed": seed}
+    return Planned(f"{variant.replace('_', '-')}-seed{seed}", changes, deciding({**here, **changes}))
+
+
+def read_ablations(folder: Path) -> tuple[dict[Path, dict[str, Any]], list[str]]:
+    """What each ablation sets, by file; and a sentence on the files that are other set-ups.
+
+    Raises:
+        UserError: A file does not say what it sets, or there is none.
+    """
+    names = {path: named_keys(path) for path in sorted(folder.glob("*.yaml"))}
+    if not names:
+        raise UserError(f"{folder}: no ablations (*.yaml); run from the project's folder or pass --ablations")
+    others = [path for path, keys in names.items() if not all(key.startswith(FREE) for key in keys)]
+    sentence = "Other data or models, not part of the grid: {}; `cp {} params.yaml && dvc repro` runs one."
+    notes = [sentence.format(", ".join(path.stem for path in others), others[0])] if others else []
+    return {path: overrides(path, keys) for path, keys in names.items() if path not in others}, notes
+
+
+def named_keys(ablation: Path) -> list[str]:
+    """The keys that the first line of an ablation names.
+
+    Raises:
+        UserError: It names none.
+    """
+    first = ablation.read_text(encoding="utf-8").partition("\n")[0]
+    keys = [key.strip() for key in first.removeprefix(NAMED).split(",")]
+    if not first.startswith(NAMED) or not all(keys):
+        raise UserError(f"{ablation}: its first line must name the keys that it sets, like `{NAMED}refine.recipe`")
+    return keys
+
+
+def overrides(ablation: Path, keys: Sequence[str]) -> dict[str, Any]:
+    """The values that an ablation has for `keys`, blocks key by key.
+
+    Raises:
+        UserError: It has none.
+    """
+    values = results.flat(config.read_params(ablation))
+    chosen: dict[str, Any] = {}
+    for name in keys:
+        found = {key: value for key, value in values.items() if f"{key}.".startswith(f"{name}.")}
+        if not found:
+            raise UserError(f"{ablation}: its first line names `{name}`, for which it has no value; correct either")
+        chosen |= found
+    return chosen
+
+
+def _check_blocks(params_file: Path, wanted: Mapping[str, Any], ablation: Path) -> None:
+    """Refuse what `dvc exp run --set-param` and dvc.yaml would refuse later, one by one."""
+    params = config.read_params(params_file)
+    blocks = {f"recipes.{name}" for name in params.get("recipes") or {}}
+    needed = {*wanted, f"recipes.{wanted['refine.recipe']}"}
+    if missing := sorted(needed - blocks - set(results.flat(params))):
+        raise UserError(f"{params_file}: `{missing[0]}` is missing, which {ablation} needs; copy it from there")
+
+
+def deciding(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Of dotted keys those that decide results: not how and where it runs, nor what other recipes would do."""
+    used = (*(f"{section}." for section in results.PARAMETERS), f"recipes.{params['refine.recipe']}.")
+    return {key: value for key, value in params.items() if key.startswith(used)}
+
+
+# ---- what is there ----
+
+
+def look(planned: Sequence[Planned]) -> dict[str, Found]:
+    """The experiments of the current commit that have a planned name, and whether each is what is planned."""
+    there = set(experiments())
+    with tempfile.TemporaryDirectory() as scratch:
+        return {one.name: _look(one, Path(scratch, one.name)) for one in planned if one.name in there}
+
+
+def _look(planned: Planned, scratch: Path) -> Found:
+    commit = open_revision(planned.name, scratch).repo.get_rev()
+    sources = run_command("git", "diff", "--name-only", commit, "--", *CODE).splitlines()
+    return Found(commit, [*differences(planned, scratch / "params.yaml"), *(f"other {path}" for path in sources)])
+
+
+def differences(planned: Planned, params_file: Path) -> list[str]:
+    """The parameters that decide results and are others in `params_file` than planned, as `key=value` found there."""
+    there = deciding(results.flat(config.read_params(params_file)))
+    keys = {**planned.parameters, **there}
+    return [f"{k}={there.get(k)}" for k in keys if planned.parameters.get(k, ...) != there.get(k, ...)]
+
+
+def _kept(name: str, found: Found) -> str:
+    """The name under which an outdated experiment stays."""
+    return f"{name}-{found.commit[:7]}"
+
+
+def describe(planned: Sequence[Planned], found: Mapping[str, Found]) -> str:
+    """The plan as a table: each experiment, what it sets, whether it is there; then what becomes of outdated ones."""
+    rows = {one.name: [_changes(one), _state(found.get(one.name))] for one in planned}
+    table = page.to_terminal(page.grid(("experiment", "sets", "state"), rows, text_columns=(0, 1, 2)))
+    outdated = [_kept(name, one) for name, one in found.items() if one.differences]
+    return "\n\n".join([table, *([f"Kept under another name: {', '.join(outdated)}."] if outdated else [])])
+
+
+def _changes(planned: Planned) -> str:
+    changes = [f"{key}={value}" for key, value in planned.changes.items() if key != "refine.seed"]
+    return ", ".join(changes) or "nothing: params.yaml as it is"
+
+
+def _state(found: Found | None) -> str:
+    if found is None:
+        return "to run"
+    if not found.differences:
+        return "there already"
+    return textwrap.shorten(f"to run again, was made with {', '.join(found.differences)}", 100, placeholder=" …")
+
+
+# ---- running it ----
 
 
 def run(params_file: Path, folder: Path, seeds: Sequence[int]) -> list[str]:
-    """Queue what is missing, run the queue, and return the names of all experiments planned.
+    """Say what is planned, run what is missing, and return the names of all experiments planned.
 
     Raises:
-        UserError: DVC refused, or an experiment failed (`dvc queue logs <name>` tells why).
+        UserError: DVC refused, or an experiment failed.
     """
-    planned, there = plan(params_file, folder, seeds), set(experiments())
-    missing = {name: arguments for name, arguments in planned.items() if name not in there}
-    for name, arguments in missing.items():
-        run_dvc("exp", "run", "--queue", "--name", name, *arguments)
-    if missing:
-        log.info("running %d experiments; %d are there already", len(missing), len(planned) - len(missing))
-        run_dvc("exp", "run", "--run-all", "--jobs", "1", capture=False)
-    failed = set(planned) - set(experiments())
+    planned, notes = plan(params_file, folder, seeds)
+    found = look(planned)
+    print("\n\n".join([describe(planned, found), *notes]), flush=True)
+    missing = [one for one in planned if one.name not in found or found[one.name].differences]
+    failed = []
+    for place, one in enumerate(missing, 1):
+        print(f"\n{place} of {len(missing)}: {one.name} (leave params.yaml and code alone until the last)", flush=True)
+        if not _execute(one, found.get(one.name)):
+            failed.append(one.name)
     if failed:
-        raise UserError(f"{', '.join(sorted(failed))}: failed; `dvc queue logs <name>` tells why, then run this again")
-    return list(planned)
+        raise UserError(f"{', '.join(failed)}: failed, as said above; correct the cause, then run this again")
+    return [one.name for one in planned]
+
+
+def _execute(planned: Planned, outdated: Found | None) -> bool:
+    """Run one experiment; whether it succeeded."""
+    if outdated:
+        run_dvc("exp", "rename", planned.name, _kept(planned.name, outdated))
+    try:
+        run_dvc("exp", "run", "--temp", "--name", planned.name, *_arguments(planned.changes), capture=False)
+    except UserError:
+        return False
+    if found := look([planned])[planned.name].differences:
+        raise UserError(
+            f"{planned.name}: got {', '.join(found)}, which changed after the plan was made; run this again"
+        )
+    return True
+
+
+def _arguments(changes: Mapping[str, Any]) -> list[str]:
+    pairs = (f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in changes.items())
+    return [argument for pair in pairs for argument in ("--set-param", pair)]

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline_lib import artifacts, config, figures, page, recipes, results, statistics
-from pipeline_lib.compare.candidates import Candidate, Group
+from pipeline_lib.compare.candidates import Group
 from pipeline_lib.errors import UserError
 from pipeline_lib.page import Cell, Drawing, Fold, Page, Row, Section, Table, Text
 from pipeline_lib.results import CENTRED, Interval, Measure, Settings, Variant, Verdict
@@ -97,11 +97,10 @@ class Board:
 
     def _judge(self, rows: dict[str, dict[str, Entry]]) -> dict[str, dict[str, Entry]]:
         flat = [(label, key, entry) for label, by_key in rows.items() for key, entry in by_key.items()]
-        adjusted = statistics.holm([entry.p_value for _, _, entry in flat])
+        adjusted, alpha = statistics.holm([entry.p_value for _, _, entry in flat]), 1 - self.settings.confidence
         judged: dict[str, dict[str, Entry]] = {label: {} for label in rows}
         for (label, key, entry), p in zip(flat, adjusted, strict=True):
-            moved: Verdict = "rose" if entry.difference.value > 0 else "fell"
-            judged[label][key] = replace(entry, verdict=moved if p < 1 - self.settings.confidence else "still")
+            judged[label][key] = replace(entry, verdict=results.moved(entry.difference, p, alpha))
         return judged
 
     def score(self, group: Group) -> float:
@@ -125,11 +124,6 @@ class Board:
     def ranked(self) -> list[Group]:
         """The groups, best first."""
         return sorted(self.groups, key=lambda group: (-self.score(group), group.label))
-
-    @property
-    def first(self) -> Candidate:
-        """Any candidate: for what all share."""
-        return self.groups[0].candidates[0]
 
 
 def _compare(

@@ -72,13 +72,10 @@ def read_revisions(revisions: Sequence[str], scratch: Path) -> list[Candidate]:
 
 
 def _read_revision(revision: str, folder: Path) -> Candidate:
-    from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
 
-    folder.mkdir(parents=True)
     try:
-        files = DVCFileSystem(rev=revision)
-        artifacts.write_text(folder / "params.yaml", files.read_text("params.yaml"))
+        files = open_revision(revision, folder)
         evaluations = config.load(folder / "params.yaml", "paths").eval
         for model in ("base", "refined"):
             files.get((evaluations / model).as_posix(), str(folder / evaluations / model), recursive=True)
@@ -87,8 +84,18 @@ def _read_revision(revision: str, folder: Path) -> Candidate:
     return read_folder(revision, folder)
 
 
+def open_revision(revision: str, folder: Path) -> Any:
+    """DVC's file system of a revision or experiment, whose params.yaml is copied to the new folder `folder`."""
+    from dvc.api import DVCFileSystem
+
+    folder.mkdir(parents=True)
+    files = DVCFileSystem(rev=revision)
+    artifacts.write_text(folder / "params.yaml", files.read_text("params.yaml"))
+    return files
+
+
 def experiments() -> list[str]:
-    """Names of the finished DVC experiments that start from the current commit."""
+    """Names of the finished DVC experiments that start from the current commit; those of others have other code."""
     return run_dvc("exp", "list", "--name-only").split()
 
 
@@ -98,12 +105,26 @@ def run_dvc(*arguments: str, capture: bool = True) -> str:
     Raises:
         UserError: It failed.
     """
-    command = [sys.executable, "-m", "dvc", *arguments]
-    done = subprocess.run(command, capture_output=capture, text=True, check=False)  # noqa: S603 - no shell
-    if done.returncode:
-        reason = (done.stderr or "see above").strip().splitlines()[-1]
-        raise UserError(f"dvc {' '.join(arguments)}: {reason}")
-    return done.stdout or ""
+    return run_command(sys.executable, "-m", "dvc", *arguments, capture=capture)
+
+
+def run_command(*command: str, capture: bool = True) -> str:
+    """Run a command; returns its output, or shows it on the terminal.
+
+    Raises:
+        UserError: It failed.
+    """
+    pipe = subprocess.PIPE if capture else None
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:  # noqa: S603 - no shell
+        try:
+            output, errors = process.communicate()
+        except KeyboardInterrupt:  # the command got it too: let it stop its stage and tidy up
+            process.wait()
+            raise
+    if process.returncode:
+        reason = (errors or "see above").strip().splitlines()[-1]
+        raise UserError(f"{' '.join(command).removeprefix(f'{sys.executable} -m ')}: {reason}")
+    return output or ""
 
 
 def group(candidates: Iterable[Candidate]) -> list[Group]:
