@@ -51,7 +51,7 @@ lint: $(STAMP) ## ruff, mypy, import-linter
 bench: $(STAMP) ## measurements as ratios, into bench.json
 	python -m tests.bench
 
-ablate: $(STAMP) ## queue and run every file in ablations/ (SEEDS=0..2 for several seeds)
+ablate: $(STAMP) ## run every ablation on top of params.yaml (SEEDS=0..2 for several seeds)
 	python -m pipeline_lib.compare queue --seeds '$(or $(SEEDS),0)'
 
 ui: $(STAMP) ## the MLflow UI on http://127.0.0.1:5000 (takes half a minute to start)

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline_lib import artifacts, config, tracking
+from pipeline_lib import artifacts, config, runtime, tracking
 from pipeline_lib.errors import UserError
 
 MODELS = ("base", "refined")
@@ -314,9 +314,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
-    try:
+    with runtime.one_line_errors(level=logging.WARNING):
         main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)

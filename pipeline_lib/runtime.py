@@ -55,20 +55,30 @@ def run_stage(
     if choice:
         parser.add_argument(choice[0], nargs="?", choices=choice[1], help=f"only this {choice[0]} (default: all)")
     options = parser.parse_args()
-    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr, force=True)
-    for own in ("pipeline_lib", "stages"):
-        logging.getLogger(own).setLevel(logging.DEBUG if options.debug else logging.INFO)
     install_signals()
     chosen = getattr(options, choice[0]) if choice else None
-    try:
+    with one_line_errors(debug=options.debug):
         main(options.params, chosen) if chosen else main(options.params)
+    sys.exit(0)
+
+
+@contextmanager
+def one_line_errors(*, debug: bool = False, level: int = logging.INFO) -> Iterator[None]:
+    """Around a command: its log goes to standard error, and what the user can mend is one line there and exit code 1.
+
+    With `debug`, all log lines, and every error has its traceback.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr, force=True)
+    for own in ("pipeline_lib", "stages"):
+        logging.getLogger(own).setLevel(logging.DEBUG if debug else level)
+    try:
+        yield
     except (UserError, OSError) as error:
         # A full disk or a missing permission is the user's to mend as well: OSError names the file itself.
-        if options.debug or (isinstance(error, OSError) and not error.strerror):
+        if debug or (isinstance(error, OSError) and not error.strerror):
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    sys.exit(0)
 
 
 def install_signals() -> None:

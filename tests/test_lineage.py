@@ -31,6 +31,7 @@ from tests.tracked_project import (
     doubled_points,
     empty_store,
     kill,
+    log_note,
     make_project,
     python,
     runs_of,
@@ -54,7 +55,7 @@ def pipeline(params: Path) -> None:
     with tracking.stage_run("refine", params, upstream={"base": "d-base", "shard": "d-shard"}) as run:
         for step in range(100):
             run.log_metrics({"loss": 1.0 / (step + 1), "norm": float(step)}, step=step)
-        run.log_text("a note", "notes/note.md")
+        log_note(run, "notes")
         run.dataset("data/shards/refine", "ab" * 32, "refine")
         run.headline({"refine/final_loss": 0.5})
         run.output("d-refine")
@@ -139,7 +140,7 @@ def test_a_delivery_cut_off_before_any_of_its_writes_is_repeated_to_the_same_sto
     with tracking.stage_run("refine", spooled, upstream={"base": "d-base"}) as run:
         for step in range(5):
             run.log_metrics({"loss": 1.0 / (step + 1)}, step=step)
-        run.log_text("a note", "note.md")
+        log_note(run)
         run.dataset("refine", "ab" * 32, "refine")
         run.headline({"refine/final_loss": 0.5, "verdict": "none"})
         run.output("d-refine")
@@ -560,7 +561,7 @@ def test_a_real_server_that_freezes_and_one_that_dies_lose_nothing(tmp_path, ser
                 server.stop()
             if step % 50 == 0:
                 run.flush()
-        run.log_text("a note", "note.md")
+        log_note(run)
         run.output("d-refine")
         began = time.monotonic()
     assert time.monotonic() - began < 10

@@ -34,6 +34,7 @@ from tests.tracked_project import (
     do,
     doubled_points,
     kill,
+    log_note,
     make_project,
     python,
     runs_of,
@@ -169,23 +170,19 @@ def test_dvc_names_the_item_of_a_matrix(tmp_path, monkeypatch):
 
 
 def test_artifacts_and_data_sets_arrive(tmp_path):
-    from matplotlib.figure import Figure
-
     params = make_project(tmp_path)
     source = tmp_path / "table.csv"
     source.write_text("a,b\n1,2\n")
     with tracking.stage_run("report", params) as run:
         run.log_artifact(source, "tables")
         source.unlink()  # a work folder is renamed or removed as soon as the stage is through
-        run.log_text("# Report", "report.md")
-        run.log_figure(Figure(), "plots/loss.png")
+        log_note(run)
         run.dataset("data/shards/refine", "ab" * 32, "refine")
     (run,) = runs_of(client_of(tmp_path), "stage")
     place = tmp_path / "mlartifacts" / run.info.run_id / "artifacts"
     assert run.info.artifact_uri == place.as_uri()
     assert (place / "tables" / "table.csv").read_text() == "a,b\n1,2\n"
-    assert (place / "report.md").read_text() == "# Report"
-    assert (place / "plots" / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert (place / "note.md").read_text() == "a note"
     (data,) = run.inputs.dataset_inputs
     assert (data.dataset.name, data.dataset.digest, data.tags[0].value) == ("data/shards/refine", "ab" * 18, "refine")
     (row,) = runs_of(client_of(tmp_path), "pipeline")
@@ -396,13 +393,13 @@ def test_what_was_said_before_resuming_is_said_about_the_resumed_run(tmp_path):
     first = run.run_id
     with tracking.stage_run("refine", params) as run:
         run.dataset("data/shards/refine", "ab", "refine")
-        run.log_text("note", "note.md")
+        log_note(run)
         run.resume(first)
         assert run.run_id == first
     (run,) = runs_of(client_of(tmp_path), "stage")
     assert run.info.status == "FINISHED"
     assert [d.dataset.name for d in run.inputs.dataset_inputs] == ["data/shards/refine"]
-    assert (tmp_path / "mlartifacts" / run.info.run_id / "artifacts" / "note.md").read_text() == "note"
+    assert (tmp_path / "mlartifacts" / run.info.run_id / "artifacts" / "note.md").read_text() == "a note"
 
 
 # Modes
@@ -418,7 +415,7 @@ def test_disabled_imports_no_mlflow_and_leaves_nothing(tmp_path):
         with tracking.stage_run("refine", Path("params.yaml"), upstream={"base": "d"}) as run:
             run.log_metrics({"loss": 1.0}, step=0)
             run.headline({"loss": 1.0})
-            run.log_text("a", "a.md")
+            log_note(run)
             run.log_artifact(Path("no such file"))
             run.dataset("a", "b", "c")
             run.output("d")
@@ -659,14 +656,14 @@ def test_the_store_is_in_the_project_root(tmp_path, monkeypatch):
     params = make_project(temporary, store=False)
     monkeypatch.setenv("DVC_ROOT", str(root))  # as DVC does for its queue
     with tracking.stage_run("base", params) as run:
-        run.log_text("x", "x.md")
+        log_note(run)
     assert sorted(path.name for path in temporary.iterdir()) == ["params.yaml"]
     client = client_of(root)
     experiment = client.get_experiment_by_name("clip-refine")
     assert experiment.artifact_location == (root / "mlartifacts").as_uri()
     assert "tmp1" not in fresh_store_made_in(temporary, tmp_path / "other").get_experiment("0").artifact_location
     (run,) = runs_of(client, "stage")
-    assert (root / "mlartifacts" / run.info.run_id / "artifacts" / "x.md").is_file()
+    assert (root / "mlartifacts" / run.info.run_id / "artifacts" / "note.md").is_file()
 
 
 def fresh_store_made_in(folder: Path, root: Path):
@@ -783,7 +780,7 @@ RACER = """
 
     with tracking.stage_run("base", Path("params.yaml")) as run:
         run.log_metrics({"value": 1.0})
-        run.log_text("x", "x.md")
+        run.log_artifact(Path("params.yaml"))
 """
 
 

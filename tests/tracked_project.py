@@ -81,6 +81,14 @@ def do(stage: str, params: Path, output: str = "", upstream: dict | None = None,
         run.output(output or f"digest of {stage}")
 
 
+def log_note(run: tracking.Run, folder: str = "") -> None:
+    """A small text file as an artifact."""
+    with tempfile.TemporaryDirectory() as scratch:
+        note = Path(scratch) / "note.md"
+        note.write_text("a note")
+        run.log_artifact(note, folder)
+
+
 def python(code: str, cwd: Path, **environment: str) -> subprocess.Popen:
     """A process of its own that runs `code` with this package."""
     env = {k: v for k, v in os.environ.items() if k not in ENVIRONMENT} | {"PYTHONPATH": str(REPOSITORY), **environment}

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline_lib import compare
+from pipeline_lib import compare, runtime
 from pipeline_lib.compare import ablate, board, candidates
 from pipeline_lib.errors import UserError
 
@@ -60,9 +59,5 @@ def _folder(argument: str) -> candidates.Candidate:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
-    try:
+    with runtime.one_line_errors():
         main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline_lib import export, runtime
-from pipeline_lib.errors import UserError
 from pipeline_lib.export.subject import MODELS, Subject
 
 
@@ -50,25 +48,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Export and say where the result lies and what comes next.
-
-    Raises:
-        UserError: Something is missing, or in the way.
-    """
+    """Export and say where the result lies and what comes next."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
-    _listen(options.debug)
-    try:
+    with runtime.one_line_errors(debug=options.debug):
         print({"hub": _hub, "mlflow": _mlflow, "onnx": _onnx}[options.kind](options))
-    except (UserError, OSError) as error:
-        if options.debug or (isinstance(error, OSError) and not error.strerror):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-
-
-def _listen(debug: bool) -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
-    logging.getLogger("pipeline_lib").setLevel(logging.DEBUG if debug else logging.INFO)
 
 
 def _open(options: argparse.Namespace) -> Subject:

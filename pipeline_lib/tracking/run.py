@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline_lib import config, runtime
 from pipeline_lib.errors import UserError
@@ -27,9 +27,6 @@ from pipeline_lib.tracking.describe import (
 from pipeline_lib.tracking.sender import Sender
 from pipeline_lib.tracking.spool import Op, Spool
 from pipeline_lib.tracking.store import prepare_environment
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 log = logging.getLogger("pipeline_lib.tracking")
 
@@ -56,12 +53,6 @@ class Run:
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
         """Keep a copy of the file `path` below `folder` of the run's artifacts (the file may vanish afterwards)."""
-
-    def log_text(self, text: str, name: str) -> None:
-        """Keep `text` as artifact `name`, such as `report.md` or `tables/recall.md`."""
-
-    def log_figure(self, figure: Figure, name: str) -> None:
-        """Keep a matplotlib figure as artifact `name`, such as `plots/loss.png`."""
 
     def dataset(self, name: str, digest: str, context: str) -> None:
         """Name a data set that this run reads (an MLflow input); `context` says what for: `refine`, `val`, ..."""
@@ -201,21 +192,7 @@ class TrackedRun(Run):
         """See `Run`."""
         copy = self._spool.place(path.name)
         shutil.copyfile(path, copy)
-        self._append_artifact(copy, folder)
-
-    @_guarded
-    def log_text(self, text: str, name: str) -> None:
-        """See `Run`."""
-        copy = self._spool.place(name)
-        copy.write_text(text, encoding="utf-8")
-        self._append_artifact(copy, Path(name).parent.as_posix())
-
-    @_guarded
-    def log_figure(self, figure: Figure, name: str) -> None:
-        """See `Run`."""
-        copy = self._spool.place(name)
-        figure.savefig(copy, bbox_inches="tight")
-        self._append_artifact(copy, Path(name).parent.as_posix())
+        self._spool.append({"op": "artifact", "file": self._spool.name_of(copy), "folder": folder})
 
     @_guarded
     def dataset(self, name: str, digest: str, context: str) -> None:
@@ -307,10 +284,6 @@ class TrackedRun(Run):
         if not self.required and not self._said:
             self._said = True
             log.warning("%s", self.info)
-
-    def _append_artifact(self, copy: Path, folder: str) -> None:
-        name = self._spool.name_of(copy)
-        self._spool.append({"op": "artifact", "file": name, "folder": "" if folder == "." else folder})
 
 
 def _points(values: Mapping[str, float], step: int | None) -> list[tuple[str, float, int | None, int]]:
