@@ -13,13 +13,14 @@ import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import jinja2
 from markupsafe import Markup, escape
 from tabulate import tabulate
 
-from pipeline_lib import figures
+from pipeline_lib import artifacts, figures
 
 Tone = Literal["", "rose", "fell", "still"]
 
@@ -137,6 +138,15 @@ class Page:
     title: str
     subtitle: str
     sections: tuple[Section, ...]
+
+
+def write(page: Page, target: Path, *, stage: str, html: str, markdown: str) -> None:
+    """Write `page` to the folder `target` as files `html` and `markdown`, the pictures of the latter beside them."""
+    with artifacts.output_directory(target, stage) as place:
+        artifacts.write_text(place(html), to_html(page))
+        artifacts.write_text(place(markdown), to_markdown(page))
+        for name, data in images(page).items():
+            artifacts.write_bytes(place(name), data)
 
 
 def to_html(page: Page) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline_lib import artifacts, config, figures, page, recipes, results, statistics
+from pipeline_lib import config, figures, page, recipes, results, statistics
 from pipeline_lib.compare.candidates import Group
 from pipeline_lib.errors import UserError
 from pipeline_lib.page import Cell, Drawing, Fold, Page, Row, Section, Table, Text
@@ -341,9 +341,5 @@ def terminal_table(board: Board) -> str:
 def write(board: Board, target: Path) -> Page:
     """Write comparison.html, comparison.md and the pictures of the latter to the folder `target`."""
     document = build(board)
-    with artifacts.output_directory(target, "compare") as place:
-        artifacts.write_text(place(HTML), page.to_html(document))
-        artifacts.write_text(place(MARKDOWN), page.to_markdown(document))
-        for name, data in page.images(document).items():
-            artifacts.write_bytes(place(name), data)
+    page.write(document, target, stage="compare", html=HTML, markdown=MARKDOWN)
     return document

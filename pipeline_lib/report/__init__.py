@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline_lib import artifacts, page
+from pipeline_lib import page
 from pipeline_lib.page import Page, Section
 from pipeline_lib.report import pictures, tables, verdict
 from pipeline_lib.report.inputs import Inputs, read, steps
@@ -46,11 +46,7 @@ def build(inputs: Inputs) -> Page:
 def write(inputs: Inputs, target: Path) -> Page:
     """Build the page and write report.html, report.md and the pictures the latter shows to the folder `target`."""
     document = build(inputs)
-    with artifacts.output_directory(target, STAGE) as place:
-        artifacts.write_text(place(HTML), page.to_html(document))
-        artifacts.write_text(place(MARKDOWN), page.to_markdown(document))
-        for name, data in page.images(document).items():
-            artifacts.write_bytes(place(name), data)
+    page.write(document, target, stage=STAGE, html=HTML, markdown=MARKDOWN)
     return document
 
 
