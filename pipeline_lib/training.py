@@ -384,6 +384,7 @@ def build(
     device = runtime.pick_device(how.device)
     student = model.load(paths.base, device=device)
     teacher = student if cache.teacher == "base" else model.load(Path(cache.teacher), device=device)
+    recipes.try_out(recipe, f"recipes.{settings.recipe}", student.embed_dim, teacher.embed_dim)
     manifest = artifacts.read_manifest(paths.teacher, stage="cache_teacher")
     shards_digest = artifacts.read_manifest(paths.shards, stage="shard")["digest"]
     teacher_cache.check_fingerprint(manifest, fingerprint(student, teacher, cache, shards_digest), paths.teacher)
