@@ -1,6 +1,7 @@
 """The only reader of params.yaml: YAML 1.2 numbers, one frozen dataclass per section, every error with its dotted path.
 
-A section is loaded strictly: unknown, missing and mistyped keys are refused, with a suggestion where a name is close.
+A section is loaded strictly: unknown, missing and mistyped keys are refused, with a suggestion where a name is close,
+and numbers outside the range that stands in the field's type.
 No field that decides a result has a default here; params.yaml is the single place where it is written.
 PyYAML follows YAML 1.1, in which `1e-6` is a string and `no` is false, while DVC writes YAML 1.2: `Yaml12Loader` reads
 what DVC writes.
@@ -10,18 +11,51 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 
 from pipeline_lib.errors import UserError
 
 T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Range:
+    """Bounds of a number, all finite: stands in the annotation of a field (`Annotated[int, Range(at_least=1)]`)."""
+
+    at_least: float | None = None  # smallest number
+    above: float | None = None  # smaller than the smallest
+    at_most: float | None = None  # largest number
+    below: float | None = None  # larger than the largest
+
+    def __contains__(self, number: float) -> bool:
+        return (
+            math.isfinite(number)
+            and (self.at_least is None or number >= self.at_least)
+            and (self.above is None or number > self.above)
+            and (self.at_most is None or number <= self.at_most)
+            and (self.below is None or number < self.below)
+        )
+
+    def __str__(self) -> str:
+        bounds = {name.replace("_", " "): bound for name, bound in dataclasses.asdict(self).items()}
+        return " and ".join(f"{name} {bound:g}" for name, bound in bounds.items() if bound is not None)
+
+
+AtLeastOne = Annotated[int, Range(at_least=1)]
+Count = Annotated[int, Range(at_least=0)]
+NotNegative = Annotated[float, Range(at_least=0)]
+Positive = Annotated[float, Range(above=0)]
+Share = Annotated[float, Range(at_least=0, at_most=1)]
+ProperShare = Annotated[float, Range(above=0, below=1)]
+Momentum = Annotated[float, Range(at_least=0, below=1)]
 
 
 @typing.dataclass_transform(kw_only_default=True, frozen_default=True)
@@ -51,7 +85,7 @@ class EvaluationSet:
     path: str  # folder or file, relative to data.evaluation_root
     images: str | None = None  # coco, flickr, jsonl: image folder relative to `path`'s folder; null: the format's own
     split: str | None = None  # clip_benchmark: `train` or `test` (null: test); flickr, jsonl: a list file to select by
-    limit: int | None = None  # use the first N samples only; null: all
+    limit: AtLeastOne | None = None  # use the first N samples only; null: all
 
 
 @section
@@ -63,7 +97,7 @@ class Data:
     images: str | None  # coco, flickr, jsonl: image folder relative to root's folder; null: the format's own place
     annotations: str | None  # coco, flickr, jsonl: captions file relative to root; null: the format's usual name
     parts: Mapping[str, float | str]  # part name -> list file below root, or share of the samples that no list claims
-    limit: int | None  # use the first N samples only (a trial run); null: all
+    limit: AtLeastOne | None  # use the first N samples only (a trial run); null: all
     evaluation_root: str  # folder that holds the sets of `evaluation`; a dependency of `shard`
     evaluation: Mapping[str, EvaluationSet]  # name -> set; {}: evaluate on the parts alone
 
@@ -72,14 +106,14 @@ class Data:
 class DemoBase:
     """The small dual encoder joined from two published towers; its heads are trained on part `base`."""
 
-    image_size: int  # side of the square input, in pixels
-    embed_dim: int  # width of the space that both heads project into
-    epochs: int  # passes over part `base`
-    batch_size: int  # pairs per step
-    learning_rate: float  # of AdamW at the start; half a cosine to 0 follows
-    weight_decay: float  # of AdamW, on the heads; none on the temperature
-    dropout: float  # share of the tower features set to 0 while the heads are trained
-    seed: int  # of the heads' first weights, the order, the captions drawn and the dropout
+    image_size: AtLeastOne  # side of the square input, in pixels
+    embed_dim: AtLeastOne  # width of the space that both heads project into
+    epochs: AtLeastOne  # passes over part `base`
+    batch_size: AtLeastOne  # pairs per step
+    learning_rate: Positive  # of AdamW at the start; half a cosine to 0 follows
+    weight_decay: NotNegative  # of AdamW, on the heads; none on the temperature
+    dropout: Share  # share of the tower features set to 0 while the heads are trained
+    seed: Count  # of the heads' first weights, the order, the captions drawn and the dropout
 
 
 @section
@@ -99,12 +133,12 @@ class Base:
 class Shard:
     """How samples are written to tars."""
 
-    samples_per_shard: int  # samples in one tar, the last one of a part excepted
-    max_image_bytes: int  # larger image files are quarantined: left out, and named in a list
-    max_image_pixels: int  # larger images are quarantined (decompression bombs)
-    max_caption_chars: int  # longer captions are quarantined with their image
-    max_bad_share: float  # share of quarantined samples in a part above which the stage fails
-    max_overlap_share: float  # share of evaluation images found in a training part above which the stage fails
+    samples_per_shard: AtLeastOne  # samples in one tar, the last one of a part excepted
+    max_image_bytes: AtLeastOne  # larger image files are quarantined: left out, and named in a list
+    max_image_pixels: AtLeastOne  # larger images are quarantined (decompression bombs)
+    max_caption_chars: AtLeastOne  # longer captions are quarantined with their image
+    max_bad_share: Share  # share of quarantined samples in a part above which the stage fails
+    max_overlap_share: Share  # share of evaluation images found in a training part above which the stage fails
 
 
 @section
@@ -115,15 +149,16 @@ class CacheTeacher:
     teacher: str  # `base`, or the folder of another open_clip model
     precision: Literal["fp32", "tf32", "bf16"]  # of the teacher's towers; tf32 is for NVIDIA GPUs
     dtype: Literal["float32", "float16"]  # of the stored features
-    chunk_size: int  # samples per forward pass, best a multiple of 8 (another rounds differently); in the fingerprint
+    chunk_size: AtLeastOne  # samples per forward pass, best a multiple of 8 (others round differently); part of the
+    # fingerprint
     text_cut: Literal["set", "chunk", "none"]  # cut token ids, where that is exact, at the longest caption (rounded up
     # to 16) of the set, or of each pass over captions sorted by length (faster; equal to rounding, not to the bit)
     pixels: Literal["auto", "always", "never"]  # store the uint8 pixels; auto: within max_gb and half of the free disk
-    max_gb: float  # largest pixel cache of `auto`, in 10⁹ bytes
-    max_bad_share: float  # share of undecodable images above which the stage fails
-    verify_share: float  # share of the rows that is computed again at the end and compared (at least chunk_size rows)
-    verify_tolerance: float | None  # largest relative difference of features (loss: a tenth of it, its gradient: ten
-    # times); null: 1e-4, or 2e-2 where precision or dtype is not 32 bit
+    max_gb: NotNegative  # largest pixel cache of `auto`, in 10⁹ bytes
+    max_bad_share: Share  # share of undecodable images above which the stage fails
+    verify_share: Share  # share of the rows that is computed again at the end and compared (at least chunk_size rows)
+    verify_tolerance: NotNegative | None  # largest relative difference of features (loss: a tenth of it, its gradient:
+    # ten times); null: 1e-4, or 2e-2 where precision or dtype is not 32 bit
 
 
 @section
@@ -132,56 +167,56 @@ class Refine:
 
     recipe: str  # a name in `recipes.RECIPES`; its settings stand in the block of that name under `recipes:`
     seed: int  # of the order of the samples, the caption drawn for each, and RaFA's random vectors
-    epochs: int  # passes over part `refine`
-    batch_size: int  # pairs per optimiser step, over all processes
-    micro_batch: int | None  # pairs per forward pass of a process, to save memory; the gradients stay those of the
-    # whole batch; null: all at once
+    epochs: AtLeastOne  # passes over part `refine`
+    batch_size: AtLeastOne  # pairs per optimiser step, over all processes
+    micro_batch: AtLeastOne | None  # pairs per forward pass of a process, to save memory; the gradients stay those of
+    # the whole batch; null: all at once
     last_batch: Literal["drop", "keep"]  # an epoch's last, smaller batch; what is dropped differs from epoch to epoch
-    max_steps: int | None  # optimiser steps after which the run ends; null: when its epochs are over
-    learning_rate: float  # of AdamW, after the warm-up
-    weight_decay: float  # of AdamW, on every trained weight
-    betas: tuple[float, float]  # of AdamW: how slowly its means of the gradient and of its square forget
-    eps: float  # of AdamW: added to the root of the mean square
+    max_steps: AtLeastOne | None  # optimiser steps after which the run ends; null: when its epochs are over
+    learning_rate: NotNegative  # of AdamW, after the warm-up
+    weight_decay: NotNegative  # of AdamW, on every trained weight
+    betas: tuple[Momentum, Momentum]  # of AdamW: how slowly its means of the gradient and of its square forget
+    eps: NotNegative  # of AdamW: added to the root of the mean square
     schedule: Literal["constant", "cosine"]  # learning rate after the warm-up; cosine: half a wave, down to 0
-    warmup_steps: int  # optimiser steps in which the learning rate rises linearly; 0: none
-    grad_clip: float | None  # largest norm of the whole gradient; null: as it is
+    warmup_steps: Count  # optimiser steps in which the learning rate rises linearly; 0: none
+    grad_clip: Positive | None  # largest norm of the whole gradient; null: as it is
     precision: Literal["fp32", "tf32", "bf16"]  # of the student's towers (bf16: autocast); the losses stay fp32
     text_cut: Literal["set", "batch"]  # token ids as cached, or cut again at each batch's longest caption
     trainable: Literal["all", "projections"]  # all weights, or only those that project into the shared space
     lock_image: bool  # true: the image tower is not trained
-    lock_image_unlocked_groups: int  # with lock_image: the last n groups stay trainable
+    lock_image_unlocked_groups: Count  # with lock_image: the last n groups stay trainable
     lock_text: bool  # true: the text tower is not trained
-    lock_text_unlocked_layers: int  # with lock_text: the last n layers stay trainable
+    lock_text_unlocked_layers: Count  # with lock_text: the last n layers stay trainable
     train_logit_scale: bool  # true: logit_scale (and logit_bias, where there is one) is trained
     stochastic_layers: bool  # true: dropout and drop-path as in training (step 0 then differs from the teacher)
     grad_checkpointing: bool  # true: activations are computed again in the backward pass: less memory, more time
     compile: bool  # true: both towers through torch.compile
-    step0_tolerance: float  # largest relative difference between student and teacher features before step 0; larger
-    # bounds hold where the cache is not 32 bit
+    step0_tolerance: NotNegative  # largest relative difference between student and teacher features before step 0;
+    # larger bounds hold where the cache is not 32 bit
 
 
 @section
 class Evaluate:
     """What is measured, and how sure it is."""
 
-    batch_size: int  # images or texts per forward pass
-    recall_at: tuple[int, ...]  # the k of R@k; R@1 is measured in any case
+    batch_size: AtLeastOne  # images or texts per forward pass
+    recall_at: tuple[AtLeastOne, ...]  # the k of R@k; R@1 is measured in any case
     prompt: str  # single zero-shot prompt, with {} for the class name
     ensemble: Literal["set", "openai", "both"]  # templates of the ensemble: the set's own where it has them, or
     # open_clip's 80 for ImageNet; both: the latter beside the former, as `imagenet`
     calibration: str  # part whose means the mean-centred baseline subtracts, and on which choices are to be made
-    bootstrap_samples: int  # resamples of the pictures; a test takes more where many headlines need them
-    confidence: float  # of the intervals, between 0 and 1; a change is measurable where p is below 1 minus this
-    seed: int  # of the resamples, and of the halves that probes and separability are measured on
+    bootstrap_samples: AtLeastOne  # resamples of the pictures; a test takes more where many headlines need them
+    confidence: ProperShare  # of the intervals, between 0 and 1; a change is measurable where p is below 1 minus this
+    seed: Count  # of the resamples, and of the halves that probes and separability are measured on
     linear_probe: bool  # true: a linear classifier on the frozen image features, wherever there are labels
-    wise_ft: tuple[float, ...]  # mixes between base (0) and refined (1) weights to evaluate; empty: none
+    wise_ft: tuple[Share, ...]  # mixes between base (0) and refined (1) weights to evaluate; empty: none
 
 
 @section
 class Report:
     """What the page shows."""
 
-    num_examples: int  # pictures whose rank improved most, and as many whose rank worsened most; 0: none
+    num_examples: Count  # pictures whose rank improved most, and as many whose rank worsened most; 0: none
     title: str  # of the page; empty: the name of the first evaluated set
 
 
@@ -190,11 +225,11 @@ class Runtime:
     """How, not what: nothing here may change a result beyond rounding, so no stage re-runs for it."""
 
     device: str  # cpu, cuda, mps, or auto: the first of cuda, mps, cpu that is there
-    num_threads: int | None  # of torch, in each process; null: as torch chooses
-    num_workers: int  # image decoding processes; 0: the stage decodes by itself
-    processes: int  # >1: the stage relaunches itself under torch.distributed.run
+    num_threads: AtLeastOne | None  # of torch, in each process; null: as torch chooses
+    num_workers: Count  # image decoding processes; 0: the stage decodes by itself
+    processes: AtLeastOne  # >1: the stage relaunches itself under torch.distributed.run
     deterministic: bool  # true: only kernels that give the same bits again
-    checkpoint_every: int  # optimiser steps of `refine` between checkpoints
+    checkpoint_every: AtLeastOne  # optimiser steps of `refine` between checkpoints
     progress: bool  # true: progress bars, where there is a terminal
 
 
@@ -290,7 +325,8 @@ def load(params_file: Path, name: str) -> Any:
     """Section `name` of params.yaml as its dataclass.
 
     Raises:
-        UserError: A key is unknown, missing or of the wrong type; the message holds file, dotted path and remedy.
+        UserError: A key is unknown, missing, of the wrong type or out of range; the message holds file, dotted path
+            and remedy.
     """
     return build(SECTIONS[name], raw_section(params_file, name), f"{params_file}: {name}")
 
@@ -311,7 +347,7 @@ def build(kind: type[T], value: Any, path: str) -> T:
     for key in value:
         if key not in fields:
             raise UserError(f"{path}.{key}: unknown key{_did_you_mean(str(key), fields)}")
-    hints = typing.get_type_hints(kind)
+    hints = typing.get_type_hints(kind, include_extras=True)
     filled = {}
     for name, field in fields.items():
         if name in value:
@@ -324,6 +360,8 @@ def build(kind: type[T], value: Any, path: str) -> T:
 def convert(kind: Any, value: Any, path: str) -> Any:
     """`value` checked against annotation `kind`: scalars, Literal, X | None, tuples, mappings, Path, dataclasses."""
     origin = typing.get_origin(kind)
+    if origin is Annotated:
+        return _convert_number(kind, value, path)
     if dataclasses.is_dataclass(kind):
         return build(typing.cast("type[Any]", kind), value, path)
     if origin in (typing.Union, types.UnionType):
@@ -340,6 +378,14 @@ def convert(kind: Any, value: Any, path: str) -> Any:
     raise _mistyped(kind, value, path)
 
 
+def _convert_number(kind: Any, value: Any, path: str) -> Any:
+    plain, allowed = typing.get_args(kind)
+    number = convert(plain, value, path)
+    if number not in allowed:
+        raise UserError(f"{path}: {value} is out of range: {_describe(plain)}, {allowed}")
+    return number
+
+
 def _convert_union(kind: Any, value: Any, path: str) -> Any:
     choices = typing.get_args(kind)
     if value is None and type(None) in choices:
@@ -352,6 +398,7 @@ def _convert_union(kind: Any, value: Any, path: str) -> Any:
 
 def _resembles(kind: Any, value: Any) -> bool:
     """Whether `value` is of the shape of `kind`, whatever may be wrong inside it."""
+    kind = _plain(kind)
     origin = typing.get_origin(kind)
     if dataclasses.is_dataclass(kind) or (origin is not None and origin is not tuple and origin is not Literal):
         return isinstance(value, dict)
@@ -396,7 +443,13 @@ def _show(value: Any) -> str:
     return name if value is None or isinstance(value, dict | list) else f"{name} {value!r}"
 
 
+def _plain(kind: Any) -> Any:
+    """`kind` without its range."""
+    return typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
+
+
 def _describe(kind: Any) -> str:
+    kind = _plain(kind)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         return "one of " + ", ".join(str(a) for a in arguments)
@@ -412,7 +465,7 @@ def _describe(kind: Any) -> str:
 
 
 def _plural(kind: Any) -> str:
-    return {float: "numbers", int: "whole numbers", str: "texts", Path: "paths"}.get(kind, "values")
+    return {float: "numbers", int: "whole numbers", str: "texts", Path: "paths"}.get(_plain(kind), "values")
 
 
 def _did_you_mean(name: str, known: typing.Iterable[str]) -> str:

@@ -47,6 +47,12 @@ class Plan:
         """Samples that an epoch does not visit: other ones each epoch."""
         return 0 if self.keep_last else len(self.rows) % self.batch_size
 
+    @property
+    def smallest_batch(self) -> int:
+        """Rows of the smallest step of the run."""
+        rest = len(self.rows) % self.batch_size
+        return rest if self.keep_last and rest and self.num_steps >= self.steps_per_epoch else self.batch_size
+
     def batches(self, epoch: int) -> list[np.ndarray]:
         """The rows of every step of an epoch, each row at most once."""
         order = self.rows[epoch_order(len(self.rows), seed=self.seed, epoch=epoch)]

@@ -130,12 +130,12 @@ def select_trainable(student: Clip, settings: config.Refine) -> None:
     """Set `requires_grad` by `trainable`, `lock_*` and `train_logit_scale`, and the mode of every layer.
 
     Raises:
-        UserError: Nothing is left to train.
+        UserError: Nothing is left to train, or a tower cannot be locked or checkpointed as asked.
     """
     module = student.module.requires_grad_(True)
     _set_mode(student, settings.stochastic_layers)
     if settings.lock_image:
-        module.lock_image_tower(unlocked_groups=settings.lock_image_unlocked_groups)
+        student.lock_image(settings.lock_image_unlocked_groups)
     if settings.lock_text:
         student.lock_text(settings.lock_text_unlocked_layers)
     projections = set(student.projection_names())
@@ -144,8 +144,10 @@ def select_trainable(student: Clip, settings: config.Refine) -> None:
             parameter.requires_grad_(False)
         if name in SCALARS:
             parameter.requires_grad_(settings.train_logit_scale)
+        if name.startswith("text_decoder."):  # CoCa's captioner, which no feature passes through
+            parameter.requires_grad_(False)
     if settings.grad_checkpointing:
-        module.set_grad_checkpointing(True)
+        student.checkpoint_activations()
     if not any(parameter.requires_grad for parameter in module.parameters()):
         raise UserError("refine: every weight is locked; unlock something (trainable, lock_image, lock_text)")
 

@@ -16,6 +16,7 @@ Notable:
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import itertools
@@ -36,6 +37,8 @@ import numpy as np
 import open_clip
 import open_clip.factory
 import open_clip.hf_model
+import open_clip.modified_resnet
+import open_clip.timm_model
 import open_clip.tokenizer
 import open_clip.transform
 import open_clip.transformer
@@ -44,6 +47,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from pipeline_lib import artifacts
 from pipeline_lib.errors import UserError
@@ -294,6 +298,18 @@ class Clip:
             return token_ids.argmax(dim=1) + 1
         return token_ids.eq(eos_id or 0).int().argmax(dim=1) + 1
 
+    def lock_image(self, unlocked_groups: int) -> None:
+        """Freeze the image tower but its last groups, counted as open_clip does.
+
+        Raises:
+            UserError: The tower can only be frozen whole.
+        """
+        if unlocked_groups and isinstance(self.module.visual, open_clip.modified_resnet.ModifiedResNet):
+            raise UserError(
+                f"refine.lock_image_unlocked_groups: {unlocked_groups}, but open_clip's ResNet towers lock whole; set 0"
+            )
+        self.module.visual.lock(unlocked_groups=unlocked_groups)
+
     def lock_text(self, unlocked_layers: int) -> None:
         """Freeze the text tower but its last layers, counted as open_clip does; a projection on top stays free.
 
@@ -304,14 +320,46 @@ class Clip:
             UserError: The tower has fewer layers.
         """
         if not (unlocked_layers and isinstance(self._text, open_clip.hf_model.HFTextEncoder)):
-            self.module.lock_text_tower(unlocked_layers=unlocked_layers)
+            lock = self.module.lock_text_tower if self._text is self.module else self._text.lock  # CoCa has the latter
+            lock(unlocked_layers=unlocked_layers)
             return
-        tower = self._text.transformer.requires_grad_(False)
-        layers = max((m for m in tower.modules() if isinstance(m, nn.ModuleList)), key=len)
+        self._text.transformer.requires_grad_(False)
+        layers = self._hf_layers()
         if unlocked_layers > len(layers):
             raise UserError(f"refine.lock_text_unlocked_layers: {unlocked_layers}, but the tower has {len(layers)}")
         for layer in layers[-unlocked_layers:]:
             layer.requires_grad_(True)
+
+    def _hf_layers(self) -> nn.ModuleList:
+        """The layers of a Hugging Face text tower, in order."""
+        lists = (part for part in self._text.transformer.modules() if isinstance(part, nn.ModuleList))
+        return max(lists, key=len)
+
+    def checkpoint_activations(self) -> None:
+        """Keep only what enters each layer of both towers; the rest is computed again in the backward pass.
+
+        Hugging Face towers do so in train mode alone, which is not the mode in which they are refined, so their layers
+        are wrapped here; open_clip passes silently over the towers that cannot.
+
+        Raises:
+            UserError: A tower cannot.
+        """
+        visual, text = self.module.visual, self._text
+        try:
+            if isinstance(visual, open_clip.modified_resnet.ModifiedResNet):
+                raise NotImplementedError("open_clip's ResNet")
+            tower = visual.trunk if isinstance(visual, open_clip.timm_model.TimmModel) else visual
+            tower.set_grad_checkpointing(True)
+        except Exception as error:  # timm's towers assert, raise, or have no such function
+            raise UserError(
+                f"refine.grad_checkpointing: true, but the image tower has no such mode ({_first_lines(error)}); "
+                "set it to false, and refine.micro_batch to save memory"
+            ) from error
+        if isinstance(text, open_clip.hf_model.HFTextEncoder):
+            for layer in self._hf_layers():
+                layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
+        else:
+            text.transformer.grad_checkpointing = True
 
     def projection_names(self) -> list[str]:
         """Names of the parameters that project each tower into the shared space."""

@@ -5,7 +5,8 @@ terms. The loop sums the terms whose name ends in `_loss` and logs every term; a
 Terms come with their weight applied; a weight of 0 leaves the term out (0 x NaN is NaN).
 
 The keyword-only arguments are the schema of the recipe's block in params.yaml: `build` refuses unknown, missing and
-mistyped keys. A new recipe is one function, one entry in `RECIPES` and one block in params.yaml.
+mistyped keys and numbers out of range. A new recipe is one function, one entry in `RECIPES` and one block in
+params.yaml.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Prior:
 
     kind: Literal["normal", "uniform", "teacher"]  # teacher: per-dimension mean and deviation of the teacher's features
     mean: float  # added to the prior's mean
-    std: float  # factor on its deviation; 0: no noise, the mean itself
+    std: config.NotNegative  # factor on its deviation; 0: no noise, the mean itself
     shared: bool  # one vector per pair (the paper) or one per modality
     decay: Literal["none", "linear"]  # weight of the RaFA term over the run
 
@@ -73,7 +74,13 @@ def rafa(student: Features, teacher: Features, draws: Draws, *, reduction: losse
 
 
 def hycd(
-    student: Features, teacher: Features, draws: Draws, *, alpha: float, temperature: float, logits: Logits
+    student: Features,
+    teacher: Features,
+    draws: Draws,
+    *,
+    alpha: config.Share,
+    temperature: config.Positive,
+    logits: Logits,
 ) -> Terms:
     """L = HyCD(f gᵀ, F Gᵀ)."""
     student_logits, teacher_logits = similarity(student, logits), similarity(teacher, logits)
@@ -85,10 +92,10 @@ def clip_refine(
     teacher: Features,
     draws: Draws,
     *,
-    rafa_weight: float,
-    hycd_weight: float,
-    alpha: float,
-    temperature: float,
+    rafa_weight: config.NotNegative,
+    hycd_weight: config.NotNegative,
+    alpha: config.Share,
+    temperature: config.Positive,
     logits: Logits,
     reduction: losses.Reduction,
     prior: Prior,
@@ -108,10 +115,10 @@ def clip_refine_no_noise(
     teacher: Features,
     draws: Draws,
     *,
-    rafa_weight: float,
-    hycd_weight: float,
-    alpha: float,
-    temperature: float,
+    rafa_weight: config.NotNegative,
+    hycd_weight: config.NotNegative,
+    alpha: config.Share,
+    temperature: config.Positive,
     logits: Logits,
     reduction: losses.Reduction,
 ) -> Terms:
@@ -130,7 +137,9 @@ def clip_refine_no_noise(
     )
 
 
-def self_kd(student: Features, teacher: Features, draws: Draws, *, temperature: float, logits: Logits) -> Terms:
+def self_kd(
+    student: Features, teacher: Features, draws: Draws, *, temperature: config.Positive, logits: Logits
+) -> Terms:
     """L = T² KL(softmax(S/T) ‖ softmax(s/T)): HyCD with α = 0."""
     terms = hycd(student, teacher, draws, alpha=0.0, temperature=temperature, logits=logits)
     return {"self_kd_loss": terms["hycd_loss"]}
@@ -141,7 +150,7 @@ def contrastive(student: Features, teacher: Features, draws: Draws) -> Terms:
     return {"contrastive_loss": losses.contrastive_loss(similarity(student, "scaled_cosine"))}
 
 
-def contrastive_raw(student: Features, teacher: Features, draws: Draws, *, scale: float) -> Terms:
+def contrastive_raw(student: Features, teacher: Features, draws: Draws, *, scale: config.Positive) -> Terms:
     """L = InfoNCE(scale · f gᵀ) on raw features: what the published code's contrastive baseline computes."""
     return {"contrastive_loss": losses.contrastive_loss(scale * similarity(student, "raw"))}
 
@@ -151,10 +160,10 @@ def hycd_align(
     teacher: Features,
     draws: Draws,
     *,
-    alpha: float,
-    temperature: float,
+    alpha: config.Share,
+    temperature: config.Positive,
     logits: Logits,
-    align_weight: float,
+    align_weight: config.NotNegative,
 ) -> Terms:
     """L = HyCD + λ mean ‖f̂ − ĝ‖²: closing the gap by force."""
     terms = hycd(student, teacher, draws, alpha=alpha, temperature=temperature, logits=logits)
@@ -162,7 +171,9 @@ def hycd_align(
     return {**terms, "align_loss": align_weight * align}
 
 
-def m2_mix(student: Features, teacher: Features, draws: Draws, *, beta: float, mix_weight: float) -> Terms:
+def m2_mix(
+    student: Features, teacher: Features, draws: Draws, *, beta: config.Positive, mix_weight: config.NotNegative
+) -> Terms:
     """L = InfoNCE + λ InfoNCE with geodesic mixtures as negatives, mixing share ~ Beta(β, β) per step."""
     mix = torch.tensor(draws.beta(beta)).to(student.raw_image_features)
     mixed = losses.mixup_contrastive_loss(student.image_features, student.text_features, student.logit_scale, mix)
@@ -208,7 +219,7 @@ def build(name: str, blocks: dict[str, Any], where: str = "params.yaml") -> Reci
         where: File named in errors.
 
     Raises:
-        UserError: Unknown recipe, missing block, or a key that does not fit the function's signature.
+        UserError: Unknown recipe, missing block, a key that does not fit the function's signature, or no loss left.
     """
     if name not in RECIPES:
         raise UserError(f"{where}: refine.recipe: unknown recipe `{name}`; known: {', '.join(RECIPES)}")
@@ -216,7 +227,7 @@ def build(name: str, blocks: dict[str, Any], where: str = "params.yaml") -> Reci
     if not isinstance(blocks.get(name), dict):
         raise UserError(f"{path}: missing; add a block with the recipe's parameters ({{}} if it has none)")
     function = RECIPES[name]
-    hints = typing.get_type_hints(function)
+    hints = typing.get_type_hints(function, include_extras=True)
     wanted = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
     for key in blocks[name]:
         if key not in wanted:
@@ -225,7 +236,32 @@ def build(name: str, blocks: dict[str, Any], where: str = "params.yaml") -> Reci
         if key not in blocks[name]:
             raise UserError(f"{path}.{key}: missing; add it")
     values = {key: config.convert(hints[key], blocks[name][key], f"{path}.{key}") for key in wanted}
-    return functools.partial(function, **values)
+    recipe = functools.partial(function, **values)
+    try_out(recipe, path)
+    return recipe
+
+
+def try_out(recipe: Recipe, path: str, student_width: int = 4, teacher_width: int = 4) -> None:
+    """Run a recipe on two made-up pairs, so that what it refuses is refused before any model runs.
+
+    Raises:
+        UserError: It refuses its parameters or these feature widths, or gives no loss.
+    """
+    student, teacher = (
+        Features(torch.eye(2, width), torch.eye(2, width), torch.tensor(1.0))
+        for width in (student_width, teacher_width)
+    )
+    statistics = {"teacher_mean": torch.zeros(teacher_width), "teacher_std": torch.ones(teacher_width)}
+    draws = Draws(seed=0, epoch=0, step=0, progress=0.0, key_digests=[bytes(16), bytes(16)], **statistics)
+    try:
+        terms = recipe(student, teacher, draws)
+    except UserError as error:  # names the key itself
+        raise UserError(f"{path}.{error}") from error
+    except ValueError as error:
+        remedy = "; take a recipe that compares logits, or a teacher of the base's width"
+        raise UserError(f"{path}: {error}{remedy if student_width != teacher_width else ''}") from error
+    if not any(name.endswith("_loss") for name in terms):
+        raise UserError(f"{path}: every weight is 0, so there is no loss; raise one of them")
 
 
 def total_loss(terms: Terms) -> torch.Tensor:

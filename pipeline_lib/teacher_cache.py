@@ -63,13 +63,13 @@ def cut_length(lengths: torch.Tensor, context_length: int) -> int:
 
 def _embed(clip: Clip, encode: Any, rows: torch.Tensor, chunk_size: int) -> torch.Tensor:
     """The last pass is filled up with copies of its first row: a pass of another size rounds differently."""
-    features = []
+    features = [torch.empty(0, clip.embed_dim)]
     with torch.inference_mode():
-        for chunk in rows.split(chunk_size):
+        for chunk in rows.split(chunk_size) if len(rows) else ():
             missing = chunk_size - len(chunk)
             full = torch.cat([chunk, chunk[:1].expand(missing, *chunk.shape[1:])]) if missing else chunk
             features.append(encode(full.to(clip.device))[: len(chunk)].float().cpu())
-    return torch.cat(features) if features else torch.empty(0, clip.embed_dim)
+    return torch.cat(features)
 
 
 # --- fingerprint ------------------------------------------------------------------------------------------------

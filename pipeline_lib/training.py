@@ -76,8 +76,11 @@ class Refiner:
                 f"refine.batch_size: {settings.batch_size} is more than the {len(self.part.valid_rows)} training "
                 "samples; lower it, or set refine.last_batch to keep"
             )
-        if settings.batch_size < self.world.size:
-            raise UserError(f"refine.batch_size: {settings.batch_size} rows for {self.world.size} processes")
+        if self.plan.smallest_batch < self.world.size:
+            raise UserError(
+                f"refine.batch_size: {settings.batch_size} makes a batch of {self.plan.smallest_batch} pairs, too few "
+                f"for {self.world.size} processes; change it, take fewer processes, or set refine.last_batch to drop"
+            )
         select_trainable(self.student, settings)
         self.optimizer = make_optimizer(self.student, settings)
         self.encoders = Encoders(student=self.student, precision=settings.precision, compile=settings.compile)
@@ -381,6 +384,7 @@ def build(
     device = runtime.pick_device(how.device)
     student = model.load(paths.base, device=device)
     teacher = student if cache.teacher == "base" else model.load(Path(cache.teacher), device=device)
+    recipes.try_out(recipe, f"recipes.{settings.recipe}", student.embed_dim, teacher.embed_dim)
     manifest = artifacts.read_manifest(paths.teacher, stage="cache_teacher")
     shards_digest = artifacts.read_manifest(paths.shards, stage="shard")["digest"]
     teacher_cache.check_fingerprint(manifest, fingerprint(student, teacher, cache, shards_digest), paths.teacher)

@@ -2,12 +2,13 @@
 
 import ast
 import re
+import typing
 from pathlib import Path
 
 import pytest
 import yaml
 
-from pipeline_lib import config
+from pipeline_lib import config, recipes
 from pipeline_lib.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -77,12 +78,47 @@ def test_pyyaml_alone_would_read_a_string():
         ("  betas: [0.9, 0.999]", "  betas: 0.9", "refine.betas: expected a list of 2 numbers, found float 0.9"),
         ("  betas: [0.9, 0.999]", "  betas: [0.9, x]", "refine.betas[1]: expected a number, found str 'x'"),
         ("  grad_clip: null", "  grad_clip: big", "refine.grad_clip: expected a number or null, found str 'big'"),
+        ("  grad_clip: null", "  grad_clip: 0.0", "refine.grad_clip: 0.0 is out of range: a number, above 0"),
+        ("  micro_batch: null", "  micro_batch: 0", "refine.micro_batch: 0 is out of range: a whole number, at least 1"),  # noqa: E501
+        ("  epochs: 1\n", "  epochs: 0\n", "refine.epochs: 0 is out of range: a whole number, at least 1"),
+        ("  max_steps: null", "  max_steps: 0", "refine.max_steps: 0 is out of range: a whole number, at least 1"),
+        ("  learning_rate: 5e-5 #", "  learning_rate: .nan #", "refine.learning_rate: nan is out of range: a number, at least 0"),  # noqa: E501
+        ("  learning_rate: 5e-5 #", "  learning_rate: .inf #", "refine.learning_rate: inf is out of range: a number, at least 0"),  # noqa: E501
+        ("  betas: [0.9, 0.999]", "  betas: [0.9, 1.0]", "refine.betas[1]: 1.0 is out of range: a number, at least 0 and below 1"),  # noqa: E501
     ],
 )  # fmt: skip
 def test_mistakes_are_named_by_path(tmp_path, old, new, message):
     path = params_with(tmp_path, (old, new))
     with pytest.raises(UserError, match=re.escape(f"{path}: {message}")):
         config.load(path, "refine")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("  checkpoint_every: 50", "  checkpoint_every: 0", "runtime.checkpoint_every: 0 is out of range: a whole number, at least 1"),  # noqa: E501
+        ("  confidence: 0.95", "  confidence: 95", "evaluate.confidence: 95 is out of range: a number, above 0 and below 1"),  # noqa: E501
+        ("  bootstrap_samples: 1000", "  bootstrap_samples: 0", "evaluate.bootstrap_samples: 0 is out of range: a whole number, at least 1"),  # noqa: E501
+        ("  recall_at: [1, 5, 10]", "  recall_at: [1, 0]", "evaluate.recall_at[1]: 0 is out of range: a whole number, at least 1"),  # noqa: E501
+        ("  chunk_size: 64", "  chunk_size: 0", "cache_teacher.chunk_size: 0 is out of range: a whole number, at least 1"),  # noqa: E501
+        ("  verify_share: 0.02", "  verify_share: 2", "cache_teacher.verify_share: 2 is out of range: a number, at least 0 and at most 1"),  # noqa: E501
+        ("  verify_tolerance: null", "  verify_tolerance: -1", "cache_teacher.verify_tolerance: -1 is out of range: a number, at least 0"),  # noqa: E501
+    ],
+)  # fmt: skip
+def test_numbers_out_of_range_are_named_by_path(tmp_path, old, new, message):
+    path = params_with(tmp_path, (old, new))
+    with pytest.raises(UserError, match=f"^{re.escape(f'{path}: {message}')}$"):
+        config.load(path, message.split(".")[0])
+
+
+def test_every_number_has_a_range_or_none_by_choice():
+    """A seed may be any whole number; the rest must say what they take."""
+    free = set()
+    for kind in {*config.SECTIONS.values(), config.DemoBase, config.EvaluationSet, recipes.Prior}:
+        for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+            if {int, float} & {hint, *typing.get_args(hint)} and typing.get_origin(hint) is not typing.Annotated:
+                free.add(f"{kind.__name__}.{name}")
+    assert free == {"Refine.seed", "Prior.mean"}
 
 
 def test_nested_blocks_and_mappings_are_strict(tmp_path):

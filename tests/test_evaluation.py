@@ -395,6 +395,13 @@ def test_what_is_equal_is_embedded_once(inside, monkeypatch):
     assert torch.equal(texts[1], texts[3])
 
 
+def test_a_process_without_a_share_embeds_nothing(inside):
+    """More processes than distinct texts or images."""
+    part, mine = read_part(inside, "eval"), embedder(inside)
+    assert mine._run_texts(part, mine.clip.tokenize(["a"])[:0]).shape == (0, mine.clip.embed_dim)
+    assert mine._run_images(part, []).shape == (0, mine.clip.embed_dim)
+
+
 def test_prompts_that_two_sets_share_are_embedded_once(inside, monkeypatch):
     maker, asked = embedder(inside), []
     tokenize = maker.clip.tokenize

@@ -1,5 +1,6 @@
 """Exactness of the step: chunks and processes do not change the gradient, locks and modes do what they say (fp64)."""
 
+import collections
 import os
 import shutil
 import subprocess
@@ -12,9 +13,11 @@ import torch
 
 from pipeline_lib import config, model, recipes
 from pipeline_lib.distributed import World
+from pipeline_lib.errors import UserError
 from pipeline_lib.features import Features, Inputs
 from pipeline_lib.gradients import Encoders, backward, learning_rate, make_optimizer, select_trainable
 from pipeline_lib.sampling import Draws
+from tests.test_model import COCA, custom
 from tests.tiny_model import write_tiny_clip, write_tiny_hf_clip, write_tiny_timm_clip
 
 ROOT = Path(__file__).parents[1]
@@ -108,33 +111,41 @@ def test_second_pass_repeats_the_first_with_dropout_on(tmp_path, settings):
     assert torch.equal(Encoders(student=clip)(Inputs(*(x[:2] for x in inputs)))[0], image_again)  # dropout was on
 
 
-def three_steps(directory, name, rows, world, micro_batch=None):
-    """Terms, gradients and weights after three AdamW steps in fp64 on the first `rows` pairs of the case.
+def three_steps(directory, name, rows, world, micro_batch=None, follow=None):
+    """Terms and gradients of three AdamW steps in fp64 on the first `rows` pairs of the case, and the weights after.
 
-    A large `eps` keeps Adam from blowing up the rounding of gradients that are 0 (the key biases').
+    With `follow`, the gradients of another run, each step is taken with those instead of its own.
     """
     clip, inputs, teacher, draws = case(directory)
-    settings = replace(
-        config.load(ROOT / "params.yaml", "refine"), train_logit_scale=True, learning_rate=1e-3, eps=1e-4
-    )
+    settings = replace(config.load(ROOT / "params.yaml", "refine"), train_logit_scale=True, learning_rate=1e-3)
     select_trainable(clip, settings)
     optimizer = make_optimizer(clip, settings)
     own = Inputs(*(x[:rows][world.own_rows(rows)] for x in inputs))
     teacher = Features(teacher[0][:rows], teacher[1][:rows], teacher[2])
     draws = replace(draws, key_digests=draws.key_digests[:rows])
-    for _ in range(3):
+    steps = []
+    for step in range(3):
         optimizer.zero_grad(set_to_none=True)
         recipe = recipes.build(name, blocks())
         terms = backward(Encoders(student=clip), recipe, own, teacher, draws, micro_batch=micro_batch, world=world)
+        steps.append({"terms": terms, "gradients": gradients(clip)})
+        for key, parameter in clip.module.named_parameters() if follow else ():
+            if parameter.grad is not None:
+                parameter.grad.copy_(follow[step]["gradients"][key])
         optimizer.step()
-    return {"terms": terms, "gradients": gradients(clip), "weights": dict(clip.module.state_dict())}
+    return {"steps": steps, "weights": dict(clip.module.state_dict())}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rows", [B, B - 1])
 def test_two_processes_equal_one(directory, tmp_path, rows):
-    """torchrun with 2 Gloo processes, even and uneven shares: one process's terms, gradients and weights after three
-    steps, every recipe, learnable logit scale, to 1e-10 in fp64."""
+    """torchrun with 2 Gloo processes, even and uneven shares, every recipe, learnable logit scale, in fp64.
+
+    Terms and gradients of each of three steps are one process's to 1e-10. Weights are not compared with those of a run
+    of its own: Adam divides by |g|, so where a gradient is 0 but for rounding (the key biases'), it makes whole steps
+    of the rounding. Instead one process takes the steps with the gradients of two: what it computes at the weights of
+    the two is then held to 1e-10 at every step, and its weights at the end are theirs, bitwise.
+    """
     result = tmp_path / "out.pt"
     script = tmp_path / "world.py"
     script.write_text(
@@ -145,15 +156,23 @@ def test_two_processes_equal_one(directory, tmp_path, rows):
         f"if world.is_main:\n    torch.save(found, {str(result)!r})\n"
         "distributed.leave()\n"
     )
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    subprocess.run(command, check=True, env=env, cwd=ROOT, timeout=300)
+    run_on_processes(2, script)
     found = torch.load(result, weights_only=True)
     assert sorted(found) == sorted(recipes.RECIPES)
-    for name in recipes.RECIPES:
-        expected = three_steps(directory, name, rows, World())
-        for kind, values in expected.items():
-            assert largest_difference(found[name][kind], values, floor=1e-6) < 1e-10, (name, kind)
+    for name, two in found.items():
+        one = three_steps(directory, name, rows, World(), follow=two["steps"])
+        for step, (mine, theirs) in enumerate(zip(one["steps"], two["steps"], strict=True)):
+            for kind, values in mine.items():
+                assert largest_difference(theirs[kind], values, floor=1e-6) < 1e-10, (name, step, kind)
+        assert one["weights"].keys() == two["weights"].keys()
+        assert all(torch.equal(one["weights"][key], two["weights"][key]) for key in one["weights"]), name
+
+
+def run_on_processes(count, script):
+    """A script under torchrun, one thread each."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", str(script)]
+    subprocess.run(command, check=True, env=env, cwd=ROOT, timeout=300)
 
 
 def test_world_shares_and_slices_cover_the_batch():
@@ -225,6 +244,35 @@ def test_the_first_blocks_of_a_tower_can_be_locked(write, change, tower, open_pa
     assert all(any(name.startswith(part) for name in found) for part in open_parts)
 
 
+@pytest.mark.parametrize(
+    ("side", "layers", "tower", "open_parts"),
+    [
+        ("image", "groups", "visual.", ("visual.proj", "visual.ln_post.", "visual.transformer.resblocks.1.")),
+        ("text", "layers", "text.", ("text.text_projection", "text.ln_final.", "text.transformer.resblocks.1.")),
+    ],
+)
+def test_towers_of_coca_can_be_locked(side, layers, tower, open_parts, settings, tmp_path):
+    """Whole, or but for the last two parts; its captioner, which features do not pass, is never trained."""
+    clip = custom(tmp_path / "clip", **COCA)
+    everything = trained(clip, settings)
+    assert not any(name.startswith("text_decoder.") for name in everything)
+    locked = trained(clip, settings, **{f"lock_{side}": True})
+    assert locked == {name for name in everything if not name.startswith(tower)}
+    found = trained(clip, settings, **{f"lock_{side}": True, f"lock_{side}_unlocked_{layers}": 2})
+    assert found == locked | {name for name in everything if name.startswith(open_parts)} > locked
+    with pytest.raises(UserError, match="every weight is locked"):
+        trained(clip, settings, lock_image=True, lock_text=True)
+
+
+def test_a_resnet_of_open_clip_is_locked_whole_or_not_at_all(settings, tmp_path):
+    clip = custom(tmp_path / "clip", vision={"layers": [1, 1, 1, 1], "width": 8})
+    assert not any(name.startswith("visual.") for name in trained(clip, settings, lock_image=True))
+    with pytest.raises(UserError, match=r"refine\.lock_image_unlocked_groups: 1, but .*set 0"):
+        trained(clip, settings, lock_image=True, lock_image_unlocked_groups=1)
+    with pytest.raises(UserError, match=r"refine\.grad_checkpointing: true, but the image tower .*refine\.micro_batch"):
+        trained(clip, settings, grad_checkpointing=True)
+
+
 def test_fused_adamw_is_adamw(directory, settings):
     """On the same gradients the fused kernel and the plain one agree to rounding after three steps."""
     results = []
@@ -273,14 +321,45 @@ def test_compiled_towers_stay_within_rounding_of_plain_ones(directory, settings)
     assert largest_difference(found[1][1], found[0][1], floor=1e-6) < 1e-4
 
 
-def test_gradient_checkpointing_does_not_change_the_gradient(directory, settings):
-    found = []
+def count_passes(clip):
+    """How often data pass the first operation of the first layer of each tower, counted from now on."""
+    visual, text = clip.module.visual, getattr(clip.module, "text", clip.module)
+    encoder = getattr(text.transformer, "encoder", None)
+    layers = {
+        "image": visual.trunk.layer1[0] if hasattr(visual, "trunk") else visual.transformer.resblocks[0],
+        "text": encoder.layer[0] if encoder else text.transformer.resblocks[0],
+    }
+    passes = collections.Counter()
+    for side, layer in layers.items():
+        first = next(part for part in layer.modules() if not list(part.children()))
+        first.register_forward_pre_hook(lambda *_, side=side: passes.update([side]))
+    return passes
+
+
+@pytest.mark.parametrize("stochastic_layers", [False, True])
+@pytest.mark.parametrize("write", [write_tiny_clip, write_tiny_timm_clip, write_tiny_hf_clip])
+def test_gradient_checkpointing_computes_every_layer_twice_and_the_same_gradient(
+    write, stochastic_layers, settings, tmp_path
+):
+    """Two forward passes through each tower's first layer instead of one; dropout repeats in the second."""
+    directory = write(tmp_path / "clip")
+    found, counts = [], []
     for on in (False, True):
         clip, inputs, teacher, draws = case(directory)
-        select_trainable(clip, replace(settings, grad_checkpointing=on))
+        select_trainable(clip, replace(settings, grad_checkpointing=on, stochastic_layers=stochastic_layers))
+        counts.append(count_passes(clip))
+        torch.manual_seed(0)
         backward(Encoders(student=clip), recipes.build("hycd", blocks()), inputs, teacher, draws)
         found.append(gradients(clip))
-    assert largest_difference(found[1], found[0]) < 1e-12
+    assert counts == [{"image": 1, "text": 1}, {"image": 2, "text": 2}]
+    assert largest_difference(found[1], found[0], floor=1e-9) < 1e-12
+
+
+def test_gradient_checkpointing_is_refused_where_a_tower_cannot(directory, settings, monkeypatch, tmp_path):
+    clip = model.load(write_tiny_timm_clip(tmp_path / "timm"))
+    monkeypatch.setattr(type(clip.module.visual.trunk), "set_grad_checkpointing", lambda *_: 1 / 0)
+    with pytest.raises(UserError, match=r"refine\.grad_checkpointing: true, but the image tower .*refine\.micro_batch"):
+        select_trainable(clip, replace(settings, grad_checkpointing=True))
 
 
 def test_schedule():

@@ -124,6 +124,15 @@ def test_a_wider_teacher_can_distil_logits_but_not_features():
         run("feature_kd", teacher=wide)
 
 
+def test_a_recipe_that_cannot_take_the_teachers_width_is_refused_before_it_runs():
+    recipes.try_out(recipes.build("hycd", BLOCKS), "recipes.hycd", D, D + 3)
+    with pytest.raises(UserError, match=r"^recipes.feature_kd: .*\(2, 8\) and \(2, 11\); take .* the base's width$"):
+        recipes.try_out(recipes.build("feature_kd", BLOCKS), "recipes.feature_kd", D, D + 3)
+    blocks = {"rafa": {"reduction": "mean", "prior": prior(kind="teacher")}}
+    with pytest.raises(UserError, match=r"^recipes.rafa.prior.kind: `teacher` needs"):
+        recipes.try_out(recipes.build("rafa", blocks), "recipes.rafa", D, D + 3)
+
+
 @pytest.mark.parametrize("name", sorted(recipes.RECIPES))
 def test_batch_of_one(name):
     one = [x._replace(raw_image_features=x[0][:1], raw_text_features=x[1][:1]) for x in (features(1), features(2))]
@@ -140,6 +149,15 @@ def test_batch_of_one(name):
         ("hycd", {"hycd": {"alpha": 0.5, "logits": "raw"}}, "recipes.hycd.temperature: missing"),
         ("hycd", {"hycd": {**BLOCKS["hycd"], "alpha": "x"}}, "recipes.hycd.alpha: expected a number, found str 'x'"),
         ("rafa", {"rafa": {"reduction": "mean", "prior": {}}}, "recipes.rafa.prior.kind: missing"),
+        ("rafa", {"rafa": {"reduction": "mean", "prior": prior(std=-1)}}, "recipes.rafa.prior.std: -1 is out of range"),
+        ("hycd", {"hycd": {**BLOCKS["hycd"], "alpha": 1.5}}, "recipes.hycd.alpha: 1.5 is out of range: .* at most 1"),
+        ("hycd", {"hycd": {**BLOCKS["hycd"], "temperature": 0}}, "recipes.hycd.temperature: 0 is out of .* above 0"),
+        ("m2_mix", {"m2_mix": {"beta": 0, "mix_weight": 1.0}}, "recipes.m2_mix.beta: 0 is out of range"),
+        (
+            "clip_refine",
+            {"clip_refine": {**BLOCKS["clip_refine"], "rafa_weight": 0, "hycd_weight": 0.0}},
+            "recipes.clip_refine: every weight is 0, so there is no loss",
+        ),
     ],
 )
 def test_wrong_blocks_are_refused(name, blocks, message):

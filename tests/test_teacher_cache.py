@@ -55,6 +55,14 @@ def test_every_image_and_every_caption_has_the_teachers_raw_features(cached):
     assert max(abs(n - 1) for n in norms) > 0.1  # raw, not normalised
 
 
+def test_no_rows_have_no_features(cached):
+    part, clip, _ = open_cached(cached)
+    images, token_ids = part.read_inputs([0], [0])
+    assert embed_images(clip, images[:0], 8).shape == (0, clip.embed_dim)
+    assert embed_texts(clip, token_ids[:0], 8).shape == (0, clip.embed_dim)
+    assert teacher_cache.embed_texts_by_length(clip, token_ids[:0], 8).shape == (0, clip.embed_dim)
+
+
 def test_cached_equals_online_bitwise_in_features_loss_and_gradient(cached):
     """The same function and chunk size: the HyCD loss and its gradient do not know where the teacher came from."""
     part, clip, _ = open_cached(cached)

@@ -17,7 +17,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from pipeline_lib import artifacts, config, model, runtime, tracking, training
+from pipeline_lib import artifacts, config, distributed, model, runtime, tracking, training
 from pipeline_lib.distributed import World
 from pipeline_lib.epochs import Plan, read_steps
 from pipeline_lib.errors import UserError
@@ -69,6 +69,8 @@ def test_an_epoch_visits_every_row_once_the_dropped_tail_aside(keep_last):
     assert found.num_steps == 3 * (7 if keep_last else 6)
     assert len(set(tails)) == (1 if keep_last else 3)  # other ones are dropped each epoch
     assert replace(found, max_steps=4).num_steps == 4
+    assert min(map(len, found.batches(0))) == found.smallest_batch == (7 if keep_last else 8)
+    assert replace(found, max_steps=6).smallest_batch == 8  # ends before the last batch
 
 
 @pytest.mark.parametrize("workers", [0, 1, 4])
@@ -257,6 +259,15 @@ def test_a_loss_that_is_not_finite_names_step_terms_and_keys(cached):
 def test_a_set_smaller_than_the_batch_is_an_error(cached):
     write_params(cached, refine__batch_size=512)
     with pytest.raises(UserError, match=r"refine.batch_size: 512 is more than the \d+ training samples"):
+        run_stage("refine", cached)
+
+
+def test_a_last_batch_with_fewer_rows_than_processes_is_refused_before_the_first_step(cached, monkeypatch):
+    rest = len(open_cached(cached)[0].valid_rows) % 8
+    assert rest > 1
+    monkeypatch.setattr(distributed, "join", lambda: World(0, rest + 1))
+    write_params(cached, refine__last_batch="keep")
+    with pytest.raises(UserError, match=rf"a batch of {rest} pairs, too few for {rest + 1} processes; .*to drop"):
         run_stage("refine", cached)
 
 

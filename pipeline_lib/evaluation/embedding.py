@@ -192,7 +192,7 @@ class Embedder:
         with runtime.progress(
             None, label=label, total=len(token_ids), unit="text", enabled=self._shows_progress
         ) as bar:
-            for rows in lengths.argsort(stable=True).split(self.batch_size):
+            for rows in lengths.argsort(stable=True).split(self.batch_size) if len(lengths) else ():
                 cut = int(lengths[rows].max())
                 features[rows] = self._forward(self.clip.encode_text, token_ids[rows, :cut])
                 bar.update(len(rows))
