@@ -204,7 +204,7 @@ class Evaluate:
     prompt: str  # single zero-shot prompt, with {} for the class name
     ensemble: Literal["set", "openai", "both"]  # templates of the ensemble: the set's own where it has them, or
     # open_clip's 80 for ImageNet; both: the latter beside the former, as `imagenet`
-    calibration: str  # part whose means the mean-centred baseline subtracts, and on which choices are to be made
+    selection: str  # part on which recipe, weights and mix are to be chosen: none that a model was trained on
     bootstrap_samples: AtLeastOne  # resamples of the pictures; a test takes more where many headlines need them
     confidence: ProperShare  # of the intervals, between 0 and 1; a change is measurable where p is below 1 minus this
     seed: Count  # of the resamples, and of the halves that probes and separability are measured on

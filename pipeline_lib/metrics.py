@@ -77,6 +77,21 @@ def centroid_distance(image_features: torch.Tensor, text_features: torch.Tensor)
     return _gap_vector(image_features, text_features).norm()
 
 
+def centroid_floor(image_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
+    """Centroid distance that two samples of one and the same distribution would have: (tr C_x/N + tr C_y/M)^½.
+
+    The root mean square of what the choice of the samples alone puts between two means; a centroid distance near it is
+    none. C are the covariances of the directions, with N − 1 and M − 1.
+
+    Args:
+        image_features: [N, D], N >= 2.
+        text_features: [M, D], M >= 2.
+    """
+    sides = (_unit_rows(image_features, "image_features", 2), _unit_rows(text_features, "text_features", 2))
+    squares = [side.var(0).sum() / len(side) for side in sides]
+    return (squares[0] + squares[1]).sqrt()
+
+
 def centroid_mse(image_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
     """The same gap as a mean square over dimensions, in units of 10⁻³: 1000 · ‖mean(f̂) − mean(ĝ)‖² / D.
 
@@ -280,6 +295,7 @@ def gap_suite(image_features: torch.Tensor, text_features: torch.Tensor, *, seed
     frechet_mean, frechet_covariance = frechet_parts(image, text)
     values = {
         "centroid_distance": centroid_distance(image, text),
+        "centroid_floor": centroid_floor(image, text),
         "centroid_mse_e3": centroid_mse(image, text),
         "alignment": alignment(image, text),
         "pair_cosine": pair_cosine(image, text),
@@ -303,7 +319,7 @@ def gap_suite(image_features: torch.Tensor, text_features: torch.Tensor, *, seed
 
 
 def modality_mean(features: torch.Tensor) -> torch.Tensor:
-    """Mean direction of a calibration set, not normalised: [N, D] -> [D]."""
+    """Mean direction of the samples that centre others, not normalised: [N, D] -> [D]."""
     return _unit_rows(features, "features").mean(0)
 
 

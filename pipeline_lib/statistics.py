@@ -143,6 +143,43 @@ def _two_sided(replicates: np.ndarray) -> float:
     return float(min(1.0, 2 * (beyond + 1) / (len(finite) + 1)))
 
 
+def distance_change(
+    before: np.ndarray, after: np.ndarray, *, num_samples: int, confidence: float, seed: int
+) -> Interval:
+    """Change of the distance between two centroids, from the same pairs, with its percentile bootstrap interval.
+
+    The distance of a sample is larger than that of the whole: E‖mean‖² = ‖μ‖² + tr C / N, most visibly where the whole
+    has none, and a resample adds as much again. Both are taken off the squares, so that value and interval are those of
+    the distances without the noise of so few pairs (at least 0).
+
+    Args:
+        before: One side of each pair minus the other, before: [N, D], N >= 2.
+        after: The same pairs after: [N, D].
+        num_samples: Resamples of the pairs.
+        confidence: Coverage, such as 0.95.
+        seed: Decides the resamples.
+
+    Raises:
+        ValueError: The numbers of pairs differ.
+    """
+    if len(before) != len(after):
+        raise ValueError(f"the same pairs are needed, got {len(before)} and {len(after)}")
+    sides = [side.astype(np.float64) for side in (before, after)]
+    noise = [side.var(0, ddof=1).sum() / len(side) for side in sides]
+
+    def difference(means: Sequence[np.ndarray], times: int) -> np.ndarray:
+        squares = [np.square(mean).sum(-1) - times * extra for mean, extra in zip(means, noise, strict=True)]
+        first, second = np.sqrt(np.maximum(squares, 0))
+        return second - first
+
+    blocks = [
+        difference([counts @ side / len(side) for side in sides], 2)
+        for counts in resample_counts(len(before), num_samples, seed)
+    ]
+    value = difference([side.mean(0) for side in sides], 1)
+    return Interval(float(value), *_percentiles(np.concatenate(blocks), confidence))
+
+
 def mcnemar(base_correct: np.ndarray, refined_correct: np.ndarray) -> float:
     """Exact two-sided McNemar test of two classifiers on the same items: the p-value; 1 if they never differ.
 

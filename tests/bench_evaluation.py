@@ -25,7 +25,7 @@ from pipeline_lib.evaluation import EmbeddedSet, EmbeddedTask, Embedder, run, sc
 from tests.bench_inputs import Report, paths_of
 from tests.tiny_project import ROOT
 
-MODEL_RUNS = ("embed", "linear_probe", "wise_ft")  # the parts that run the model again or train on its features
+MODEL_RUNS = ("embed", "linear_probe", "centring", "wise_ft")  # they run the model or train on its features
 GOAL = 1 / 1.1  # all others together take less than a tenth of the embedding
 WIDTH, CAPTIONS, GIGABYTES = 512, 5, 2.0
 

@@ -139,11 +139,11 @@ def test_repeated_images_and_captions_are_counted_and_left_out_of_a_second_recal
     assert 0 <= scored["text_to_image_recall_at_1"]["low"] < scored["text_to_image_recall_at_1"]["high"] <= 1
 
 
-def test_centring_takes_its_means_from_the_calibration_set_alone():
-    one, calibration = make_set(images=200), make_set(images=200, seed=0, name="val")
-    shifted = dataclasses.replace(calibration, raw_text_features=-calibration.raw_text_features)
+def test_centring_takes_its_means_from_another_set_alone():
+    one, other = make_set(images=200), make_set(images=200, seed=0, name="refine")
+    shifted = dataclasses.replace(other, raw_text_features=-other.raw_text_features)
     gaps = []
-    for source in (calibration, shifted):
+    for source in (other, shifted):
         block, _ = evaluation.score(one, SETTINGS, scoring.modality_means(source))
         gaps.append(block["gap"]["centroid_distance"])
         assert "raw_image_norm" not in block["gap"]
@@ -484,6 +484,43 @@ def test_stage_writes_results_items_features_and_metrics(evaluated):
     assert not list((evaluated / ".checkpoints").glob("evaluate-*")), "a finished stage leaves no work behind"
 
 
+def test_means_come_from_the_training_part_which_is_never_evaluated(evaluated):
+    """Not from the small selection part: the noise of its means would be the baseline's gap."""
+    for name in ("base", "refined"):
+        folder = evaluated / "data/eval" / name
+        centring = artifacts.read_json(folder / "results.json")["centring"]
+        assert centring == {"part": "refine", "num_images": 40, "num_captions": 60}
+        maker = embedder(evaluated, clip=model.load(evaluated / "data" / name))
+        training = maker.embed(read_part(evaluated, "refine"))
+        features = load_file(folder / "features/eval.safetensors")
+        for key, raw in (("image_mean", training.raw_image_features), ("text_mean", training.raw_text_features)):
+            mean = torch.nn.functional.normalize(raw, dim=1).mean(0)
+            assert np.allclose(features[key], mean, atol=1e-6)
+
+
+def test_of_a_large_training_part_a_fixed_sample_is_embedded(inside, monkeypatch, caplog):
+    part = read_part(inside, "refine")
+    whole, sample = embedder(inside).embed(part), embedder(inside).embed_sample(part, 12)
+    assert sample.num_images == 12
+    assert sample.captions == embedder(inside).embed_sample(part, 12).captions, "the same in every run"
+    rows = [whole.image_hashes.index(sha) for sha in sample.image_hashes]
+    assert rows == sorted(rows) != list(range(12))
+    assert torch.allclose(sample.raw_image_features, whole.raw_image_features[rows], atol=1e-6)
+    kept = [row for row, image in enumerate(whole.text_image_index.tolist()) if image in rows]
+    assert sample.captions == tuple(whole.captions[row] for row in kept)
+    assert torch.allclose(sample.raw_text_features, whole.raw_text_features[kept], atol=1e-6)
+    assert [rows[i] for i in sample.text_image_index.tolist()] == whole.text_image_index[kept].tolist()
+    paths, maker = config.load(Path("params.yaml"), "paths"), embedder(inside)
+    inputs = run.open_inputs(paths.shards, SETTINGS)
+    monkeypatch.setattr(run, "CENTRING_SAMPLES", 5)
+    selection = maker.embed(inputs.selection)
+    assert run._centring(maker, inputs, selection).num_images == 5
+    assert run._centring(maker, dataclasses.replace(inputs, training=None), selection) is selection
+    silent = dataclasses.replace(selection, captions=())
+    assert run._centring(maker, dataclasses.replace(inputs, training=None), silent) is None
+    assert "val has no captions, so there is no mean-centred variant" in caplog.text
+
+
 def test_linear_probe_says_what_it_was_trained_on(evaluated):
     results = artifacts.read_json(evaluated / "data/eval/base/results.json")
     probe = results["linear_probe"]
@@ -647,9 +684,9 @@ def test_weights_changed_after_they_were_written_are_refused(inside):
         run.open_model("base", paths, torch.device("cpu"))
 
 
-def test_calibration_part_and_sets_must_be_there(inside):
-    with pytest.raises(UserError, match=r"evaluate\.calibration: `calib` is not among the parts.*refine, val, eval"):
-        run.open_inputs(inside / "data/shards", dataclasses.replace(SETTINGS, calibration="calib"))
+def test_selection_part_and_sets_must_be_there(inside):
+    with pytest.raises(UserError, match=r"evaluate\.selection: `calib` is not among the parts.*refine, val, eval"):
+        run.open_inputs(inside / "data/shards", dataclasses.replace(SETTINGS, selection="calib"))
     (inside / "data/only_training").mkdir()
     artifacts.write_manifest(inside / "data/only_training", "shard", parts={"refine": "", "val": ""})
     with pytest.raises(UserError, match="nothing to evaluate on"):
@@ -659,7 +696,7 @@ def test_calibration_part_and_sets_must_be_there(inside):
 def test_training_parts_are_never_evaluated_on(inside):
     inputs = run.open_inputs(inside / "data/shards", SETTINGS)
     assert [part.name for part in inputs.sets] == ["eval", "colours"]
-    inputs = run.open_inputs(inside / "data/shards", dataclasses.replace(SETTINGS, calibration="eval"))
+    inputs = run.open_inputs(inside / "data/shards", dataclasses.replace(SETTINGS, selection="eval"))
     assert [part.name for part in inputs.sets] == ["colours"]
 
 

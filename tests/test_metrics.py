@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.functional import normalize
 
 from pipeline_lib import metrics
 
@@ -366,6 +367,24 @@ def test_classes_of_one_name_share_the_first_place():
     found = metrics.classify(torch.tensor([[1.0, 0.2]]), classes, torch.tensor([1]), 1.0)
     assert found.ranks.hit_at(1).tolist() == [0.5]
     assert found.ranks.hit_at(2).tolist() == [1.0]
+
+
+def test_centroid_floor_is_how_far_samples_of_one_distribution_lie_apart():
+    generator = torch.Generator().manual_seed(0)
+    centre = torch.randn(12, generator=generator)
+
+    def draw(count):
+        return centre + torch.randn(count, 12, generator=generator)
+
+    def distance(one, other):
+        return (normalize(one, dim=1).mean(0) - normalize(other, dim=1).mean(0)).square().sum()
+
+    apart = torch.stack([distance(draw(40), draw(90)) for _ in range(400)]).mean().sqrt()
+    floors = torch.stack([metrics.centroid_floor(draw(40), draw(90)) for _ in range(50)])
+    assert floors.mean().item() == pytest.approx(apart.item(), rel=0.05)
+    one = torch.tensor([[1.0, 0.0], [0.0, 1.0]])  # variances ½ and ½, two samples on each side
+    assert metrics.centroid_floor(one, one).item() == pytest.approx(1.0)
+    assert "centroid_floor" in metrics.gap_suite(draw(20), draw(20))
 
 
 def test_calibration_error_equals_binning_by_hand():

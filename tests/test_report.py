@@ -16,7 +16,7 @@ from pipeline_lib import artifacts, page, provenance, report, results, tracking
 from pipeline_lib.errors import UserError
 from pipeline_lib.page import Gallery, Table
 from pipeline_lib.report import pictures, tables, verdict
-from pipeline_lib.results import CENTRED, Interval, Measure, Paired
+from pipeline_lib.results import Gap, Interval, Measure, Paired, Settings
 from pipeline_lib.statistics import Mean
 from tests import example_results
 
@@ -80,26 +80,36 @@ def test_accuracy_against_mean_centring(verdicts, expected):
     assert verdict.accuracy_verdict([paired(kind) for kind in verdicts]) == expected
 
 
-def set_gap(evaluation, variant, value):
-    evaluation.results["sets"]["eval"]["variants"][variant]["gap"]["centroid_distance"] = value
-
-
 @pytest.mark.parametrize(
-    ("base", "free", "refined", "says"),
+    ("base", "free", "refined", "change", "against_free", "says"),
     [
-        (0.8, 0.1, 0.05, ("narrowed", "**beats it on the gap**; on accuracy,")),
-        (0.8, 0.1, 0.5, ("narrowed", "**does not beat it on the gap** and must win on accuracy:")),
-        (0.1, 0.1, 0.3, ("widened", "must win on accuracy")),
+        (0.8, 0.1, 0.05, (-0.8, -0.7), (-0.06, -0.04), "**narrowed**: **beats it on the gap**; on accuracy,"),
+        (0.8, 0.1, 0.5, (-0.4, -0.2), (0.3, 0.5), "**narrowed**: **does not beat it on the gap** and must win"),
+        (0.8, 0.1, 0.05, (-0.8, -0.7), (-0.06, 0.01), "**narrowed**: **does not beat it on the gap**"),
+        (0.1, 0.1, 0.3, (0.1, 0.3), (0.1, 0.3), "**widened**: **does not beat it on the gap**"),
+        (0.1115, 0.1407, 0.133, (0.01, 0.03), (-0.02, -0.01), "**widened**: **does not beat it on the gap**"),
+        (0.1115, 0.1407, 0.1, (-0.02, 0.01), (-0.06, -0.03), "**did not change measurably**: **does not beat it"),
     ],
 )
-def test_gap_is_held_against_the_free_baseline(project, monkeypatch, base, free, refined, says):
-    inputs = read(project, monkeypatch)
-    set_gap(inputs.base, "plain", base)
-    set_gap(inputs.base, "mean_centred", free)
-    set_gap(inputs.refined, "plain", refined)
-    text = verdict.gap_verdict(inputs)
-    assert all(words in text for words in says)
-    assert all(page.number(value) in text for value in (base, free, refined))
+def test_gap_follows_its_interval_and_is_held_against_base_and_free_baseline(
+    base, free, refined, change, against_free, says
+):
+    intervals = [Interval(sum(ends) / 2, *ends) for ends in (change, against_free)]
+    gap = Gap("eval", base, refined, free, 0.07, *intervals)
+    text = verdict.gap_verdict(gap, [paired("still")], Settings(0.95, 100, 0))
+    moved, beats = re.fullmatch(r"(\*\*.*\*\*): (.*)", says).groups()
+    assert text.startswith(f"The gap on eval {moved}: centroid distance {page.number(base)} → {page.number(refined)};")
+    assert f"({page.level(0.95)}: {tables.signed(change[0])} to {tables.signed(change[1])})" in text
+    assert "Two samples of one distribution would lie 0.070 apart." in text
+    assert f"brings it to {page.number(free)}, so refinement {beats}" in text
+
+
+def test_gap_without_a_free_baseline_is_still_told():
+    change = Interval(-0.1, -0.2, -0.05)
+    text = verdict.gap_verdict(Gap("eval", 0.3, 0.2, None, 0.07, change, None), [], Settings(0.95, 100, 0))
+    assert text.startswith("The gap on eval **narrowed**: centroid distance 0.300 → 0.200;")
+    assert "free" not in text
+    assert text.endswith("0.070 apart.")
 
 
 # ---- the page ----
@@ -263,7 +273,7 @@ def test_thumbnail_is_small_and_on_white():
 
 def test_pairs_and_cosines_equal_loops():
     rng = np.random.default_rng(0)
-    image, text = (pictures.unit(rng.normal(size=(5, 3))) for _ in range(2))
+    image, text = (results.unit(rng.normal(size=(5, 3))) for _ in range(2))
     found = pictures.cosines(image, text)
     assert found["pairs"] == pytest.approx([image[i] @ text[i] for i in range(5)])
     assert sorted(found["non-pairs"]) == pytest.approx(
@@ -303,11 +313,18 @@ def test_a_mix_that_is_no_mix_is_called_what_it_is(chosen, says):
     assert pictures._chosen_mix("eval", curve, chosen, "on val").startswith(says)
 
 
-def test_centred_pairs_have_the_gap_that_evaluation_measured(project, monkeypatch):
-    inputs = read(project, monkeypatch)
-    image, text = pictures.centred_pairs(inputs.base, "eval")
-    distance = np.linalg.norm(image.mean(0) - text.mean(0))
-    assert distance == pytest.approx(inputs.base.block("eval", "gap", CENTRED)["centroid_distance"], rel=1e-4)
+def test_the_gap_stands_with_its_interval_floor_and_centring_part(written):
+    folder, _, inputs = written
+    markdown = (folder / report.MARKDOWN).read_text()
+    verdict_, gap = markdown.split("## Before and after")[0], markdown.split("## The modality gap")[1]
+    found = inputs.gaps["eval"]
+    assert "The gap on eval **narrowed**" in verdict_
+    for text in (verdict_, gap):
+        assert f"{tables.signed(found.change.low)} to {tables.signed(found.change.high)}" in text
+    assert re.search(
+        rf"of two samples of one distribution +\| +[\d.]+ +\| +[\d.]+ +\| +{page.number(found.floor)} ", gap
+    )
+    assert "each modality's mean over 60 pictures of `val`, none of them in the set shown." in gap
 
 
 def test_probes_stand_beside_the_headlines_and_are_no_headlines(project, monkeypatch):

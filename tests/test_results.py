@@ -143,6 +143,23 @@ def test_parameters_hold_the_recipe_that_is_used_and_no_other(tmp_path):
     assert not {"paths", "runtime", "tracking"} & set(found)
 
 
+def test_gap_holds_the_printed_distances_and_their_change_on_the_same_pairs(evaluations):
+    base, refined = evaluations
+    found = results.gap(base, refined, "eval", SETTINGS)
+    assert found.base == base.block("eval", "gap")["centroid_distance"]
+    assert found.free == base.block("eval", "gap", CENTRED)["centroid_distance"]
+    assert found.refined == refined.block("eval", "gap")["centroid_distance"]
+    assert found.floor == refined.block("eval", "gap")["centroid_floor"]
+    assert found.change.low < found.change.value < found.change.high < 0, "the example's gap narrows"
+    for pairs, distance in (
+        (results.first_pairs(base, "eval"), found.base),
+        (results.centred_pairs(base, "eval"), found.free),
+    ):
+        assert np.linalg.norm(pairs[0].mean(0) - pairs[1].mean(0)) == pytest.approx(distance, rel=1e-4)
+    assert found.against_free.low > 0
+    assert results.gap(base, base, "eval", SETTINGS).change == (0, 0, 0)
+
+
 def test_best_mix_is_the_largest_mean_and_nearest_to_base_among_equals():
     assert results.best_mix([(0.0, 0, 0), (0.5, 2, 1), (1.0, -5, 4)]) == 0.5
     assert results.best_mix([(0.0, 0, 0), (0.5, -1, 1)]) == 0.0

@@ -121,6 +121,39 @@ def test_p_values_are_about_uniform_when_nothing_differs():
     assert np.mean(p_values) == pytest.approx(0.5, abs=0.08)
 
 
+def pairs(generator, count, shifts):
+    """Image minus text of `count` unit pairs for each shift between the modalities, all on the same noise."""
+    concept = generator.standard_normal((count, 16))
+    image, text = (concept + generator.standard_normal((count, 16)) for _ in range(2))
+    axis = np.eye(16)[0]
+
+    def unit(rows):
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    return [unit(image + shift * axis) - unit(text - shift * axis) for shift in shifts]
+
+
+@pytest.mark.parametrize("shifts", [(0.1, 0.4), (0.5, 0.3), (0.2, 0.25)])
+def test_change_of_a_distance_covers_that_of_the_whole(shifts):
+    """A sample's own distances are inflated by its noise, unequally; plain percentiles cover almost never here."""
+    generator = np.random.default_rng(0)
+    before, after = (np.linalg.norm(whole.mean(0)) for whole in pairs(generator, 200_000, shifts))
+    covered = 0
+    for seed in range(150):
+        found = statistics.distance_change(*pairs(generator, 100, shifts), num_samples=200, confidence=0.95, seed=seed)
+        covered += found.low <= after - before <= found.high
+    assert covered / 150 >= 0.9
+
+
+def test_change_of_a_distance_that_does_not_change_is_zero():
+    one, other = pairs(np.random.default_rng(0), 50, (0.3, 0.9))
+    options = {"num_samples": 100, "confidence": 0.95, "seed": 0}
+    assert statistics.distance_change(one, one, **options) == (0, 0, 0)
+    assert statistics.distance_change(one, other, **options).low > 0
+    with pytest.raises(ValueError, match="same pairs"):
+        statistics.distance_change(one, other[1:], **options)
+
+
 @pytest.mark.parametrize(("lost", "gained"), [(0, 0), (0, 6), (1, 5), (3, 3), (40, 60)])
 def test_mcnemar_is_the_exact_binomial_test_of_the_disagreements(lost, gained):
     base = np.array([1] * lost + [0] * gained + [1] * 7 + [0] * 2)

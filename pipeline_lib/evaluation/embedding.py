@@ -77,6 +77,7 @@ class Embedder:
     world: World = field(default_factory=World)
     kept: Path | None = None  # folder for finished features, named by all that they depend on; None: nothing is kept
     _of_prompt: dict[str, torch.Tensor] = field(init=False, default_factory=dict)  # sets often share their tasks
+    _of_images: dict[str, torch.Tensor] = field(init=False, default_factory=dict)  # of whole parts, by name
 
     def embed(self, part: Part) -> EmbeddedSet:
         """Embed all images, captions and prompts of a part.
@@ -84,24 +85,52 @@ class Embedder:
         Raises:
             UserError: Images do not decode, or the features are constant, zero or not finite.
         """
-        entries = [entry for shard in part.shards for entry in shard.samples()]
+        entries = [entry for _, entry in _places(part)]
         captions = [caption for entry in entries for caption in entry.captions]
         prompts = {name: self._prompts(name, task) for name, task in _complete_tasks(part, entries).items()}
         new = [t for kinds in prompts.values() for texts in kinds.values() for t in texts if t not in self._of_prompt]
         raw_image_features = self.embed_images(part)
         raw_text_features = self._once(f"{part.name}.texts", lambda: self._embed_texts(part, [*captions, *new]))
         self._of_prompt.update(zip(new, raw_text_features[len(captions) :].clone(), strict=True))
+        tasks = {name: self._task(part, entries, name, kinds) for name, kinds in prompts.items()}
+        return self._set(part, entries, raw_image_features, raw_text_features[: len(captions)], tasks)
+
+    def embed_sample(self, part: Part, count: int) -> EmbeddedSet:
+        """Embed `count` images of a part, the same ones in every run, and their captions; no tasks.
+
+        Raises:
+            UserError: See `embed`.
+        """
+        places = _places(part)
+        rows = np.sort(np.random.default_rng(0).permutation(len(places))[:count]).tolist()
+        drawn = [places[row] for row in rows]
+        captions = [caption for _, entry in drawn for caption in entry.captions]
+        if len(rows) == len(places) or part.name in self._of_images:
+            raw_image_features = self.embed_images(part)[rows]
+        else:
+            raw_image_features = self._once(f"{part.name}.sample.images", lambda: self._embed_images(part, drawn))
+        raw_text_features = self._once(f"{part.name}.sample.texts", lambda: self._embed_texts(part, captions))
+        return self._set(part, [entry for _, entry in drawn], raw_image_features, raw_text_features, {})
+
+    def _set(
+        self,
+        part: Part,
+        entries: Sequence[IndexEntry],
+        raw_image_features: torch.Tensor,
+        raw_text_features: torch.Tensor,
+        tasks: dict[str, EmbeddedTask],
+    ) -> EmbeddedSet:
         counts = torch.tensor([len(entry.captions) for entry in entries])
         return EmbeddedSet(
             name=part.name,
             digest=part.digest,
             image_hashes=tuple(entry.sha256 for entry in entries),
-            captions=tuple(captions),
+            captions=tuple(caption for entry in entries for caption in entry.captions),
             text_image_index=torch.arange(len(entries)).repeat_interleave(counts),
             raw_image_features=raw_image_features,
-            raw_text_features=raw_text_features[: len(captions)],
+            raw_text_features=raw_text_features,
             logit_scale=self.clip.logit_scale.item(),
-            tasks={name: self._task(part, entries, name, kinds) for name, kinds in prompts.items()},
+            tasks=tasks,
         )
 
     def _task(
@@ -132,10 +161,12 @@ class Embedder:
 
     def embed_images(self, part: Part) -> torch.Tensor:
         """Raw features of every image of a part: float32 [N, D]."""
-        return self._once(f"{part.name}.images", lambda: self._embed_images(part))
+        if part.name not in self._of_images:
+            found = self._once(f"{part.name}.images", lambda: self._embed_images(part, _places(part)))
+            self._of_images[part.name] = found
+        return self._of_images[part.name]
 
-    def _embed_images(self, part: Part) -> torch.Tensor:
-        places = [(shard, entry) for shard in part.shards for entry in shard.samples()]
+    def _embed_images(self, part: Part, places: Sequence[tuple[Shard, IndexEntry]]) -> torch.Tensor:
         first_of = {entry.sha256: place for place, (_, entry) in reversed(list(enumerate(places)))}
         distinct = sorted(first_of.values())
         own = [places[i] for i in distinct][self.world.own_rows(len(distinct))]
@@ -268,6 +299,11 @@ class _Images(Dataset[Any]):
 def _collate(items: Sequence[np.ndarray | str]) -> tuple[torch.Tensor, list[str]]:
     pixels = [item for item in items if not isinstance(item, str)]
     return torch.from_numpy(np.stack(pixels)) if pixels else torch.empty(0), [i for i in items if isinstance(i, str)]
+
+
+def _places(part: Part) -> list[tuple[Shard, IndexEntry]]:
+    """Every entry of a part in order, with the shard that its image lies in."""
+    return [(shard, entry) for shard in part.shards for entry in shard.samples()]
 
 
 def _complete_tasks(part: Part, entries: Sequence[IndexEntry]) -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
     results.json                 facts and numbers with intervals, see `evaluate`
     items/<set>.safetensors      per-item arrays, from which two models are compared on the same items
-    features/<set>.safetensors   raw features, each caption's image and the calibration means: what the report draws
+    features/<set>.safetensors   raw features, each caption's image and the means that centre: what the report draws
     ../<model>.json              the flat numbers, a DVC metrics file
 
-The calibration part lends its means to the mean-centred variant and is scored like a set under `selection`: recipes,
-weights and mixes are to be chosen there, and the other sets looked at once.
+Two parts serve the others. The selection part is scored like a set under `selection`: recipes, weights and mixes are to
+be chosen there, and the other sets looked at once. The training part lends its means to the mean-centred variant: it is
+never evaluated, and large, so that the means carry little noise of their own (of a very large one a fixed sample).
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from pipeline_lib.shards import Part, read_part
 log = logging.getLogger(__name__)
 TRAINING_PARTS = ("refine", "val")  # what `refine` and `cache_teacher` read: never evaluated on
 COMMON_ITEMS = ("text_image_index", ".label")  # per-item arrays that every variant has alike
+CENTRING_SAMPLES = 4096  # pictures that the means are taken over: as much work as one evaluation set, at most
 LIKE_BASE = ("preprocess", "quick_gelu", "tokenizer_digest", "config_digest")  # refinement changes weights only
 FLAT_GAP = ("centroid_distance", "alignment", "uniformity", "relative_modality_gap", "linear_separability")
 
@@ -56,16 +58,15 @@ class Inputs:
     """What a model is evaluated on."""
 
     sets: Sequence[Part]
-    calibration: Part  # its means centre the mean-centred variant; choices are made on it
-    probe: Part | None = (
-        None  # trains the linear probe, with `calibration` to choose its strength, if both carry labels
-    )
+    selection: Part  # choices are made on it
+    training: Part | None = None  # its means centre the mean-centred variant; it trains the linear probe, with
+    # `selection` to choose the strength, if both carry labels
     base_weights: Mapping[str, torch.Tensor] | None = None  # of the other end of the WiSE-FT sweep
 
     @property
     def all_sets(self) -> list[Part]:
-        """The calibration part and the sets."""
-        return [self.calibration, *self.sets]
+        """The selection part and the sets."""
+        return [self.selection, *self.sets]
 
 
 def evaluate(embedder: Embedder, name: str, inputs: Inputs, settings: config.Evaluate) -> Evaluated | None:
@@ -79,7 +80,8 @@ def evaluate(embedder: Embedder, name: str, inputs: Inputs, settings: config.Eva
 
     Returns:
         `results` with {"model", "weights_digest", "sets": {set: facts and "variants": {"plain": block, "mean_centred":
-        block}}, "selection": {calibration part: the same, plain}, "linear_probe": {set: {task: {"top1", …}}},
+        block}}, "selection": {selection part: the same, plain}, "centring": {"part", "num_images", "num_captions"},
+        "linear_probe": {set: {task: {"top1", …}}},
         "wise_ft": [{"mix", "sets": {set: {headline: value}}, "metrics": {set: {name: value}}}]}, and the arrays. None
         on all processes but the first.
 
@@ -91,11 +93,13 @@ def evaluate(embedder: Embedder, name: str, inputs: Inputs, settings: config.Eva
         embedded = [embedder.embed(part) for part in inputs.all_sets]
     with watch("linear_probe"):
         training = _probe_training(embedder, inputs, embedded[0]) if settings.linear_probe else {}
+    with watch("centring"):
+        centring = _centring(embedder, inputs, embedded[0])
     with watch("wise_ft"):
         wise_ft = _wise_ft(embedder, inputs, settings)
     if not embedder.world.is_main:
         return None
-    scored = _score(embedded, settings, watch)
+    scored = _score(embedded, centring, settings, watch)
     scored.results = {"model": name, "weights_digest": embedder.clip.facts["weights_digest"], **scored.results}
     if settings.linear_probe:
         with watch("linear_probe"):
@@ -120,17 +124,30 @@ def _log_times(name: str, seconds: Mapping[str, float]) -> None:
 # ---- scores ----
 
 
-def _score(embedded: Sequence[EmbeddedSet], settings: config.Evaluate, watch: Stopwatch) -> Evaluated:
-    """Score the calibration set (first) and the others, these also centred with its means."""
-    calibration, *sets = embedded
-    means = scoring.modality_means(calibration)
-    if means is None:
-        log.warning("%s has no captions, so there is no mean-centred variant", calibration.name)
+def _centring(embedder: Embedder, inputs: Inputs, selection: EmbeddedSet) -> EmbeddedSet | None:
+    """What the means are taken over: the training part, else the selection part; None where neither has captions."""
+    if inputs.training is not None and inputs.training.num_captions:
+        return embedder.embed_sample(inputs.training, CENTRING_SAMPLES)
+    if selection.captions:
+        return selection
+    log.warning("%s has no captions, so there is no mean-centred variant", selection.name)
+    return None
+
+
+def _score(
+    embedded: Sequence[EmbeddedSet], centring: EmbeddedSet | None, settings: config.Evaluate, watch: Stopwatch
+) -> Evaluated:
+    """Score the selection set (first) and the others, these also centred with the means of `centring`."""
+    selection, *sets = embedded
+    means = scoring.modality_means(centring) if centring else None
     found = Evaluated({"sets": {}, "selection": {}}, {}, {})
+    if centring:
+        counts = {"num_images": centring.num_images, "num_captions": len(centring.captions)}
+        found.results["centring"] = {"part": centring.name, **counts}
     for one in embedded:
         _warn_of_gaps(one)
-        group = "selection" if one is calibration else "sets"
-        centre = None if one is calibration else means
+        group = "selection" if one is selection else "sets"
+        centre = None if one is selection else means
         found.results[group][one.name], found.items[one.name] = _score_set(one, settings, centre, watch)
     for one in sets:
         found.features[one.name] = {
@@ -208,15 +225,15 @@ def _is_for(named: str | None, facts: Mapping[str, Any]) -> bool:
 # ---- forgetting ----
 
 
-def _probe_training(embedder: Embedder, inputs: Inputs, calibration: EmbeddedSet) -> dict[str, tuple[Any, ...]]:
-    """By task: class names and data to train and to validate on, where `probe` and `calibration` carry its labels."""
-    part = inputs.probe
+def _probe_training(embedder: Embedder, inputs: Inputs, selection: EmbeddedSet) -> dict[str, tuple[Any, ...]]:
+    """By task: class names and data to train and to validate on, where `training` and `selection` carry its labels."""
+    part = inputs.training
     if part is None:
         return {}
     entries = list(part.entries())
     shared = {
         name: task
-        for name, task in calibration.tasks.items()
+        for name, task in selection.tasks.items()
         if tuple(part.tasks.get(name, {}).get("classnames", ())) == task.classnames
         and all(name in entry.labels for entry in entries)
         and any(one.tasks.keys() >= {name} for one in inputs.sets)
@@ -228,8 +245,8 @@ def _probe_training(embedder: Embedder, inputs: Inputs, calibration: EmbeddedSet
         name: (
             task.classnames,
             Labelled(features, labels(entries, name).numpy()),
-            Labelled(_unit(calibration.raw_image_features), task.labels.numpy()),
-            [part.name, calibration.name],
+            Labelled(_unit(selection.raw_image_features), task.labels.numpy()),
+            [part.name, selection.name],
         )
         for name, task in shared.items()
     }
@@ -384,7 +401,7 @@ def build(
 
 def _work_directory(name: str, clip: model.Clip, inputs: Inputs, settings: config.Evaluate, world: World) -> Path:
     """Where finished features wait for the end of the stage; named by all that they depend on."""
-    parts = [*inputs.all_sets, *([inputs.probe] if inputs.probe else [])]
+    parts = [*inputs.all_sets, *([inputs.training] if inputs.training else [])]
     identity = {
         "model": [name, clip.facts],
         "parts": {part.name: part.digest for part in parts},
@@ -425,19 +442,19 @@ def open_inputs(shards: Path, settings: config.Evaluate) -> Inputs:
     """The parts and sets below `shards` that a model is evaluated on, from the manifest of the whole folder.
 
     Raises:
-        UserError: The folder is missing or unfinished, there is nothing to evaluate on, or no calibration part.
+        UserError: The folder is missing or unfinished, there is nothing to evaluate on or to select on.
     """
     names = list(artifacts.read_manifest(shards, stage="shard")["parts"])
-    if settings.calibration not in names:
+    if settings.selection not in names:
         there = ", ".join(names)
-        raise UserError(f"evaluate.calibration: `{settings.calibration}` is not among the parts in {shards}: {there}")
-    sets = [name for name in names if name not in {*TRAINING_PARTS, settings.calibration}]
+        raise UserError(f"evaluate.selection: `{settings.selection}` is not among the parts in {shards}: {there}")
+    sets = [name for name in names if name not in {*TRAINING_PARTS, settings.selection}]
     if not sets:
         raise UserError(
             f"{shards}: nothing to evaluate on; add a part (`eval: 0.2`) to data.parts or a set to data.evaluation"
         )
     return Inputs(
         sets=[read_part(shards / name) for name in sets],
-        calibration=read_part(shards / settings.calibration),
-        probe=read_part(shards / "refine") if "refine" in names else None,
+        selection=read_part(shards / settings.selection),
+        training=read_part(shards / "refine") if "refine" in names else None,
     )

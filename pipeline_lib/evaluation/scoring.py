@@ -40,7 +40,7 @@ class Stopwatch:
 
 
 class Means(NamedTuple):
-    """Mean direction of each modality on the calibration part, [D]."""
+    """Mean direction of each modality on the samples that centre others, [D]."""
 
     image: torch.Tensor
     text: torch.Tensor
@@ -74,13 +74,9 @@ class Directions:
         return metrics.class_embeddings(prompts)
 
 
-def modality_means(calibration: EmbeddedSet) -> Means | None:
-    """Means over a calibration set's images and captions; None where it has no captions."""
-    if not calibration.captions:
-        return None
-    return Means(
-        metrics.modality_mean(calibration.raw_image_features), metrics.modality_mean(calibration.raw_text_features)
-    )
+def modality_means(centring: EmbeddedSet) -> Means:
+    """Means over the images and the captions of a set that has some."""
+    return Means(metrics.modality_mean(centring.raw_image_features), metrics.modality_mean(centring.raw_text_features))
 
 
 def score(

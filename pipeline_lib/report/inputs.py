@@ -58,6 +58,12 @@ class Inputs:
         return results.paired_probes(Variant(self.base), Variant(self.refined), self.evaluate, sets=self.sets)
 
     @cached_property
+    def gaps(self) -> dict[str, results.Gap]:
+        """The modality gap of every set that has one."""
+        found = {name: results.gap(self.base, self.refined, name, self.evaluate) for name in self.with_captions}
+        return {name: gap for name, gap in found.items() if gap}
+
+    @cached_property
     def against_centring(self) -> list[Paired]:
         """Refined against the mean-centred base."""
         sets = [name for name in self.sets if CENTRED in self.base.sets[name]["variants"]]

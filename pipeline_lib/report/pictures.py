@@ -11,7 +11,7 @@ import numpy as np
 from pipeline_lib import figures, page, results
 from pipeline_lib.page import Drawing, Example, Fold, Gallery, Text
 from pipeline_lib.report.inputs import OPENMOJI, Inputs, steps
-from pipeline_lib.results import CENTRED, Array, Evaluation, Variant
+from pipeline_lib.results import CENTRED, Array, Variant, centred_pairs, first_pairs, unit
 
 THUMBNAIL = 304  # pixels; more than an example takes on the page, for sharp screens
 MAX_ROWS = 1000  # images whose cosines with each other are drawn
@@ -40,27 +40,6 @@ def _feature_figures(inputs: Inputs, name: str) -> list[figures.Figure]:
         figures.cosine_histogram({model: cosines(*features) for model, features in pairs.items()}),
         figures.gap_spectrum(gaps),
     ]
-
-
-def first_pairs(evaluation: Evaluation, name: str) -> tuple[Array, Array]:
-    """Unit features of every picture that has a caption, and of its first one: [P, D] and [P, D]."""
-    features = evaluation.features(name)
-    rows, captions = np.unique(features["text_image_index"], return_index=True)
-    return unit(features["raw_image_features"][rows]), unit(features["raw_text_features"][captions])
-
-
-def centred_pairs(evaluation: Evaluation, name: str) -> tuple[Array, Array] | None:
-    """`first_pairs` less each modality's mean on the calibration part; None where it had no captions."""
-    features = evaluation.features(name)
-    if "text_mean" not in features:
-        return None
-    image, text = first_pairs(evaluation, name)
-    return unit(image - features["image_mean"]), unit(text - features["text_mean"])
-
-
-def unit(rows: Array) -> Array:
-    """Rows divided by their norm."""
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def cosines(image: Array, text: Array) -> dict[str, Array]:

@@ -13,6 +13,7 @@ from pipeline_lib.results import CENTRED, Paired, Variant
 WORST_CLASSES = 10
 GAP_LABELS = {
     "centroid_distance": "centroid distance\u00a0↓",
+    "centroid_floor": "that of two samples of one distribution",
     "centroid_mse_e3": "centroid distance as mean square, ×10⁻³\u00a0↓",
     "relative_modality_gap": "relative modality gap\u00a0↓",
     "alignment": "alignment, mean squared distance of pairs\u00a0↓",
@@ -151,13 +152,35 @@ def _gap_table(inputs: Inputs, name: str) -> Table:
     rows = {
         GAP_LABELS.get(key, key.replace("_", " ")): [page.number(block.get(key)) for block in blocks] for key in order
     }
-    calibration = inputs.parameters["evaluate"]["calibration"]
     return page.grid(
         (name, "base", "mean-centred", "refined"),
         rows,
-        note="On unit-length features. The arrow shows where the modalities lie closer together or mix more; closer is "
-        f"not by itself better. Mean-centring subtracts each modality's mean on `{calibration}`, not on the set shown.",
+        note=f"{_gap_note(inputs, name)}The arrow shows where the modalities lie closer together or mix more; closer "
+        "is not by itself better.",
     )
+
+
+def signed(value: float) -> str:
+    """A plain number with its sign: 0.17 -> +0.170, signed zero as 0.000."""
+    text = page.number(abs(value))
+    return text if not float(text) else f"{'+' if value > 0 else '−'}{text}"
+
+
+def _gap_note(inputs: Inputs, name: str) -> str:
+    note, found, centring = "On unit-length features. ", inputs.gaps.get(name), inputs.base.results.get("centring")
+    if found:
+        note += (
+            "Centroid distance, refined minus base, less the noise of so few pictures: "
+            f"{signed(found.change.value)} ({page.level(inputs.evaluate.confidence)}: "
+            f"{signed(found.change.low)} to {signed(found.change.high)}, paired bootstrap). Two samples of "
+            "one distribution differ by chance: a distance near theirs is none. "
+        )
+    if centring:
+        note += (
+            f"Mean-centring subtracts each modality's mean over {centring['num_images']:,} pictures of "
+            f"`{centring['part']}`, none of them in the set shown. "
+        )
+    return note
 
 
 def linear_probe(inputs: Inputs) -> tuple[Any, ...]:

@@ -8,7 +8,8 @@ from typing import Any
 from pipeline_lib import figures, page
 from pipeline_lib.page import Drawing, Points, Text
 from pipeline_lib.report.inputs import Inputs, steps
-from pipeline_lib.results import CENTRED, Paired, Settings
+from pipeline_lib.report.tables import signed
+from pipeline_lib.results import Gap, Paired, Settings
 from pipeline_lib.statistics import Interval
 
 
@@ -40,7 +41,7 @@ def section(inputs: Inputs) -> tuple[Any, ...]:
     return (
         Text(sentence(inputs.comparison), lead=True),
         points,
-        *(Text(text) for text in (gap_verdict(inputs), probe_verdict(inputs.probes), _training_note(inputs)) if text),
+        *(Text(text) for text in (_gap_text(inputs), probe_verdict(inputs.probes), _training_note(inputs)) if text),
         *drawing,
         Text(
             "How sure: both models saw the same items. Retrieval is tested by a paired bootstrap over pictures, "
@@ -75,30 +76,30 @@ def _in_points(interval: Interval) -> tuple[float, float, float]:
     return 100 * interval.value, 100 * interval.low, 100 * interval.high
 
 
-def gap_verdict(inputs: Inputs) -> str:
-    """Whether refinement beats the free baseline: on the gap, or else on accuracy. Empty without captions."""
-    names = [name for name in inputs.with_captions if "centroid_distance" in inputs.base.block(name, "gap", CENTRED)]
-    if not names:
-        return ""
-    name = names[0]
-    base, free, refined = (
-        float(block["centroid_distance"])
-        for block in (
-            inputs.base.block(name, "gap"),
-            inputs.base.block(name, "gap", CENTRED),
-            inputs.refined.block(name, "gap"),
-        )
-    )
-    moved = "narrowed" if refined < base else "widened" if refined > base else "stayed"
+def _gap_text(inputs: Inputs) -> str:
+    """The verdict on the gap of the first set that has one; empty without captions."""
+    gaps = list(inputs.gaps.values())
+    return gap_verdict(gaps[0], inputs.against_centring, inputs.evaluate) if gaps else ""
+
+
+def gap_verdict(gap: Gap, against_centring: Sequence[Paired], settings: Settings) -> str:
+    """What became of the gap, and whether refinement beats the free baseline: on the gap, or else on accuracy."""
+    change = gap.change
+    moved = "narrowed" if change.high < 0 else "widened" if change.low > 0 else "did not change measurably"
     text = (
-        f"The gap on {name} {moved}: centroid distance {page.number(base)} → {page.number(refined)}. Mean-centring, "
-        f"which costs nothing, brings it to {page.number(free)}, so refinement "
+        f"The gap on {gap.set_name} **{moved}**: centroid distance {page.number(gap.base)} → "
+        f"{page.number(gap.refined)}; less the noise of so few pictures the change is {signed(change.value)} "
+        f"({page.level(settings.confidence)}: {signed(change.low)} to {signed(change.high)}). Two samples of "
+        f"one distribution would lie {page.number(gap.floor)} apart."
     )
-    if refined < free:
+    if gap.free is None or gap.against_free is None:
+        return text
+    text += f" Mean-centring, which costs nothing, brings it to {page.number(gap.free)}, so refinement "
+    if moved == "narrowed" and gap.refined < min(gap.base, gap.free) and gap.against_free.high < 0:
         text += "**beats it on the gap**; on accuracy, "
     else:
         text += "**does not beat it on the gap** and must win on accuracy: "
-    return text + accuracy_verdict(inputs.against_centring)
+    return text + accuracy_verdict(against_centring)
 
 
 def accuracy_verdict(comparison: Sequence[Paired]) -> str:
