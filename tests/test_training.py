@@ -21,6 +21,7 @@ from pipeline_lib import artifacts, config, distributed, model, runtime, trackin
 from pipeline_lib.distributed import World
 from pipeline_lib.epochs import Plan, read_steps
 from pipeline_lib.errors import UserError
+from pipeline_lib.features import raw_norms_problem
 from tests.conftest import run_stage
 from tests.test_teacher_cache import open_cached, stage_process
 from tests.tiny_model import write_tiny_clip
@@ -71,6 +72,11 @@ def test_an_epoch_visits_every_row_once_the_dropped_tail_aside(keep_last):
     assert replace(found, max_steps=4).num_steps == 4
     assert min(map(len, found.batches(0))) == found.smallest_batch == (7 if keep_last else 8)
     assert replace(found, max_steps=6).smallest_batch == 8  # ends before the last batch
+
+
+def plan_of(part):
+    """The plan of a run of one epoch with the defaults of these tests."""
+    return plan(rows=part.valid_rows, epochs=1)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 4])
@@ -279,13 +285,67 @@ def test_weights_that_did_not_move_are_warned_of(cached, caplog):
     assert "too small" not in caplog.text
 
 
-def test_norms_far_from_the_logit_scale_are_warned_of(sharded, caplog):
-    path = sharded / "clip/open_clip_model.safetensors"
+@pytest.mark.parametrize(
+    ("rate", "broken"),
+    [
+        (1e30, "the refined model's features are not finite"),
+        (1e300, r"the weights are not finite after the last step \(.*\)"),
+    ],
+)
+def test_weights_that_explode_on_the_last_step_are_said_to(cached, rate, broken):
+    """No loss is computed from them, so no step can notice."""
+    write_params(cached, refine__learning_rate=rate, refine__max_steps=1)
+    with pytest.raises(UserError, match=rf"^refine: {broken}; lower refine\.learning_rate$"):
+        run_stage("refine", cached)
+    assert not (cached / "data/refined").exists()
+
+
+def test_what_far_from_the_logit_scale_means():
+    assert raw_norms_problem(10.0, 10.0, 100.0) is None
+    assert raw_norms_problem(10.0, 29.0, 100.0) is None
+    assert "(310.0) is far from the model's logit scale (100.0)" in raw_norms_problem(10.0, 31.0, 100.0)
+    assert "too sharp; consider `logits: scaled_cosine`" in raw_norms_problem(10.0, 31.0, 100.0)
+    assert "too flat" in raw_norms_problem(10.0, 3.0, 100.0)
+
+
+def enlarge_features(project):
+    """Image features a hundred times as long, and the stages up to the cache."""
+    path = project / "clip/open_clip_model.safetensors"
     tensors = {k: v.clone() for k, v in safetensors.torch.load_file(path).items()}
     tensors["visual.proj"] *= 100
     safetensors.torch.save_file(tensors, path)
     for name in ("base", "shard", "cache_teacher"):
-        run_stage(name, sharded)
+        run_stage(name, project)
+
+
+@pytest.mark.parametrize("mode", ["cached", "online"])
+def test_raw_norms_are_logged_and_those_far_from_the_logit_scale_warned_of(sharded, caplog, monkeypatch, mode):
+    """At the first step of every run, wherever the teacher runs; the warning is for recipes that use raw logits."""
+    logged = []
+    monkeypatch.setattr(tracking.Run, "log_metrics", lambda _, metrics, step=None: logged.append(metrics))
+    write_params(sharded, cache_teacher__mode=mode)
+    enlarge_features(sharded)
+    for recipe, warned in (("contrastive", 0), ("hycd", 1)):
+        caplog.clear()
+        logged.clear()
+        refined(sharded, refine__recipe=recipe, cache_teacher__mode=mode)
+        assert caplog.text.count("far from the model's logit scale") == warned
+        assert caplog.text.count("recipes.hycd: the product") == warned
+        first, *others = history(sharded)
+        norms = {key: value for key, value in first.items() if key.endswith("_norm")}
+        part, clip, _ = open_cached(sharded)
+        [data, *_] = read_steps(part, plan_of(part), step=0, world=World(), num_workers=0, pin_memory=False)
+        with torch.no_grad():
+            features = {"image": clip.encode_image(data.inputs.images), "text": clip.encode_text(data.inputs.token_ids)}
+        expected = {f"raw_{key}_norm": float(rows.norm(dim=1).mean()) for key, rows in features.items()}
+        expected |= {f"teacher_{key}": value for key, value in expected.items()}  # the same weights
+        assert norms == pytest.approx(expected, rel=1e-4)
+        assert not any(key.endswith("_norm") for row in others for key in row)
+        assert any(metrics.get("refine/raw_image_norm") == first["raw_image_norm"] for metrics in logged)
+
+
+def test_norms_of_the_teacher_far_from_its_logit_scale_are_warned_of(sharded, caplog):
+    enlarge_features(sharded)
     assert "far from the model's logit scale" in caplog.text
 
 
