@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from pipeline_lib import artifacts, config, losses, model, runtime, shards
 from pipeline_lib.distributed import World
 from pipeline_lib.errors import UserError
+from pipeline_lib.features import raw_norms_problem
 from pipeline_lib.model import Clip
 from pipeline_lib.teacher_cache import (
     MAX_PIXELS,
@@ -435,16 +436,10 @@ def _finish(
         stats = statistics(safetensors.torch.load_file(path) for path in units)
         artifacts.write_bytes(work / "teacher" / "statistics.safetensors", safetensors.torch.save(stats))
         measured = {name: float(stats[name]) for name in ("image_norm", "text_norm")}
-        product = measured["image_norm"] * measured["text_norm"]
-        log.info("raw norms: image %.2f, text %.2f, product %.1f; logit scale %.1f", *measured.values(), product, scale)
-        if not 1 / 3 <= product / scale <= 3:
-            log.warning(
-                "the product of the raw norms (%.1f) is far from the model's logit scale (%.1f): raw dot products make "
-                "the teacher's softmax %s; consider `logits: scaled_cosine` in the recipe",
-                product,
-                scale,
-                "too sharp" if product > scale else "too flat",
-            )
+        log.info("raw norms: image %.2f, text %.2f; logit scale %.1f", *measured.values(), scale)
+        problem = raw_norms_problem(measured["image_norm"], measured["text_norm"], scale)
+        if problem:
+            log.warning("teacher: %s", problem)
     facts |= {"fingerprint": identity, "teacher_logit_scale": scale}
     artifacts.write_manifest(work / "teacher", "cache_teacher", known=known, **facts)
     (work / "pixels").mkdir(exist_ok=True)

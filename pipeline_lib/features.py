@@ -37,6 +37,21 @@ class Features(NamedTuple):
         return l2_normalize(self.raw_text_features)
 
 
+def raw_norms_problem(image_norm: float, text_norm: float, logit_scale: float) -> str | None:
+    """What is wrong with raw dot products as logits where the norms are such on average; None within a factor of 3.
+
+    A softmax over cosines times the logit scale is what the model was trained with.
+    """
+    product = image_norm * text_norm
+    if 1 / 3 <= product / logit_scale <= 3:
+        return None
+    return (
+        f"the product of the raw norms ({product:.1f}) is far from the model's logit scale ({logit_scale:.1f}): raw "
+        f"dot products make its softmax too {'sharp' if product > logit_scale else 'flat'}; consider "
+        "`logits: scaled_cosine` in the recipe"
+    )
+
+
 def l2_normalize(raw_features: torch.Tensor) -> torch.Tensor:
     """Rows divided by their L2 norm: [..., D] -> [..., D]."""
     return F.normalize(raw_features, dim=-1)

@@ -47,6 +47,25 @@ def similarity(features: Features, logits: Logits) -> torch.Tensor:
     return features.logit_scale * features.image_features @ features.text_features.T
 
 
+def uses_raw_logits(recipe: Recipe) -> bool:
+    """Whether a recipe of `build` was told to compare raw dot products."""
+    return isinstance(recipe, functools.partial) and recipe.keywords.get("logits") == "raw"
+
+
+def with_raw_norms(recipe: Recipe) -> Recipe:
+    """`recipe` with the mean norms of the student's and the teacher's raw features among its terms, to be logged."""
+
+    def measured(student: Features, teacher: Features, draws: Draws) -> Terms:
+        norms = {
+            f"{model}raw_{modality}_norm": features[row].norm(dim=-1).mean()
+            for model, features in (("", student), ("teacher_", teacher))
+            for row, modality in enumerate(("image", "text"))
+        }
+        return recipe(student, teacher, draws) | norms
+
+    return measured
+
+
 def draw_reference(prior: Prior, student: Features, draws: Draws) -> torch.Tensor:
     """RaFA's z [B, D], or [2, B, D] where the modalities do not share it, in the student's dtype and device."""
     features = student.raw_image_features

@@ -28,7 +28,7 @@ from pipeline_lib import artifacts, config, model, provenance, recipes, runtime,
 from pipeline_lib.distributed import World
 from pipeline_lib.epochs import Plan, StepData, read_steps
 from pipeline_lib.errors import UserError
-from pipeline_lib.features import Features, Inputs
+from pipeline_lib.features import Features, Inputs, raw_norms_problem
 from pipeline_lib.gradients import Encoders, backward, learning_rate, make_optimizer, select_trainable
 from pipeline_lib.model import Clip
 from pipeline_lib.sampling import Draws
@@ -124,6 +124,7 @@ class Refiner:
                 self.elapsed = time.perf_counter() - started
                 bar.set_postfix(loss=f"{row['loss']:.4f}", waiting=f"{self.waited / self.elapsed:.1%}", refresh=False)
                 self._maybe_checkpoint(history)
+        self._check_weights()
         rate = (self.step - resumed_at) * self.settings.batch_size / max(self.elapsed, 1e-9)
         waiting = self.waited / max(self.elapsed, 1e-9)
         if self.world.is_main:
@@ -159,11 +160,12 @@ class Refiner:
         if self.settings.stochastic_layers:
             torch.manual_seed((self.settings.seed * 1_000_003 + self.step) * 1_009 + self.world.rank)
         self.optimizer.zero_grad(set_to_none=True)
+        teacher = self._teacher(data)
         terms = backward(
             self.encoders,
-            self.recipe,
+            recipes.with_raw_norms(self.recipe) if self.step == 0 else self.recipe,
             self._cut(data.inputs),
-            self._teacher(data),
+            teacher,
             draws,
             micro_batch=self.settings.micro_batch,
             world=self.world,
@@ -172,6 +174,8 @@ class Refiner:
         loss = math.fsum(value for name, value in values.items() if name.endswith("_loss"))
         if not math.isfinite(loss):
             self._refuse_non_finite(values, data.rows)
+        if self.step == 0 and self.world.is_main:
+            self._warn_of_norms(values, float(teacher.logit_scale))
         row = {
             "step": self.step,
             "epoch": self.step // self.plan.steps_per_epoch,
@@ -224,6 +228,18 @@ class Refiner:
         like = self.student.module.logit_scale
         return Features(image.to(like), text.to(like), self.teacher_logit_scale.to(like))
 
+    def _warn_of_norms(self, values: Mapping[str, float], teacher_logit_scale: float) -> None:
+        """Say so where the recipe's raw dot products are far from the logits that the models were trained with."""
+        if not recipes.uses_raw_logits(self.recipe):
+            return
+        scales = {"": float(self.student.logit_scale.detach()), "teacher_": teacher_logit_scale}
+        found = (
+            raw_norms_problem(values[f"{who}raw_image_norm"], values[f"{who}raw_text_norm"], scale)
+            for who, scale in scales.items()
+        )
+        for problem in dict.fromkeys(filter(None, found)):  # one for both where the base teaches
+            log.warning("recipes.%s: %s", self.settings.recipe, problem)
+
     def _refuse_non_finite(self, values: Mapping[str, float], rows: np.ndarray) -> None:
         keys = ", ".join(self.part.entry(row)[1].key for row in rows[:8])
         terms = ", ".join(f"{name} {value}" for name, value in values.items())
@@ -231,6 +247,14 @@ class Refiner:
             f"refine: the loss is not finite at step {self.step} ({terms}; batch: {keys}, …); "
             "lower refine.learning_rate, or check these samples"
         )
+
+    def _check_weights(self) -> None:
+        broken = [name for name, parameter in self._trainable() if not parameter.isfinite().all()]
+        if broken:
+            raise UserError(
+                f"refine: the weights are not finite after the last step ({len(broken)} tensors, first {broken[0]}); "
+                "lower refine.learning_rate"
+            )
 
     def displacement(self) -> float:
         """‖w − w₀‖ / ‖w₀‖ over the trained weights."""
@@ -348,13 +372,16 @@ def check_saved(student: Clip, saved: Clip, part: CachedPart, chunk_size: int) -
     """The saved folder, loaded back, gives bitwise the features of the model in memory.
 
     Raises:
-        UserError: It does not.
+        UserError: It does not, or they are not finite.
     """
     rows = part.valid_rows[:chunk_size]
     inputs = part.read_inputs(rows, [0] * len(rows))
     student.module.eval()
     for embed, x in ((embed_images, inputs.images), (embed_texts, inputs.token_ids)):
-        if not torch.equal(embed(student, x, chunk_size), embed(saved, x, chunk_size)):
+        features = embed(student, x, chunk_size)
+        if not features.isfinite().all():
+            raise UserError("refine: the refined model's features are not finite; lower refine.learning_rate")
+        if not torch.equal(features, embed(saved, x, chunk_size)):
             raise UserError(f"{saved.directory}: the saved model does not give the features of the refined one")
 
 

@@ -3,6 +3,7 @@
 import collections
 import glob
 import json
+import math
 import os
 import random
 import shutil
@@ -17,10 +18,12 @@ import pytest
 import safetensors.torch
 import torch
 
-from pipeline_lib import artifacts, config, distributed, model, runtime, tracking, training
+from pipeline_lib import artifacts, config, distributed, losses, model, runtime, tracking, training
 from pipeline_lib.distributed import World
 from pipeline_lib.epochs import Plan, read_steps
 from pipeline_lib.errors import UserError
+from pipeline_lib.features import l2_normalize, raw_norms_problem
+from pipeline_lib.sampling import Draws
 from tests.conftest import run_stage
 from tests.test_teacher_cache import open_cached, stage_process
 from tests.tiny_model import write_tiny_clip
@@ -71,6 +74,11 @@ def test_an_epoch_visits_every_row_once_the_dropped_tail_aside(keep_last):
     assert replace(found, max_steps=4).num_steps == 4
     assert min(map(len, found.batches(0))) == found.smallest_batch == (7 if keep_last else 8)
     assert replace(found, max_steps=6).smallest_batch == 8  # ends before the last batch
+
+
+def plan_of(part):
+    """The plan of a run of one epoch with the defaults of these tests."""
+    return plan(rows=part.valid_rows, epochs=1)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 4])
@@ -149,6 +157,61 @@ def test_first_step_of_self_kd_is_zero_because_the_student_is_the_teacher(cached
     refined(cached, refine__recipe="self_kd", refine__learning_rate=0.0, refine__weight_decay=0.0)
     for row in history(cached):
         assert abs(row["loss"]) < 1e-6
+
+
+FROZEN = {"refine__learning_rate": 0.0, "refine__weight_decay": 0.0}
+
+
+def test_the_prior_of_rafa_decays_over_the_run(cached):
+    refined(cached, refine__recipe="rafa", **FROZEN)
+    constant = history(cached)
+    refined(cached, refine__recipe="rafa", recipes__rafa__prior__decay="linear", **FROZEN)
+    for step, (row, plain) in enumerate(zip(history(cached), constant, strict=True)):
+        assert row["rafa_loss"] == pytest.approx(plain["rafa_loss"] * (1 - step / len(constant)), rel=1e-6)
+
+
+def test_the_teachers_statistics_are_rafas_prior_if_asked_for(cached):
+    """The loss of the first step, from the features of the cache; mean and deviation over both modalities."""
+    prior = {"kind": "teacher", "mean": 0.0, "std": 0.5, "shared": True, "decay": "none"}
+    refined(cached, refine__recipe="rafa", recipes__rafa__prior=prior, **FROZEN)
+    part, _, _ = open_cached(cached)
+    everything = torch.cat([unit[f"{side}_features"] for unit in part.units for side in ("image", "text")])
+    [data, *_] = read_steps(part, plan_of(part), step=0, world=World(), num_workers=0, pin_memory=False)
+    keys = [part.key_digests[row].tobytes() for row in data.rows]
+    noise = Draws(seed=0, epoch=0, step=0, progress=0.0, key_digests=keys).normal(everything.shape[1])[0]
+    reference = everything.mean(0) + 0.5 * everything.std(0, correction=0) * noise
+    expected = losses.rafa_loss(*data.teacher_features, reference)
+    assert history(cached)[0]["rafa_loss"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_another_teacher_brings_its_own_logit_scale(sharded):
+    """The loss of the first step of self-distillation from a wider teacher, on cosines times each one's own scale."""
+    path = write_tiny_clip(sharded / "other", seed=7, embed_dim=24) / "open_clip_model.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    safetensors.torch.save_file(tensors | {"logit_scale": torch.tensor(3.0)}, path)
+    values = {"cache_teacher__teacher": "other", "recipes__self_kd__logits": "scaled_cosine"}
+    write_params(sharded, **values)
+    run_stage("cache_teacher", sharded)
+    refined(sharded, refine__recipe="self_kd", **values, **FROZEN)
+    part, clip, _ = open_cached(sharded)
+    [data, *_] = read_steps(part, plan_of(part), step=0, world=World(), num_workers=0, pin_memory=False)
+    with torch.no_grad():
+        student = [clip.encode_image(data.inputs.images), clip.encode_text(data.inputs.token_ids)]
+        s, t = ([l2_normalize(rows) for rows in pair] for pair in (student, data.teacher_features))
+        logits = clip.logit_scale * s[0] @ s[1].T, math.exp(3.0) * t[0] @ t[1].T
+    expected = losses.hycd_loss(*logits, alpha=0.0)
+    assert history(sharded)[0]["self_kd_loss"] == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize("side", ["image_features", "text_features"])
+def test_two_rows_that_changed_places_in_the_cache_are_noticed_before_the_first_step(cached, side):
+    part, clip, _ = open_cached(cached)
+    assert training.check_step_zero(clip, part, 64, 1e-4) <= 1e-4
+    unit = part.units[0]
+    rows = torch.tensor([0, 1]) if side == "image_features" else unit["caption_offsets"][1:3] - 1  # their last captions
+    unit[side][rows] = unit[side][rows.flip(0)]
+    with pytest.raises(UserError, match=r"before the first step .* more than refine.step0_tolerance 1e-04"):
+        training.check_step_zero(clip, part, 64, 1e-4)
 
 
 def test_the_seed_decides_and_nothing_else_does(cached):
@@ -279,13 +342,67 @@ def test_weights_that_did_not_move_are_warned_of(cached, caplog):
     assert "too small" not in caplog.text
 
 
-def test_norms_far_from_the_logit_scale_are_warned_of(sharded, caplog):
-    path = sharded / "clip/open_clip_model.safetensors"
+@pytest.mark.parametrize(
+    ("rate", "broken"),
+    [
+        (1e30, "the refined model's features are not finite"),
+        (1e300, r"the weights are not finite after the last step \(.*\)"),
+    ],
+)
+def test_weights_that_explode_on_the_last_step_are_said_to(cached, rate, broken):
+    """No loss is computed from them, so no step can notice."""
+    write_params(cached, refine__learning_rate=rate, refine__max_steps=1)
+    with pytest.raises(UserError, match=rf"^refine: {broken}; lower refine\.learning_rate$"):
+        run_stage("refine", cached)
+    assert not (cached / "data/refined").exists()
+
+
+def test_what_far_from_the_logit_scale_means():
+    assert raw_norms_problem(10.0, 10.0, 100.0) is None
+    assert raw_norms_problem(10.0, 29.0, 100.0) is None
+    assert "(310.0) is far from the model's logit scale (100.0)" in raw_norms_problem(10.0, 31.0, 100.0)
+    assert "too sharp; consider `logits: scaled_cosine`" in raw_norms_problem(10.0, 31.0, 100.0)
+    assert "too flat" in raw_norms_problem(10.0, 3.0, 100.0)
+
+
+def enlarge_features(project):
+    """Image features a hundred times as long, and the stages up to the cache."""
+    path = project / "clip/open_clip_model.safetensors"
     tensors = {k: v.clone() for k, v in safetensors.torch.load_file(path).items()}
     tensors["visual.proj"] *= 100
     safetensors.torch.save_file(tensors, path)
     for name in ("base", "shard", "cache_teacher"):
-        run_stage(name, sharded)
+        run_stage(name, project)
+
+
+@pytest.mark.parametrize("mode", ["cached", "online"])
+def test_raw_norms_are_logged_and_those_far_from_the_logit_scale_warned_of(sharded, caplog, monkeypatch, mode):
+    """At the first step of every run, wherever the teacher runs; the warning is for recipes that use raw logits."""
+    logged = []
+    monkeypatch.setattr(tracking.Run, "log_metrics", lambda _, metrics, step=None: logged.append(metrics))
+    write_params(sharded, cache_teacher__mode=mode)
+    enlarge_features(sharded)
+    for recipe, warned in (("contrastive", 0), ("hycd", 1)):
+        caplog.clear()
+        logged.clear()
+        refined(sharded, refine__recipe=recipe, cache_teacher__mode=mode)
+        assert caplog.text.count("far from the model's logit scale") == warned
+        assert caplog.text.count("recipes.hycd: the product") == warned
+        first, *others = history(sharded)
+        norms = {key: value for key, value in first.items() if key.endswith("_norm")}
+        part, clip, _ = open_cached(sharded)
+        [data, *_] = read_steps(part, plan_of(part), step=0, world=World(), num_workers=0, pin_memory=False)
+        with torch.no_grad():
+            features = {"image": clip.encode_image(data.inputs.images), "text": clip.encode_text(data.inputs.token_ids)}
+        expected = {f"raw_{key}_norm": float(rows.norm(dim=1).mean()) for key, rows in features.items()}
+        expected |= {f"teacher_{key}": value for key, value in expected.items()}  # the same weights
+        assert norms == pytest.approx(expected, rel=1e-4)
+        assert not any(key.endswith("_norm") for row in others for key in row)
+        assert any(metrics.get("refine/raw_image_norm") == first["raw_image_norm"] for metrics in logged)
+
+
+def test_norms_of_the_teacher_far_from_its_logit_scale_are_warned_of(sharded, caplog):
+    enlarge_features(sharded)
     assert "far from the model's logit scale" in caplog.text
 
 
@@ -312,7 +429,7 @@ def interrupt_at(step, monkeypatch):
 
 @pytest.mark.parametrize("step", [0, 3])
 def test_stopped_and_resumed_equals_uninterrupted_bitwise(cached, monkeypatch, caplog, step):
-    values = {"refine__epochs": 2, "refine__schedule": "cosine", "refine__stochastic_layers": True, **QUIET}
+    values = {"refine__epochs": 2, "refine__schedule": "cosine", **QUIET}
     reference, rows = refined(cached, **values), history(cached)
     shutil.rmtree(cached / "data/refined")
     with monkeypatch.context() as patch:
@@ -326,6 +443,26 @@ def test_stopped_and_resumed_equals_uninterrupted_bitwise(cached, monkeypatch, c
     assert equal(weights(cached), reference)
     assert history(cached) == rows
     assert not list((cached / ".checkpoints").iterdir())
+
+
+def test_resumed_equals_uninterrupted_where_layers_are_stochastic(sharded, monkeypatch):
+    """The image tower drops half of its patches: which ones depends on the step, not on what was drawn before."""
+    path = sharded / "clip/open_clip_config.json"
+    content = json.loads(path.read_text())
+    content["model_cfg"]["vision_cfg"]["patch_dropout"] = 0.5
+    path.write_text(json.dumps(content))
+    for name in ("base", "shard", "cache_teacher"):
+        run_stage(name, sharded)
+    plain = refined(sharded, **QUIET)
+    reference, rows = refined(sharded, refine__stochastic_layers=True, **QUIET), history(sharded)
+    assert not equal(plain, reference)
+    with monkeypatch.context() as patch:
+        interrupt_at(2, patch)
+        with pytest.raises(runtime.Stopped):
+            run_stage("refine", sharded)
+    run_stage("refine", sharded)
+    assert equal(weights(sharded), reference)
+    assert history(sharded) == rows
 
 
 @pytest.mark.parametrize(
