@@ -25,7 +25,6 @@ from pipeline_lib.distributed import World
 from pipeline_lib.errors import UserError
 from pipeline_lib.model import Clip
 from pipeline_lib.teacher_cache import (
-    MAX_PIXELS,
     PARTS,
     CachedPart,
     cut_length,
@@ -61,7 +60,7 @@ class _ImageRows(Dataset[Any]):
             entry = self.entries[shard_index][row]
             try:
                 image_bytes = shard.read_image(entry)
-                decoded = [decoder.decode(image_bytes, MAX_PIXELS) for decoder in self.decoders]
+                decoded = [decoder.decode(image_bytes, self.part.max_image_pixels) for decoder in self.decoders]
             except ValueError as error:
                 reasons[row] = f"{entry.key}: {error}"
                 decoded = [np.zeros((3, *decoder.image_size), dtype=np.uint8) for decoder in self.decoders]
@@ -339,7 +338,8 @@ def verify(part: CachedPart, teacher: Clip, settings: config.CacheTeacher) -> di
     if stored is None:
         return {"features": 0.0, "loss": 0.0, "gradient": 0.0, "rows": 0.0}
     found_rows = [part.entry(row) for row in rows]
-    images = np.stack([teacher.decode(shard.read_image(entry), MAX_PIXELS) for shard, entry in found_rows])
+    most = part.part.max_image_pixels
+    images = np.stack([teacher.decode(shard.read_image(entry), most) for shard, entry in found_rows])
     token_ids = teacher.tokenize([entry.captions[0] for _, entry in found_rows])[:, : part.teacher_text_length]
     with runtime.arithmetic(settings.precision, teacher.device):
         image_features = embed_images(teacher, torch.from_numpy(images), settings.chunk_size)

@@ -29,7 +29,6 @@ from pipeline_lib.model import Clip
 PARTS = ("refine", "val")
 Rows = Sequence[int] | np.ndarray
 CUT_MULTIPLE = 16  # a cut is rounded up to this many tokens
-MAX_PIXELS = 100_000_000  # an image that passed `shard` is smaller; a guard against a changed file
 
 
 # --- embedding: the one function that cached and online teachers share -------------------------------------------
@@ -179,7 +178,7 @@ class CachedPart:
         if self.pixels:
             return self.pixels[place][row]
         shard = self.part.shards[place]
-        return self.preprocess.decode(shard.read_image(shard.samples()[row]), MAX_PIXELS)
+        return self.preprocess.decode(shard.read_image(shard.samples()[row]), self.part.max_image_pixels)
 
 
 def digest_rows(values: list[bytes]) -> torch.Tensor:

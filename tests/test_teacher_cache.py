@@ -309,6 +309,20 @@ def test_every_sample_is_used_or_named_with_a_reason(tmp_path):
     assert not trained & named
 
 
+def test_a_raised_limit_on_pixels_holds_in_every_stage_that_decodes(tmp_path):
+    """Pictures of 110 megapixels that `shard` was told to accept: cached, trained on and evaluated like any other."""
+    values = {"shard__max_image_pixels": 200_000_000, "cache_teacher__pixels": "never"}
+    project = make_project(tmp_path / "project", num_samples=48, **values)
+    large = {"refine": "0000", "val": "0002", "eval": "0003"}
+    for key in large.values():
+        Image.new("1", (11_000, 10_000 + int(key))).save(project / "set" / f"{key}.png")
+    for name, arguments in {"base": (), "shard": (), "cache_teacher": (), "refine": (), "evaluate": ("base",)}.items():
+        run_stage(name, project, *arguments)
+    for name, key in large.items():
+        assert key in [entry.key for entry in shards.read_part(project / "data/shards" / name).entries()]
+    assert all(part["num_invalid"] == 0 for part in artifacts.read_manifest(project / "data/teacher")["parts"].values())
+
+
 def test_too_many_undecodable_images_fail_the_stage(cached):
     """Pixels that stop decoding after `shard` saw them: the stage names them and the limit."""
     part, student, _ = open_cached(cached)
