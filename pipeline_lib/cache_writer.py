@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline_lib import artifacts, config, losses, model, runtime, shards
+from pipeline_lib import artifacts, config, losses, model, provenance, runtime, shards
 from pipeline_lib.distributed import World
 from pipeline_lib.errors import UserError
 from pipeline_lib.model import Clip
@@ -403,7 +403,8 @@ def build(
     identity = fingerprint(student, teacher, settings, shards_digest)
     num_images = sum(part.num_samples for part in parts)
     pixels = not world.any(not pixel_cache_fits(settings, num_images, student.image_size, paths.shards))
-    work = artifacts.work_directory("cache_teacher", artifacts.digest([identity, code_digest]))
+    made_by = [code_digest, provenance.package_versions()]
+    work = artifacts.work_directory("cache_teacher", artifacts.digest([identity, made_by]))
     writer = Writer(student, teacher, settings, work, world, how.num_workers, how.progress, pixels)
     started = time.perf_counter()
     facts = writer.write(parts)

@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from pipeline_lib import artifacts, cache_writer, config, losses, model, shards, teacher_cache
+from pipeline_lib import artifacts, cache_writer, config, losses, model, provenance, shards, teacher_cache
 from pipeline_lib.distributed import World
 from pipeline_lib.errors import UserError
 from pipeline_lib.teacher_cache import embed_images, embed_texts
@@ -492,6 +492,26 @@ def test_finished_shards_are_kept_and_broken_ones_made_again(sharded, cached, mo
     assert first[0] == ("refine", 0)
     assert digests(sharded) == digests(cached)
     assert not list((sharded / ".checkpoints").iterdir())
+
+
+def test_units_of_another_version_of_a_package_are_not_resumed(sharded, cached, monkeypatch, caplog):
+    """A killed cache, then an upgrade of torch: units of both in one cache would be no function of anything."""
+    original, versions = cache_writer.Writer._write_unit, provenance.package_versions()
+
+    def write(self, part, index, chunks):
+        if part.name == "val":
+            raise KeyboardInterrupt
+        original(self, part, index, chunks)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_writer.Writer, "_write_unit", write)
+        patch.setattr(provenance, "package_versions", lambda: {**versions, "torch": "2.0"})
+        with pytest.raises(KeyboardInterrupt):
+            run_stage("cache_teacher", sharded)
+    with caplog.at_level("INFO"):
+        run_stage("cache_teacher", sharded)
+    assert "resumed" not in caplog.text
+    assert digests(sharded) == digests(cached)
 
 
 def stage_process(project, stage, **env):
