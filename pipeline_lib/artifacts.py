@@ -8,12 +8,14 @@ Nothing written here holds a time, a host name or an absolute path, so that equa
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -161,14 +163,24 @@ def work_directory(stage: str, fingerprint: str, *, root: Path = CHECKPOINTS) ->
 
 
 def publish(work: Path, target: Path) -> None:
-    """Rename the finished folder `work` to `target`, replacing what stands there."""
+    """Rename the finished folder `work` to `target`, replacing what stands there; of several at once the last stays."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    work.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+    for leftover in target.parent.glob(f".{target.name}.*.old"):  # of a killed process
+        shutil.rmtree(leftover, ignore_errors=True)
+    old = target.with_name(f".{target.name}.{uuid.uuid4().hex}.old")
+    while True:
+        with suppress(FileNotFoundError):
+            target.rename(old)
+        try:
+            work.rename(target)
+            return
+        except OSError as error:  # another process was faster; its folder makes room as well
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                with suppress(FileNotFoundError):
+                    old.rename(target)
+                raise
+        finally:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,12 @@ import safetensors.torch
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline_lib import artifacts, config, losses, model, runtime, shards
+from pipeline_lib import artifacts, config, losses, model, provenance, runtime, shards
 from pipeline_lib.distributed import World
 from pipeline_lib.errors import UserError
 from pipeline_lib.features import raw_norms_problem
 from pipeline_lib.model import Clip
 from pipeline_lib.teacher_cache import (
-    MAX_PIXELS,
     PARTS,
     CachedPart,
     cut_length,
@@ -35,6 +35,9 @@ from pipeline_lib.teacher_cache import (
     embed_texts,
     embed_texts_by_length,
     fingerprint,
+    pixels_directory,
+    pixels_identity,
+    pixels_name,
 )
 
 log = logging.getLogger(__name__)
@@ -62,7 +65,7 @@ class _ImageRows(Dataset[Any]):
             entry = self.entries[shard_index][row]
             try:
                 image_bytes = shard.read_image(entry)
-                decoded = [decoder.decode(image_bytes, MAX_PIXELS) for decoder in self.decoders]
+                decoded = [decoder.decode(image_bytes, self.part.max_image_pixels) for decoder in self.decoders]
             except ValueError as error:
                 reasons[row] = f"{entry.key}: {error}"
                 decoded = [np.zeros((3, *decoder.image_size), dtype=np.uint8) for decoder in self.decoders]
@@ -89,6 +92,17 @@ def _decoded(part: shards.Part, todo: Sequence[int], student: Clip, teacher: Cli
     return DataLoader(dataset, batch_sampler=places, num_workers=workers, collate_fn=_keep)
 
 
+@contextmanager
+def _new_pixels(path: Path, num_images: int, image_size: tuple[int, int]) -> Iterator[np.ndarray]:
+    """A file of uint8 [num_images, 3, H, W] to fill, at `path` once the block has succeeded."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.tmp")
+    pixels = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=(num_images, 3, *image_size))
+    yield pixels
+    pixels.flush()
+    partial.replace(path)
+
+
 @dataclass
 class Writer:
     """Builds the cache of all parts in a work folder, unit by unit, resuming at the next unfinished shard."""
@@ -112,11 +126,11 @@ class Writer:
         facts: dict[str, Any] = {
             "text_length": self.cuts["student"],
             "teacher_text_length": self.cuts["teacher"],
-            "pixels": self.pixels,
             "parts": {},
         }
         for part in parts:
-            units = [self._record(part, index) for index in range(len(part.shards))]
+            records = [self._record(part, index) for index in range(len(part.shards))]
+            units = [{key: value for key, value in record.items() if key != "pixels"} for record in records]
             invalid = [reason for unit in units for reason in unit["invalid"]]
             facts["parts"][part.name] = {
                 "num_samples": part.num_samples,
@@ -184,9 +198,6 @@ class Writer:
     def _unit_path(self, part: shards.Part, index: int) -> Path:
         return self.work / "teacher" / part.name / f"{index:05d}.safetensors"
 
-    def _pixels_path(self, part: shards.Part, index: int) -> Path:
-        return self.work / "pixels" / part.name / f"{index:05d}.npy"
-
     def _record(self, part: shards.Part, index: int) -> dict[str, Any]:
         return artifacts.read_json(self.work / "done" / part.name / f"{index:05d}.json")
 
@@ -195,10 +206,17 @@ class Writer:
         if not (self.work / "done" / part.name / f"{index:05d}.json").is_file():
             return False
         record = self._record(part, index)
+        if self.pixels and not record["pixels"]:
+            return False
         files = {self._unit_path(part, index): record["sha256"]}
         if self.pixels:
-            files[self._pixels_path(part, index)] = record["pixels_sha256"]
+            files |= {self.work / "pixels" / name: sha256 for name, sha256 in record["pixels"].items()}
         return all(path.is_file() and artifacts.sha256_file(path) == sha for path, sha in files.items())
+
+    def stored_pixels(self, parts: Sequence[shards.Part]) -> dict[str, str]:
+        """SHA-256 of every file of pixels by its name."""
+        records = [self._record(part, index) for part in parts for index in range(len(part.shards))]
+        return {name: sha256 for record in records for name, sha256 in record["pixels"].items()}
 
     def _write_part(self, part: shards.Part) -> None:
         own = range(self.world.rank, len(part.shards), self.world.size)
@@ -220,22 +238,17 @@ class Writer:
         shard = part.shards[index]
         entries = list(shards.read_index(shard.index_path))
         features, invalid = [], {}
-        path = self._pixels_path(part, index)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.tmp")
-        pixels = None
-        if self.pixels:
-            shape = (len(entries), 3, *self.student.image_size)
-            pixels = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
-        for start in range(0, len(entries), self.settings.chunk_size):
-            places, images, reasons = next(chunks)
-            if places[0] != (index, start):
-                raise AssertionError(f"expected the chunk at {(index, start)}, got {places[0]}")
-            if pixels is not None:
-                pixels[start : start + len(places)] = images[0].numpy()
-            invalid.update(reasons)
-            if self.settings.mode == "cached":
-                features.append(embed_images(self.teacher, images[-1], self.settings.chunk_size))
+        path = self.work / "pixels" / pixels_name(pixels_identity(self.student.preprocess, part), entries)
+        with _new_pixels(path, len(entries), self.student.image_size) if self.pixels else nullcontext() as pixels:
+            for start in range(0, len(entries), self.settings.chunk_size):
+                places, images, reasons = next(chunks)
+                if places[0] != (index, start):
+                    raise AssertionError(f"expected the chunk at {(index, start)}, got {places[0]}")
+                if pixels is not None:
+                    pixels[start : start + len(places)] = images[0].numpy()
+                invalid.update(reasons)
+                if self.settings.mode == "cached":
+                    features.append(embed_images(self.teacher, images[-1], self.settings.chunk_size))
         tokens = self._tokens(part, index)
         unit = self._texts(entries, self._token_ids(tokens, "student"))
         unit["valid"] = torch.tensor([row not in invalid for row in range(len(entries))], dtype=torch.uint8)
@@ -254,12 +267,8 @@ class Writer:
             "num_samples": len(entries),
             "num_captions": len(tokens["student"]),
             "invalid": [invalid[row] for row in sorted(invalid)],
+            "pixels": {path.name: artifacts.sha256_file(path)} if self.pixels else {},
         }
-        if pixels is not None:
-            pixels.flush()
-            del pixels
-            record["pixels_sha256"] = artifacts.sha256_file(partial)
-            partial.replace(path)
         artifacts.write_json(self.work / "done" / part.name / f"{index:05d}.json", record)
 
     def _texts(self, entries: Sequence[Any], token_ids: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -340,7 +349,8 @@ def verify(part: CachedPart, teacher: Clip, settings: config.CacheTeacher) -> di
     if stored is None:
         return {"features": 0.0, "loss": 0.0, "gradient": 0.0, "rows": 0.0}
     found_rows = [part.entry(row) for row in rows]
-    images = np.stack([teacher.decode(shard.read_image(entry), MAX_PIXELS) for shard, entry in found_rows])
+    most = part.part.max_image_pixels
+    images = np.stack([teacher.decode(shard.read_image(entry), most) for shard, entry in found_rows])
     token_ids = teacher.tokenize([entry.captions[0] for _, entry in found_rows])[:, : part.teacher_text_length]
     with runtime.arithmetic(settings.precision, teacher.device):
         image_features = embed_images(teacher, torch.from_numpy(images), settings.chunk_size)
@@ -378,7 +388,7 @@ def _compare(stored: tuple[torch.Tensor, torch.Tensor], fresh: tuple[torch.Tenso
 def build(
     paths: config.Paths, settings: config.CacheTeacher, how: config.Runtime, world: World, code_digest: str
 ) -> dict[str, Any]:
-    """Fill `paths.teacher` and `paths.pixels` from `paths.base` and `paths.shards`, verify a sample, publish.
+    """Fill `paths.teacher` from `paths.base` and `paths.shards`, verify a sample, publish; store pixels beside it.
 
     Returns:
         `digest` of the cache's manifest and `metrics` for the tracker (None on processes other than the first).
@@ -392,8 +402,10 @@ def build(
     parts = [shards.read_part(paths.shards / name) for name in PARTS]
     shards_digest = artifacts.read_manifest(paths.shards, stage="shard")["digest"]
     identity = fingerprint(student, teacher, settings, shards_digest)
-    pixels = pixel_cache_fits(settings, sum(part.num_samples for part in parts), student.image_size, paths.shards)
-    work = artifacts.work_directory("cache_teacher", artifacts.digest([identity, pixels, code_digest]))
+    num_images = sum(part.num_samples for part in parts)
+    pixels = not world.any(not pixel_cache_fits(settings, num_images, student.image_size, paths.shards))
+    made_by = [code_digest, provenance.package_versions()]
+    work = artifacts.work_directory("cache_teacher", artifacts.digest([identity, made_by]))
     writer = Writer(student, teacher, settings, work, world, how.num_workers, how.progress, pixels)
     started = time.perf_counter()
     facts = writer.write(parts)
@@ -408,12 +420,15 @@ def build(
         seconds,
     )
     if settings.mode == "cached":
-        cached = CachedPart(work / "teacher", work / "pixels", parts[0], student)
+        cached = CachedPart(work / "teacher", None, parts[0], student)
         difference = verify(cached, teacher, settings)
         log.info("verified %d rows: %s", difference["rows"], difference)
         measured |= {f"verify_{name}": value for name, value in difference.items()}
         del cached
-    artifacts.publish(work / "pixels", paths.pixels)
+    if pixels:
+        _publish_pixels(
+            work / "pixels", writer.stored_pixels(parts), pixels_identity(student.preprocess, parts[0]), paths
+        )
     artifacts.publish(work / "teacher", paths.teacher)
     shutil.rmtree(work)
     world.barrier()
@@ -442,14 +457,45 @@ def _finish(
             log.warning("teacher: %s", problem)
     facts |= {"fingerprint": identity, "teacher_logit_scale": scale}
     artifacts.write_manifest(work / "teacher", "cache_teacher", known=known, **facts)
-    (work / "pixels").mkdir(exist_ok=True)
-    known = {
-        f"{name}/{index:05d}.npy": unit["pixels_sha256"]
-        for name, part in facts["parts"].items()
-        for index, unit in enumerate(part["units"])
-        if facts["pixels"]
-    }
-    artifacts.write_manifest(work / "pixels", "cache_teacher", known=known, stored=facts["pixels"])
     for part in facts["parts"].values():
         measured["num_invalid"] = measured.get("num_invalid", 0.0) + part["num_invalid"]
     return {**measured, "text_length": float(facts["text_length"])}
+
+
+def _publish_pixels(folder: Path, known: dict[str, str], identity: dict[str, Any], paths: config.Paths) -> None:
+    artifacts.write_manifest(folder, "cache_teacher", known=known, **identity)
+    artifacts.publish(folder, pixels_directory(paths))
+
+
+def build_pixels(paths: config.Paths, settings: config.CacheTeacher, how: config.Runtime) -> None:
+    """Store the pixels and nothing else: `dvc pull` brings a cache without them.
+
+    Raises:
+        UserError: Input is missing or broken, or the pixels do not fit.
+    """
+    student = model.load(paths.base)
+    parts = [shards.read_part(paths.shards / name) for name in PARTS]
+    num_images = sum(part.num_samples for part in parts)
+    if not pixel_cache_fits(settings, num_images, student.image_size, paths.shards):
+        raise UserError(
+            f"cache_teacher.pixels: `{settings.pixels}` stores none here; `auto` does within cache_teacher.max_gb and "
+            "half of the free disk, `always` where the disk has room"
+        )
+    identity = pixels_identity(student.preprocess, parts[0])
+    work = artifacts.work_directory("pixels", artifacts.digest([identity, [part.digest for part in parts]]))
+    known = {}
+    for part in parts:
+        indices = range(len(part.shards))
+        chunks = iter(_decoded(part, indices, student, student, settings.chunk_size, how.num_workers))
+        for index in runtime.progress(indices, label=f"pixels {part.name}", unit="shard", enabled=how.progress):
+            entries = list(shards.read_index(part.shards[index].index_path))
+            path = work / pixels_name(identity, entries)
+            with _new_pixels(path, len(entries), student.image_size) as pixels:
+                for start in range(0, len(entries), settings.chunk_size):
+                    if runtime.stop_requested():
+                        raise runtime.Stopped
+                    places, images, _ = next(chunks)
+                    pixels[start : start + len(places)] = images[0].numpy()
+            known[path.name] = artifacts.sha256_file(path)
+    _publish_pixels(work, known, identity, paths)
+    log.info("pixels of %d images stored in %s", num_images, pixels_directory(paths))

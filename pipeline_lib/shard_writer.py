@@ -456,6 +456,7 @@ def _part_facts(writer: SetWriter, part: str) -> dict[str, Any]:
         "filtered": dict(sorted(reasons.items())),
         "num_samples": num_samples,
         "num_captions": num_captions,
+        "max_image_pixels": writer.rules.settings.max_image_pixels,
         "dropped_captions": sum(record.dropped_captions for record in records),
         "max_caption_chars": max((record.max_caption_chars for record in used), default=0),
         "duplicates": {

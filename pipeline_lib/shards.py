@@ -133,6 +133,11 @@ class Part:
         return self.manifest["num_captions"]
 
     @property
+    def max_image_pixels(self) -> int:
+        """`shard.max_image_pixels` as it was: no image has more, and readers decode none that has."""
+        return self.manifest["max_image_pixels"]
+
+    @property
     def tasks(self) -> Mapping[str, Mapping[str, Sequence[str]]]:
         """{task: {"classnames": [...], "templates": [...]}}; templates hold {}."""
         return self.manifest["tasks"]

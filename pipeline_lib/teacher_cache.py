@@ -1,19 +1,25 @@
 """The frozen teacher's features, computed once and joined by identity: format, embedding, reader.
 
 Why it is exact: the teacher is frozen and there is no augmentation, so an image or caption has one feature vector. Raw
-fp32 features of every image and of every caption are kept (a step draws which caption it shows), with the token
-ids and, where they fit, the uint8 pixels behind the model's own PIL steps, so that no later stage decodes an image.
+fp32 features of every image and of every caption are kept (a step draws which caption it shows), with the token ids.
 
 One unit per shard, in safetensors (read through mmap): for N samples with M captions, feature width D and L tokens
 `image_features` [N, D], `text_features` [M, D], `caption_offsets` [N + 1], `token_ids` [M, L], `valid` [N],
-`key_digests` [N, 16], `caption_digests` [M, 16]; beside it, under `pixels`, `.npy` uint8 [N, 3, H, W].
+`key_digests` [N, 16], `caption_digests` [M, 16].
 Rows are found by shard and place, and compared by shard hash, key and caption digests: never by number alone.
 An undecodable image keeps its row with `valid` = 0.
+
+Where they fit, the uint8 pixels behind the model's own PIL steps lie beside the cache, `.npy` [N, 3, H, W] a shard, so
+that no later stage decodes an image. They are what decoding the shards gives, so they decide nothing, are no output
+of the pipeline and stay on their machine. A file's name is a digest of all that its content depends on: whoever finds
+it may use it, while others write or remove files; whoever does not find it decodes.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +27,15 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from pipeline_lib import artifacts, config, shards
+from pipeline_lib import artifacts, config, provenance, shards
 from pipeline_lib.errors import UserError
 from pipeline_lib.features import Inputs
-from pipeline_lib.model import Clip
+from pipeline_lib.model import Clip, Preprocess
 
 PARTS = ("refine", "val")
 Rows = Sequence[int] | np.ndarray
 CUT_MULTIPLE = 16  # a cut is rounded up to this many tokens
-MAX_PIXELS = 100_000_000  # an image that passed `shard` is smaller; a guard against a changed file
+DECODERS = ("pillow", "torchvision", "open_clip_torch")  # packages that turn an image file into pixels
 
 
 # --- embedding: the one function that cached and online teachers share -------------------------------------------
@@ -101,13 +107,49 @@ def differences(found: Any, expected: Any, path: str = "") -> list[str]:
     return [] if found == expected else [f"{path}: cache has {found!r}, now {expected!r}"]
 
 
+# --- pixels -----------------------------------------------------------------------------------------------------
+
+
+def pixels_directory(paths: config.Paths) -> Path:
+    """Where this machine keeps pixels: one folder for the project and all experiments in DVC's temporary folders."""
+    return Path(os.environ.get("DVC_ROOT", ""), paths.pixels)
+
+
+def pixels_identity(preprocess: Preprocess, part: shards.Part) -> dict[str, Any]:
+    """What pixels depend on beside the image files."""
+    return {
+        "preprocess": dict(preprocess.config),
+        "max_image_pixels": part.max_image_pixels,
+        "packages": _decoder_versions(),
+    }
+
+
+def pixels_name(identity: dict[str, Any], entries: Sequence[shards.IndexEntry]) -> str:
+    """Name of the file with the pixels of a shard that holds `entries`."""
+    return f"{artifacts.digest([identity, [entry.sha256 for entry in entries]])[:32]}.npy"
+
+
+@cache
+def _decoder_versions() -> dict[str, str]:
+    versions = provenance.package_versions()
+    return {name: versions[name] for name in DECODERS}
+
+
+def _open_pixels(directory: Path, names: Sequence[str]) -> list[np.ndarray]:
+    """The pixels of all shards, or none where one has none (or another process replaces the folder just now)."""
+    try:
+        return [np.load(directory / name, mmap_mode="r", allow_pickle=False) for name in names]
+    except FileNotFoundError:
+        return []
+
+
 # --- reader -----------------------------------------------------------------------------------------------------
 
 
 class CachedPart:
     """Random access to one part of the cache through mmap, its identity checked against the shards at opening."""
 
-    def __init__(self, teacher_directory: Path, pixels_directory: Path, part: shards.Part, student: Clip) -> None:
+    def __init__(self, teacher_directory: Path, pixels: Path | None, part: shards.Part, student: Clip) -> None:
         """Open and compare with the shards; see `open_parts`."""
         manifest = artifacts.read_manifest(teacher_directory, stage="cache_teacher")
         facts = manifest["parts"].get(part.name)
@@ -118,17 +160,15 @@ class CachedPart:
         self.text_length: int = manifest["text_length"]
         self.teacher_text_length: int = manifest["teacher_text_length"]
         self.units: list[dict[str, torch.Tensor]] = []
-        self.pixels: list[np.ndarray] = []
+        identity, names = pixels_identity(student.preprocess, part), []
         for index, (shard, record) in enumerate(zip(part.shards, facts["units"], strict=True)):
             path = teacher_directory / part.name / f"{index:05d}.safetensors"
             unit = safetensors.torch.load_file(path)
-            _check_identity(path, unit, record, shard)
+            entries = list(shards.read_index(shard.index_path))
+            _check_identity(path, unit, record, shard, entries)
             self.units.append(unit)
-            if manifest["pixels"]:
-                pixels = np.load(pixels_directory / part.name / f"{index:05d}.npy", mmap_mode="r", allow_pickle=False)
-                if pixels.shape != (shard.num_samples, 3, *student.image_size):
-                    raise UserError(f"{pixels_directory}: pixels {pixels.shape} do not fit the model; dvc repro -f")
-                self.pixels.append(pixels)
+            names.append(pixels_name(identity, entries))
+        self.pixels = _open_pixels(pixels, names) if pixels else []
         self.starts = np.cumsum([0, *(len(unit["valid"]) for unit in self.units)])
         valid = np.concatenate([unit["valid"].numpy() for unit in self.units] or [np.zeros(0, np.uint8)])
         self.valid_rows = np.flatnonzero(valid)
@@ -179,7 +219,7 @@ class CachedPart:
         if self.pixels:
             return self.pixels[place][row]
         shard = self.part.shards[place]
-        return self.preprocess.decode(shard.read_image(shard.samples()[row]), MAX_PIXELS)
+        return self.preprocess.decode(shard.read_image(shard.samples()[row]), self.part.max_image_pixels)
 
 
 def digest_rows(values: list[bytes]) -> torch.Tensor:
@@ -187,7 +227,13 @@ def digest_rows(values: list[bytes]) -> torch.Tensor:
     return torch.from_numpy(np.frombuffer(b"".join(values), dtype=np.uint8).reshape(-1, 16).copy())
 
 
-def _check_identity(path: Path, unit: dict[str, torch.Tensor], record: dict[str, Any], shard: Any) -> None:
+def _check_identity(
+    path: Path,
+    unit: dict[str, torch.Tensor],
+    record: dict[str, Any],
+    shard: shards.Shard,
+    entries: Sequence[shards.IndexEntry],
+) -> None:
     """Shard hash, every key and every caption must be those of the shard as it stands.
 
     Raises:
@@ -195,7 +241,6 @@ def _check_identity(path: Path, unit: dict[str, torch.Tensor], record: dict[str,
     """
     if record["shard"] != shard.sha256:
         raise UserError(f"{path}: made from another shard ({record['shard'][:12]}, now {shard.sha256[:12]}); dvc repro")
-    entries = list(shards.read_index(shard.index_path))
     expected = {
         "key_digests": [shards.key_digest(entry.key) for entry in entries],
         "caption_digests": [shards.caption_digest(caption) for entry in entries for caption in entry.captions],
@@ -205,15 +250,16 @@ def _check_identity(path: Path, unit: dict[str, torch.Tensor], record: dict[str,
             raise UserError(f"{path}: {name} differ from {shard.index_path}; run `dvc repro -f cache_teacher`")
 
 
-def open_parts(paths: config.Paths, student: Clip, names: Sequence[str] = PARTS) -> dict[str, CachedPart]:
-    """Open parts of the cache for reading.
+def open_parts(
+    paths: config.Paths, student: Clip, names: Sequence[str] = PARTS, *, pixels: bool = True
+) -> dict[str, CachedPart]:
+    """Open parts of the cache for reading, with the stored pixels if they are there and `pixels` says so.
 
     Raises:
         UserError: Missing, unfinished, or made from other shards, keys or captions.
     """
-    return {
-        name: CachedPart(paths.teacher, paths.pixels, shards.read_part(paths.shards / name), student) for name in names
-    }
+    stored = pixels_directory(paths) if pixels else None
+    return {name: CachedPart(paths.teacher, stored, shards.read_part(paths.shards / name), student) for name in names}
 
 
 def read_statistics(teacher_directory: Path) -> dict[str, torch.Tensor]:

@@ -415,7 +415,13 @@ def build(
     manifest = artifacts.read_manifest(paths.teacher, stage="cache_teacher")
     shards_digest = artifacts.read_manifest(paths.shards, stage="shard")["digest"]
     teacher_cache.check_fingerprint(manifest, fingerprint(student, teacher, cache, shards_digest), paths.teacher)
-    part = teacher_cache.open_parts(paths, student, ["refine"])["refine"]
+    part = teacher_cache.open_parts(paths, student, ["refine"], pixels=cache.pixels != "never")["refine"]
+    if world.is_main and not part.pixels and cache.pixels != "never":
+        log.info(
+            "%s has no pixels of these shards: each image is decoded again, which changes no result; "
+            "`python -m stages.cache_teacher pixels` stores them",
+            teacher_cache.pixels_directory(paths),
+        )
     measured = {}
     if cache.teacher == "base" and cache.mode == "cached":
         rough = {"float16": 2e-3}.get(cache.dtype, 0.0), {"tf32": 2e-3, "bf16": 2e-2}.get(cache.precision, 0.0)

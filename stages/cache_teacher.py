@@ -1,9 +1,10 @@
 """Compute the frozen teacher's features once: data/base and data/shards -> data/teacher and data/pixels.
 
-Raw features of every image and of every caption of the parts `refine` and `val`, token ids, and (where they fit) the
-uint8 pixels. A killed run goes on at the next shard.
+Raw features of every image and of every caption of the parts `refine` and `val`, and token ids. A killed run goes on at
+the next shard. Where they fit, the decoded pixels are stored beside it to save time: they change no result and stay on
+their machine. `pixels` stores them alone, where the cache came from another one.
 
-    python -m stages.cache_teacher
+    python -m stages.cache_teacher [pixels]
 """
 
 from pathlib import Path
@@ -14,9 +15,12 @@ from pipeline_lib.runtime import prepare, run_stage
 SECTIONS = ("paths", "cache_teacher", "runtime", "tracking")
 
 
-def main(params_file: Path = Path("params.yaml")) -> None:
-    """Fill the cache, verify a sample of it against a fresh computation, publish it."""
+def main(params_file: Path = Path("params.yaml"), chosen: str | None = None) -> None:
+    """Fill the cache, verify a sample of it against a fresh computation, publish it; or only store the pixels."""
     paths, settings, how = (config.load(params_file, name) for name in ("paths", "cache_teacher", "runtime"))
+    if chosen == "pixels":
+        cache_writer.build_pixels(paths, settings, how)
+        return
     distributed.relaunch_if_asked(how.processes, "stages.cache_teacher", params_file)
     prepare(seed=0, num_threads=how.num_threads, deterministic=how.deterministic)
     inputs = {"base": paths.base, "shard": paths.shards}
@@ -31,4 +35,4 @@ def main(params_file: Path = Path("params.yaml")) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, __doc__)
+    run_stage(main, __doc__, choice=("output", ("pixels",)))

@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline_lib import artifacts, config, distributed, evaluation, tracking
 from pipeline_lib.runtime import prepare, run_stage
 
-SECTIONS = ("paths", "shard", "evaluate", "runtime", "tracking")
+SECTIONS = ("paths", "evaluate", "runtime", "tracking")
 MODELS = ("base", "refined")
 
 
@@ -28,11 +28,11 @@ def main(params_file: Path = Path("params.yaml"), chosen: str | None = None) -> 
 
 def evaluate(name: str, params_file: Path, world: distributed.World) -> None:
     """Evaluate one model and log its numbers as `<set>/<metric>`; those of the base model carry `base/` in front."""
-    paths, shard, settings, how = (config.load(params_file, section) for section in SECTIONS[:4])
+    paths, settings, how = (config.load(params_file, section) for section in SECTIONS[:3])
     inputs = {"base": paths.base, "shard": paths.shards, **({"refine": paths.refined} if name == "refined" else {})}
     upstream = {stage: artifacts.read_manifest(path)["digest"] for stage, path in inputs.items()}
     with tracking.stage_run(f"evaluate@{name}", params_file, upstream=upstream) as run:
-        made = evaluation.build(name, paths, settings, how, world, max_pixels=shard.max_image_pixels)
+        made = evaluation.build(name, paths, settings, how, world)
         if made:
             front = "" if name == "refined" else "base/"
             digests = artifacts.read_manifest(paths.shards)["parts"]

@@ -57,7 +57,6 @@ def default_set(report: Report, root: Path) -> None:
         batch_size=settings.batch_size,
         prompt=settings.prompt,
         ensemble=settings.ensemble,
-        max_pixels=config.load(params, "shard").max_image_pixels,
         num_workers=2,
         progress=False,
     )

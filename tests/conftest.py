@@ -11,6 +11,7 @@ from PIL import Image
 from tests import tiny_project
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.pop("DVC_ROOT", None)  # of a shell that an experiment opened: pixels would go to that project
 
 
 @pytest.fixture(autouse=True)

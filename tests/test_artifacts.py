@@ -3,6 +3,8 @@
 import resource
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import pytest
 
@@ -97,6 +99,33 @@ def test_publish_replaces_a_folder_whole(tmp_path):
         artifacts.publish(work, tmp_path / "data" / "refined")
     assert (tmp_path / "data" / "refined" / "file").read_text() == "two"
     assert sorted(p.name for p in (tmp_path / "data").iterdir()) == ["refined"]
+
+
+def _publish_often(root, name):
+    for number in range(200):
+        work = artifacts.work_directory(name, f"{number:016d}", root=root)
+        for file in "abc":
+            (work / file).write_text(name)
+        artifacts.publish(work, root / "data")
+    return name
+
+
+def test_two_processes_may_publish_one_folder_at_once(tmp_path):
+    """Neither fails, nothing is left behind, and what stands there at the end is one of the two, whole."""
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        assert list(pool.map(_publish_often, [tmp_path] * 2, ["one", "two"])) == ["one", "two"]
+    assert [p.name for p in tmp_path.iterdir()] == ["data"]
+    assert sorted(p.name for p in (tmp_path / "data").iterdir()) == ["a", "b", "c"]
+    assert len({p.read_text() for p in (tmp_path / "data").iterdir()}) == 1
+
+
+def test_what_cannot_be_published_leaves_what_stands_there(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "file").write_text("old")
+    with pytest.raises(FileNotFoundError):
+        artifacts.publish(tmp_path / "nowhere", tmp_path / "data")
+    assert (tmp_path / "data" / "file").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["data"]
 
 
 def test_another_fingerprint_is_another_work_folder(tmp_path):

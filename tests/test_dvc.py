@@ -25,6 +25,7 @@ from tests.tiny_project import ROOT, make_project, write_params
 from tests.tracked_project import ENVIRONMENT, client_of, doubled_points, runs_of
 
 pytestmark = pytest.mark.slow
+TRACKED = {"tracking__mode": "best_effort", "evaluate__wise_ft": [0.5]}
 COPIED = ("stages", "pipeline_lib", "dvc.yaml", ".dvcignore", ".gitignore", "params.yaml", "pyproject.toml")
 
 
@@ -56,7 +57,7 @@ def make_repository(directory, **values):
         source = ROOT / name
         copy = shutil.copytree if source.is_dir() else shutil.copyfile
         copy(source, directory / name, **({"ignore": shutil.ignore_patterns("__pycache__")} if source.is_dir() else {}))
-    make_project(directory, **{"tracking__mode": "best_effort", "evaluate__wise_ft": [0.5], **values})
+    make_project(directory, **{**TRACKED, **values})
     run(directory, "git", "init", "-q")
     run(directory, "dvc", "init", "-q")
     for name in ("config", "plots.html"):
@@ -212,7 +213,10 @@ def test_an_experiment_in_a_temporary_folder_logs_to_the_main_store(repository):
     (repository / "mlflow.db").unlink()
     shutil.rmtree(repository / "mlartifacts")
     before = (repository / "params.yaml").read_bytes()
-    run(repository, "dvc", "exp", "run", "--temp", "-n", "aside", "-S", "refine.recipe=self_kd", "-f")
+    shutil.rmtree(repository / "data/pixels")
+    said = run(repository, "dvc", "exp", "run", "--temp", "-n", "aside", "-S", "refine.recipe=self_kd", "-f")
+    assert artifacts.verify(repository / "data/pixels") == []  # the project's, for later experiments too
+    assert "has no pixels" not in said
     assert (repository / "params.yaml").read_bytes() == before
     assert executed(rows_by_name(repository)["aside"]) == IN_MLFLOW
     check_artifacts(repository)
@@ -262,7 +266,7 @@ def test_a_tarball_without_git_runs_and_tracks(baseline, tmp_path):
 def test_swapping_the_params_file_does_the_same_and_going_back_is_free(repository):
     lock = (repository / "dvc.lock").read_bytes()
     original = (repository / "params.yaml").read_bytes()
-    write_params(repository, tracking__mode="best_effort", evaluate__wise_ft=[0.5], refine__recipe="contrastive")
+    write_params(repository, **TRACKED, refine__recipe="contrastive")
     assert sorted(ran(run(repository, "dvc", "repro"))) == ["evaluate@refined", "refine", "report"]
     assert (repository / "dvc.lock").read_bytes() != lock
     (repository / "params.yaml").write_bytes(original)
@@ -279,7 +283,7 @@ def test_swapping_the_params_file_does_the_same_and_going_back_is_free(repositor
     ],
 )
 def test_what_decides_no_result_reruns_nothing(repository, values):
-    write_params(repository, tracking__mode="best_effort", evaluate__wise_ft=[0.5], **values)
+    write_params(repository, **TRACKED, **values)
     assert ran(run(repository, "dvc", "repro", "--dry")) == []
 
 
@@ -307,23 +311,67 @@ def test_a_second_clone_writes_the_same_lock(baseline, tmp_path):
 
 
 def test_a_failed_stage_fails_dvc_and_leaves_nothing_half_written(repository):
-    write_params(repository, tracking__mode="best_effort", evaluate__wise_ft=[0.5], refine__learning_rate=1e30)
+    write_params(repository, **TRACKED, refine__learning_rate=1e30)
     output = run(repository, "dvc", "repro", check=False)
     assert "ERROR: failed to reproduce 'refine'" in output
     assert "the loss is not finite at step" in output
     assert not (repository / "data/refined").exists()
 
 
-def test_push_and_pull_through_a_remote(baseline, tmp_path):
-    """A clone that pulls runs nothing; the pixels stay behind and are made again only if something needs them."""
-    source = shutil.copytree(baseline[0], tmp_path / "source", symlinks=True)
-    run(source, "dvc", "remote", "add", "-d", "store", str(tmp_path / "store"))
+@pytest.fixture(scope="module")
+def pushed(baseline, tmp_path_factory):
+    """The baseline with a remote, to which it pushed its own results and those of another recipe.
+
+    `--run-cache` pushes which run gave which outputs, for all runs, but only the outputs that params.yaml stands for.
+    """
+    folder = tmp_path_factory.mktemp("pushed")
+    source = shutil.copytree(baseline[0], folder / "source", symlinks=True)
+    run(source, "dvc", "remote", "add", "-d", "store", str(folder / "store"))
     run(source, "git", "commit", "-qam", "remote")
-    run(source, "dvc", "push")
-    clone = tmp_path / "clone"
-    run(tmp_path, "git", "clone", "-q", str(source), str(clone))
-    run(clone, "dvc", "pull", "--allow-missing")
-    for name in ("base", "shards", "teacher", "refined", "eval/base", "eval/refined", "report"):
-        assert (clone / "data" / name / "manifest.json").is_file()
+    original = (source / "params.yaml").read_bytes()
+    write_params(source, **TRACKED, refine__recipe="self_kd")
+    assert sorted(ran(run(source, "dvc", "repro"))) == ["evaluate@refined", "refine", "report"]
+    run(source, "dvc", "push", "--run-cache")
+    (source / "params.yaml").write_bytes(original)
+    assert ran(run(source, "dvc", "repro")) == []
+    run(source, "dvc", "push", "--run-cache")
+    assert run(source, "git", "status", "--short") == ""
+    return source
+
+
+def clone_of(source, folder):
+    run(folder, "git", "clone", "-q", str(source), str(folder / "clone"))
+    return folder / "clone"
+
+
+def test_a_clone_that_pulled_runs_nothing_and_an_experiment_its_own_stages_only(pushed, tmp_path):
+    """No flag and no error; the pixels stayed behind, and `refine` does without them and says how to have them."""
+    clone = clone_of(pushed, tmp_path)
+    run(clone, "dvc", "pull")
     assert not (clone / "data/pixels").exists()
-    assert ran(run(clone, "dvc", "repro", "--allow-missing", "--dry")) == []
+    assert run(clone, "dvc", "status").strip() == "Data and pipelines are up to date."
+    assert ran(run(clone, "dvc", "repro")) == []
+    assert run(clone, "git", "status", "--short") == ""
+    output = run(clone, "dvc", "exp", "run", "-S", "refine.recipe=hycd")
+    assert sorted(ran(output)) == ["evaluate@refined", "refine", "report"]
+    assert "`python -m stages.cache_teacher pixels` stores them" in output
+    run(clone, sys.executable, "-m", "stages.cache_teacher", "pixels")
+    assert run(clone, sys.executable, "-m", "pipeline_lib.lineage", "check").endswith("agree with their manifests\n")
+    assert "data/pixels" not in run(clone, "git", "status", "--short", "--untracked-files=all")
+
+
+def test_a_clone_that_pulled_nothing_fetches_what_an_experiment_needs(pushed, tmp_path):
+    clone = clone_of(pushed, tmp_path)
+    output = run(clone, "dvc", "exp", "run", "--pull", "--allow-missing", "-S", "refine.recipe=hycd")
+    assert sorted(ran(output)) == ["evaluate@refined", "refine", "report"]
+
+
+def test_a_clone_that_pulled_the_run_cache_trains_nothing_that_another_has_trained(pushed, tmp_path):
+    clone = clone_of(pushed, tmp_path)
+    run(clone, "dvc", "pull", "--run-cache")
+    assert ran(run(clone, "dvc", "repro")) == []
+    lock = (clone / "dvc.lock").read_bytes()
+    write_params(clone, **TRACKED, refine__recipe="self_kd")
+    assert ran(run(clone, "dvc", "repro", "--pull")) == []
+    assert "self_kd_loss" in (clone / "data/refined/history.jsonl").read_text()
+    assert (clone / "dvc.lock").read_bytes() != lock

@@ -311,7 +311,6 @@ def embedder(root: Path, **changes) -> Embedder:
         "batch_size": 16,
         "prompt": "a photo of a {}",
         "ensemble": "set",
-        "max_pixels": 10**8,
     }
     return Embedder(**{**settings, **changes})
 
@@ -413,8 +412,10 @@ def test_prompts_that_two_sets_share_are_embedded_once(inside, monkeypatch):
 
 
 def test_an_image_that_cannot_be_read_ends_the_stage_by_name(inside):
+    part = read_part(inside, "colours")
+    part.manifest = {**part.manifest, "max_image_pixels": 100}
     with pytest.raises(UserError, match=r"24 of 24 images cannot be read.*crimson/0: cannot be decoded: Image size"):
-        embedder(inside, max_pixels=100).embed_images(read_part(inside, "colours"))
+        embedder(inside).embed_images(part)
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ def test_what_a_part_says_of_itself(part):
     assert [(s.num_samples, s.num_captions) for s in part.shards] == [(4, 23), (2, 13)]
     assert part.digest == part.manifest["digest"]
     assert part.manifest["max_caption_chars"] == len("caption 6 of 19")
+    assert part.max_image_pixels == settings().max_image_pixels
     assert part.tasks == {}
 
 

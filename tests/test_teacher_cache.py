@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 
@@ -17,7 +18,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from pipeline_lib import artifacts, cache_writer, config, losses, model, shards, teacher_cache
+from pipeline_lib import artifacts, cache_writer, config, losses, model, provenance, shards, teacher_cache
 from pipeline_lib.distributed import World
 from pipeline_lib.errors import UserError
 from pipeline_lib.teacher_cache import embed_images, embed_texts
@@ -216,6 +217,125 @@ def test_another_model_may_teach(sharded, tmp_path):
     assert student.embed_dim == 16
 
 
+# --- pixels: a copy that saves time and decides nothing -----------------------------------------------------------
+
+
+def count_decoded(monkeypatch):
+    """A list that grows by one with each image that this process decodes."""
+    decoded, original = [], model.Preprocess.decode
+    monkeypatch.setattr(
+        model.Preprocess, "decode", lambda self, *arguments: decoded.append(1) or original(self, *arguments)
+    )
+    return decoded
+
+
+def test_the_cache_does_not_know_whether_pixels_were_stored(cached, sharded):
+    write_params(sharded, cache_teacher__pixels="never")
+    run_stage("cache_teacher", sharded)
+    assert not (sharded / "data/pixels").exists()
+    for name in ("teacher/manifest.json", "teacher/refine/00000.safetensors"):
+        assert (sharded / "data" / name).read_bytes() == (cached / "data" / name).read_bytes()
+
+
+def test_pixels_are_stored_alone_as_the_whole_stage_stores_them(cached, caplog):
+    """After `dvc pull`: the remedy that `refine` names; the cache itself is not touched."""
+    before = digests(cached)
+    manifest = cached / "data/teacher/manifest.json"
+    stamp = manifest.stat().st_mtime_ns
+    shutil.rmtree(cached / "data/pixels")
+    with caplog.at_level("INFO"):
+        run_stage("cache_teacher", cached, "pixels")
+    assert "images stored in data/pixels" in caplog.text
+    assert digests(cached) == before
+    assert artifacts.verify(cached / "data/pixels") == []
+    assert manifest.stat().st_mtime_ns == stamp
+    assert not list((cached / ".checkpoints").iterdir())
+    write_params(cached, cache_teacher__pixels="never")
+    with pytest.raises(UserError, match="`never` stores none here"):
+        run_stage("cache_teacher", cached, "pixels")
+
+
+def test_a_cache_without_room_for_pixels_resumes_with_them_when_there_is(sharded, cached, monkeypatch):
+    """`auto` asks for the free disk, which a killed run may have filled itself: units without pixels are made again."""
+    original, answers = cache_writer.Writer._write_unit, iter([False, True])
+
+    def write(self, part, index, chunks):
+        if part.name == "val":
+            raise KeyboardInterrupt
+        original(self, part, index, chunks)
+
+    monkeypatch.setattr(cache_writer, "pixel_cache_fits", lambda *_: next(answers))
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_writer.Writer, "_write_unit", write)
+        with pytest.raises(KeyboardInterrupt):
+            run_stage("cache_teacher", sharded)
+    run_stage("cache_teacher", sharded)
+    assert digests(sharded) == digests(cached)
+
+
+@pytest.mark.parametrize("change", ["picture", "limit", "preprocess", "package"])
+def test_pixels_of_anything_else_are_not_used(cached, monkeypatch, change):
+    """Other pictures, limit, preprocessing or decoders: the part reads as if there were none."""
+    part, student, paths = open_cached(cached)
+    assert part.pixels
+    if change == "picture":
+        name, sample = teacher_cache.pixels_name, {"sha256": "0" * 64}
+        monkeypatch.setattr(teacher_cache, "pixels_name", lambda i, e: name(i, [replace(e[0], **sample), *e[1:]]))
+    elif change == "limit":
+        part.part.manifest = {**part.part.manifest, "max_image_pixels": part.part.max_image_pixels + 1}
+    elif change == "preprocess":
+        student.preprocess = replace(student.preprocess, config={**student.preprocess.config, "resize_mode": "squash"})
+    else:
+        monkeypatch.setattr(teacher_cache, "_decoder_versions", lambda: {"pillow": "0"})
+    assert teacher_cache.CachedPart(paths.teacher, paths.pixels, part.part, student).pixels == []
+
+
+def test_experiments_in_temporary_folders_share_the_pixels_of_the_project(cached, tmp_path, monkeypatch):
+    """DVC gives them $DVC_ROOT, the main repository; their own folder is thrown away."""
+    root = tmp_path / "root"
+    monkeypatch.setenv("DVC_ROOT", str(root))
+    run_stage("cache_teacher", cached)
+    assert sorted(p.name for p in (root / "data/pixels").iterdir()) == sorted(
+        p.name for p in (cached / "data/pixels").iterdir()
+    )
+    shutil.rmtree(cached / "data/pixels")
+    decoded = count_decoded(monkeypatch)
+    run_stage("refine", cached)
+    assert decoded == []
+
+
+def test_a_reader_finds_whole_pixels_or_none_while_others_write_and_remove_them(cached, tmp_path):
+    """Two writers replace the folder all the time, one with pixels of other pictures: every row read is right."""
+    part, student, paths = open_cached(cached)
+    expected = part.read_inputs(part.valid_rows, [0] * len(part.valid_rows)).images
+    stop = threading.Event()
+
+    def write(name, change):
+        number = 0
+        while not stop.is_set():
+            work = shutil.copytree(tmp_path / "stored", tmp_path / f"{name}{number}")
+            for file in work.iterdir() if change else ():
+                file.rename(work / f"other{file.name}")
+            artifacts.publish(work, paths.pixels)
+            number += 1
+
+    shutil.copytree(paths.pixels, tmp_path / "stored")
+    writers = [threading.Thread(target=write, args=arguments) for arguments in (("same", False), ("other", True))]
+    for writer in writers:
+        writer.start()
+    found = []
+    deadline = time.monotonic() + 60
+    while len(found) < 40 or (set(found) != {True, False} and time.monotonic() < deadline):
+        opened = teacher_cache.CachedPart(paths.teacher, paths.pixels, part.part, student)
+        found.append(bool(opened.pixels))
+        assert torch.equal(opened.read_inputs(part.valid_rows, [0] * len(part.valid_rows)).images, expected)
+    stop.set()
+    for writer in writers:
+        writer.join()
+    assert set(found) == {True, False}
+    assert torch.equal(part.read_inputs(part.valid_rows, [0] * len(part.valid_rows)).images, expected)  # still open
+
+
 # --- refusals ---------------------------------------------------------------------------------------------------
 
 
@@ -317,6 +437,20 @@ def test_every_sample_is_used_or_named_with_a_reason(tmp_path):
     assert not trained & named
 
 
+def test_a_raised_limit_on_pixels_holds_in_every_stage_that_decodes(tmp_path):
+    """Pictures of 110 megapixels that `shard` was told to accept: cached, trained on and evaluated like any other."""
+    values = {"shard__max_image_pixels": 200_000_000, "cache_teacher__pixels": "never"}
+    project = make_project(tmp_path / "project", num_samples=48, **values)
+    large = {"refine": "0000", "val": "0002", "eval": "0003"}
+    for key in large.values():
+        Image.new("1", (11_000, 10_000 + int(key))).save(project / "set" / f"{key}.png")
+    for name, arguments in {"base": (), "shard": (), "cache_teacher": (), "refine": (), "evaluate": ("base",)}.items():
+        run_stage(name, project, *arguments)
+    for name, key in large.items():
+        assert key in [entry.key for entry in shards.read_part(project / "data/shards" / name).entries()]
+    assert all(part["num_invalid"] == 0 for part in artifacts.read_manifest(project / "data/teacher")["parts"].values())
+
+
 def test_too_many_undecodable_images_fail_the_stage(cached):
     """Pixels that stop decoding after `shard` saw them: the stage names them and the limit."""
     part, student, _ = open_cached(cached)
@@ -366,6 +500,26 @@ def test_finished_shards_are_kept_and_broken_ones_made_again(sharded, cached, mo
     assert first[0] == ("refine", 0)
     assert digests(sharded) == digests(cached)
     assert not list((sharded / ".checkpoints").iterdir())
+
+
+def test_units_of_another_version_of_a_package_are_not_resumed(sharded, cached, monkeypatch, caplog):
+    """A killed cache, then an upgrade of torch: units of both in one cache would be no function of anything."""
+    original, versions = cache_writer.Writer._write_unit, provenance.package_versions()
+
+    def write(self, part, index, chunks):
+        if part.name == "val":
+            raise KeyboardInterrupt
+        original(self, part, index, chunks)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_writer.Writer, "_write_unit", write)
+        patch.setattr(provenance, "package_versions", lambda: {**versions, "torch": "2.0"})
+        with pytest.raises(KeyboardInterrupt):
+            run_stage("cache_teacher", sharded)
+    with caplog.at_level("INFO"):
+        run_stage("cache_teacher", sharded)
+    assert "resumed" not in caplog.text
+    assert digests(sharded) == digests(cached)
 
 
 def stage_process(project, stage, **env):

@@ -25,7 +25,7 @@ from pipeline_lib.errors import UserError
 from pipeline_lib.features import l2_normalize, raw_norms_problem
 from pipeline_lib.sampling import Draws
 from tests.conftest import run_stage
-from tests.test_teacher_cache import open_cached, stage_process
+from tests.test_teacher_cache import count_decoded, open_cached, stage_process
 from tests.tiny_model import write_tiny_clip
 from tests.tiny_project import ROOT, write_params
 
@@ -231,14 +231,23 @@ def test_online_teacher_gives_bitwise_the_cached_run(sharded):
     assert found[0][1] == found[1][1]
 
 
-def test_without_stored_pixels_the_run_is_the_same(sharded):
-    found = []
-    for pixels in ("always", "never"):
-        write_params(sharded, cache_teacher__pixels=pixels)
-        run_stage("cache_teacher", sharded)
-        run_stage("refine", sharded)
-        found.append(weights(sharded))
-    assert equal(*found)
+def test_without_stored_pixels_the_run_is_the_same(cached, monkeypatch, caplog):
+    """From the pixels no image is decoded; without them, or told not to use them, the weights are bitwise the same."""
+    decoded = count_decoded(monkeypatch)
+    reference, rows = refined(cached), history(cached)
+    assert decoded == []
+    remedy = "data/pixels has no pixels of these shards: each image is decoded again"
+    for stored, values in ((True, {"cache_teacher__pixels": "never"}), (False, {})):
+        if not stored:
+            shutil.rmtree(cached / "data/pixels")
+        decoded.clear()
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            assert equal(refined(cached, **values), reference)
+        assert history(cached) == rows
+        assert len(decoded) > 40
+        assert caplog.text.count(remedy) == (0 if stored else 1)
+    assert equal(refined(cached, runtime__num_workers=2), reference)
 
 
 def test_micro_batches_change_the_weights_by_rounding_only(cached):

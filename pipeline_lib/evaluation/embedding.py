@@ -71,7 +71,6 @@ class Embedder:
     batch_size: int
     prompt: str  # single zero-shot prompt, with {} for the class name
     ensemble: str  # `set`: the set's own templates where it has them; `openai`: open_clip's for ImageNet; `both`
-    max_pixels: int
     num_workers: int = 0
     progress: bool = True
     world: World = field(default_factory=World)
@@ -177,7 +176,7 @@ class Embedder:
         return features[[row_of[entry.sha256] for _, entry in places]]
 
     def _run_images(self, part: Part, places: Sequence[tuple[Shard, IndexEntry]]) -> torch.Tensor:
-        images = _Images(places, self.clip.preprocess, self.max_pixels)
+        images = _Images(places, self.clip.preprocess, part.max_image_pixels)
         loader = DataLoader(
             images, batch_size=self.batch_size, num_workers=min(self.num_workers, len(places)), collate_fn=_collate
         )

@@ -358,7 +358,7 @@ def write(evaluated: Evaluated, directory: Path, metrics_file: Path) -> str:
 
 
 def build(
-    name: str, paths: config.Paths, settings: config.Evaluate, how: config.Runtime, world: World, *, max_pixels: int
+    name: str, paths: config.Paths, settings: config.Evaluate, how: config.Runtime, world: World
 ) -> dict[str, Any] | None:
     """Load a model and its sets, evaluate, and write `paths.eval`/<name>.
 
@@ -368,7 +368,6 @@ def build(
         settings: What to measure.
         how: Device, decoding processes, progress.
         world: The processes that share the embedding.
-        max_pixels: Larger images are not decoded.
 
     Returns:
         `digest` of what was written, `metrics` {set: {name: number}}, `seconds`; None on all processes but the first.
@@ -384,7 +383,6 @@ def build(
         batch_size=settings.batch_size,
         prompt=settings.prompt,
         ensemble=settings.ensemble,
-        max_pixels=max_pixels,
         num_workers=how.num_workers,
         progress=how.progress,
         world=world,
