@@ -170,7 +170,7 @@ class Evaluate:
     ensemble: Literal["set", "openai", "both"]  # templates of the ensemble: the set's own where it has them, or
     # open_clip's 80 for ImageNet; both: the latter beside the former, as `imagenet`
     selection: str  # part on which recipe, weights and mix are to be chosen: none that a model was trained on
-    bootstrap_samples: int  # resamples of the pictures; a test takes more where many headlines need them
+    bootstrap_samples: int  # resamples of the pictures, for the intervals; the tests are exact and need none
     confidence: float  # of the intervals, between 0 and 1; a change is measurable where p is below 1 minus this
     seed: int  # of the resamples, and of the halves that probes and separability are measured on
     linear_probe: bool  # true: a linear classifier on the frozen image features, wherever there are labels
