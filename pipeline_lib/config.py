@@ -205,7 +205,7 @@ class Evaluate:
     ensemble: Literal["set", "openai", "both"]  # templates of the ensemble: the set's own where it has them, or
     # open_clip's 80 for ImageNet; both: the latter beside the former, as `imagenet`
     selection: str  # part on which recipe, weights and mix are to be chosen: none that a model was trained on
-    bootstrap_samples: AtLeastOne  # resamples of the pictures; a test takes more where many headlines need them
+    bootstrap_samples: AtLeastOne  # resamples of the pictures, for the intervals; the tests are exact and need none
     confidence: ProperShare  # of the intervals, between 0 and 1; a change is measurable where p is below 1 minus this
     seed: Count  # of the resamples, and of the halves that probes and separability are measured on
     linear_probe: bool  # true: a linear classifier on the frozen image features, wherever there are labels

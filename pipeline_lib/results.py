@@ -2,14 +2,13 @@
 
 A headline is a number that the verdict names: recall at 1 in both directions and zero-shot top-1 of the template
 ensemble, of every evaluated set. Measures are means over items, so that two models are compared on the same items
-(`paired`): captions stay with their image in the bootstrap, accuracies take McNemar's exact test, Holm's correction
-covers all headlines of one comparison. Linear probes are no headlines and are tested likewise, as a family of their own
-(`paired_probes`). What is neither gets an interval and no test.
+(`paired`): captions stay with their image in the bootstrap and in the exact test, accuracies take McNemar's, Holm's
+correction covers all headlines of one comparison. Linear probes are no headlines and are tested likewise, as a family
+of their own (`paired_probes`). What is neither gets an interval and no test.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -219,9 +218,6 @@ def _pair(
     measures: Callable[[Variant, str], Iterator[Measure]],
 ) -> list[Paired]:
     alpha = 1 - settings.confidence
-    count = sum(measure.is_headline or measure.is_probe for name in sets for measure in measures(before, name))
-    # The smallest p-value of n resamples is 2 / (n + 1): enough of them that Holm's factor leaves it well below alpha.
-    settings = replace(settings, samples=max(settings.samples, math.ceil(10 * count / alpha)))
     rows = [row for name in sets for row in _paired_on(before, after, settings, name, measures)]
     tested = [row for row in rows if row.p_value is not None]
     adjusted = statistics.holm([row.p_value for row in tested if row.p_value is not None])

@@ -112,6 +112,15 @@ def test_gap_without_a_free_baseline_is_still_told():
     assert text.endswith("0.070 apart.")
 
 
+def test_what_would_have_been_found_is_told_with_its_power():
+    """Four headlines with intervals of ±10 points: 1.7 half-widths, and not the one that half of such changes clear."""
+    still, settings = paired("still"), Settings(0.95, 100, 0)
+    text = verdict._resolution([still, paired("rose"), still, still], settings)
+    assert "a true change of 17.0 points would be found in four cases of five (80\u00a0% power)" in text
+    assert "a true change of 14.3 points" in verdict._resolution([still], settings)
+    assert verdict._resolution([paired("rose")], settings) == ""
+
+
 # ---- the page ----
 
 

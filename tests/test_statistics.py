@@ -1,6 +1,7 @@
 """Intervals and tests against slow resampling, hand-worked cases and scipy; and that they cover what they promise."""
 
 import doctest
+import itertools
 import math
 
 import numpy as np
@@ -32,14 +33,44 @@ def test_bootstrap_equals_drawing_the_images_one_by_one():
     """Captions follow their image: each resample's mean is the plain mean over the drawn images' captions."""
     generator = np.random.default_rng(0)
     index = np.sort(generator.integers(8, size=25))
-    values, labels = generator.random(25), generator.integers(3, size=25)
-    means = {"plain": Mean(values, index), "by_class": Mean(values, index, labels)}
-    found = statistics.bootstrap(means, 8, num_samples=20, seed=5)
+    values = generator.random(25)
+    found = statistics.bootstrap({"plain": Mean(values, index)}, 8, num_samples=20, seed=5)
     for r, counts in enumerate(np.concatenate(list(statistics.resample_counts(8, 20, seed=5)))):
         items = [item for image in range(8) for _ in range(counts[image]) for item in np.flatnonzero(index == image)]
         assert found["plain"][r] == pytest.approx(values[items].mean())
-        drawn = [values[items][labels[items] == c].mean() for c in range(3) if (labels[items] == c).any()]
-        assert found["by_class"][r] == pytest.approx(np.mean(drawn))
+
+
+def test_class_means_are_resampled_within_each_class(monkeypatch):
+    """Every class is in every resample, its mean with the variance that theory gives: s² / n."""
+    monkeypatch.setattr(statistics, "BLOCK_COUNTS", 1000)
+    generator = np.random.default_rng(0)
+    labels = generator.permutation([0] * 2 + [1] * 5 + [4] * 20)  # classes 2 and 3 do not occur
+    values = generator.random(27) + labels
+    mean = Mean(values, generator.permutation(27), labels)
+    found = statistics.bootstrap({"x": mean}, 27, num_samples=20_000, seed=0)["x"]
+    of_class = [values[labels == c] for c in (0, 1, 4)]
+    expected = np.sqrt(sum(v.var(ddof=1) / len(v) for v in of_class)) / 3
+    assert found.mean() == pytest.approx(mean.value, abs=4 * expected / np.sqrt(20_000))
+    assert found.std() == pytest.approx(expected, rel=0.02)
+    with pytest.raises(ValueError, match="one value per image"):
+        statistics.bootstrap({"x": mean._replace(image_index=np.zeros(27, int))}, 27, num_samples=9, seed=0)
+
+
+@pytest.mark.parametrize("sizes", [[1] * 20 + [2] * 20 + [3] * 15 + [5] * 15 + [8] * 10 + [12] * 6, [2] * 20 + [5] * 9])
+def test_intervals_of_class_means_cover_the_truth_where_classes_are_small(sizes):
+    """Dropping a class that a resample lacks shifts the interval; drawing n of n images makes it too narrow."""
+    generator = np.random.default_rng(0)
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    truth = np.clip(generator.beta(0.5, 2, len(sizes)), 0.02, 0.98)
+    covered, shift = 0, []
+    for seed in range(300):
+        mean = Mean((generator.random(len(labels)) < truth[labels]).astype(float), np.arange(len(labels)), labels)
+        replicates = statistics.bootstrap({"x": mean}, len(labels), num_samples=200, seed=seed)["x"]
+        low, high = np.percentile(replicates, [2.5, 97.5])
+        covered += low <= truth.mean() <= high
+        shift.append(replicates.mean() - mean.value)
+    assert covered / 300 >= 0.92
+    assert abs(np.mean(shift)) < 0.001
 
 
 def test_value_is_the_statistic_itself():
@@ -99,7 +130,7 @@ def test_paired_test_sees_what_two_intervals_do_not():
     assert found["base"].high > found["refined"].low
     test = statistics.paired_tests({"x": Mean(refined - base, np.arange(100))}, 100, **settings)["x"]
     assert test.low > 0
-    assert test.p_value == pytest.approx(2 / 1000)
+    assert test.p_value < 1e-9
 
 
 def test_no_difference_has_p_value_one():
@@ -152,6 +183,53 @@ def test_change_of_a_distance_that_does_not_change_is_zero():
     assert statistics.distance_change(one, other, **options).low > 0
     with pytest.raises(ValueError, match="same pairs"):
         statistics.distance_change(one, other[1:], **options)
+
+
+def slow_sign_flips(differences):
+    flips = np.array(list(itertools.product([1, -1], repeat=len(differences))))
+    sums = flips @ differences.astype(np.float64)
+    return (np.abs(sums) >= abs(sums[0]) - 1e-5).mean()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_sign_flips_equal_all_choices_one_by_one(seed):
+    """Captions of an image together, ties that share a place, means of three seeds."""
+    generator = np.random.default_rng(seed)
+    for differences in (
+        generator.integers(-5, 6, size=11),
+        generator.integers(-6, 7, size=10) / 6,
+        generator.integers(-3, 4, size=10).astype(np.float32) / 3,
+    ):
+        assert statistics.sign_flips(differences) == pytest.approx(slow_sign_flips(differences))
+    differences = generator.standard_normal(12)  # no common fraction: rounded to a grid
+    assert statistics.sign_flips(differences) == pytest.approx(slow_sign_flips(differences), abs=0.002)
+    assert statistics.sign_flips(np.abs(differences)) == 2 / 2**12
+
+
+@pytest.mark.parametrize(("lost", "gained"), [(0, 0), (0, 4), (0, 6), (1, 5), (3, 3), (40, 60), (100, 300)])
+def test_test_of_images_with_one_caption_each_is_mcnemars(lost, gained):
+    """The bootstrap said 0.037 of four against none, where chance alone does it in one case of eight."""
+    values = np.array([-1.0] * lost + [1.0] * gained + [0.0] * 50)
+    settings = {"num_samples": 10, "confidence": 0.95, "seed": 0}
+    found = statistics.paired_tests({"x": Mean(values, np.arange(len(values)))}, len(values), **settings)["x"]
+    expected = statistics.mcnemar(values == -1, values == 1)
+    assert found.p_value == pytest.approx(expected, rel=1e-6, abs=1e-12)
+
+
+def test_captions_of_one_image_are_no_evidence_of_each_other():
+    """Five captions of two images, all better: two coin tosses, not ten."""
+    difference = Mean(np.ones(10), np.repeat([3, 7], 5))
+    found = statistics.paired_tests({"x": difference}, 9, num_samples=10, confidence=0.95, seed=0)["x"]
+    assert found.p_value == 0.5
+
+
+def test_detectable_change_is_found_in_four_cases_of_five():
+    generator = np.random.default_rng(0)
+    count, num_tests = 300, 4
+    change = statistics.detectable(1.96 / np.sqrt(count), 0.95, num_tests)
+    samples = change + generator.standard_normal((2000, count))
+    z = samples.mean(1) / (samples.std(1, ddof=1) / np.sqrt(count))
+    assert (2 * stats.norm.sf(np.abs(z)) < 0.05 / num_tests).mean() == pytest.approx(0.8, abs=0.03)
 
 
 @pytest.mark.parametrize(("lost", "gained"), [(0, 0), (0, 6), (1, 5), (3, 3), (40, 60)])

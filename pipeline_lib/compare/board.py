@@ -161,9 +161,7 @@ def make(groups: Sequence[Group], params_file: Path) -> Board:
         UserError: The groups share no set.
     """
     evaluate = config.load(params_file, "evaluate")
-    count = len(groups) * 10  # headlines, roughly: enough resamples for Holm's factor over all of them
-    samples = max(evaluate.bootstrap_samples, round(10 * count / (1 - evaluate.confidence)))
-    board = Board(groups, Settings(evaluate.confidence, min(samples, 20000), evaluate.seed))
+    board = Board(groups, Settings(evaluate.confidence, evaluate.bootstrap_samples, evaluate.seed))
     if not board.sets:
         raise UserError("nothing to compare: the evaluations have no set in common with the same pictures")
     return board

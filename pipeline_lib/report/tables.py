@@ -57,7 +57,7 @@ def _paired_row(row: Paired, label: str = "") -> Row:
             (page.points(row.difference.low), page.points(row.difference.high)),
             row.verdict if row.verdict != "still" else "",
         ),
-        Cell("" if row.adjusted_p is None else page.p_value(row.adjusted_p)),
+        Cell("" if row.adjusted_p is None else page.p_value(row.adjusted_p).replace("< 0.", "<.")),  # in 100 columns
     )
     return Row(cells, "strong" if row.before.is_headline else "plain")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline_lib import figures, page
+from pipeline_lib import figures, page, statistics
 from pipeline_lib.page import Drawing, Points, Text
 from pipeline_lib.report.inputs import Inputs, steps
 from pipeline_lib.report.tables import signed
@@ -44,10 +44,10 @@ def section(inputs: Inputs) -> tuple[Any, ...]:
         *(Text(text) for text in (_gap_text(inputs), probe_verdict(inputs.probes), _training_note(inputs)) if text),
         *drawing,
         Text(
-            "How sure: both models saw the same items. Retrieval is tested by a paired bootstrap over pictures, "
-            "captions kept with theirs; accuracy by McNemar's exact test; p-values carry Holm's correction over all "
-            f"headlines. {_resolution(headlines)}This covers the choice of pictures, not the luck of one training run: "
-            "for that, refine with several seeds and compare them."
+            "How sure: both models saw the same items. Retrieval is tested by exact sign flips of each picture's "
+            "difference, captions kept with theirs; accuracy by McNemar's exact test; p-values carry Holm's correction "
+            f"over all headlines. {_resolution(headlines, inputs.evaluate)}This covers the choice of pictures, not the "
+            "luck of one training run: for that, refine with several seeds and compare them."
         ),
     )
 
@@ -64,12 +64,16 @@ def _point(row: Paired, settings: Settings) -> str:
     )
 
 
-def _resolution(headlines: Sequence[Paired]) -> str:
-    """What would have been too small to see, where something did not move."""
+def _resolution(headlines: Sequence[Paired], settings: Settings) -> str:
+    """How large a change would have been seen, where something did not move."""
     widths = [(row.difference.high - row.difference.low) / 2 for row in headlines if row.verdict == "still"]
     if not widths:
         return ""
-    return f"With this many pictures, changes below about {page.percent(max(widths))} points go unseen. "
+    seen = statistics.detectable(max(widths), settings.confidence, len(headlines))
+    return (
+        f"With this many pictures and headlines, a true change of {page.percent(seen)} points would be found in four "
+        "cases of five (80\u00a0% power); smaller ones are likely to go unseen. "
+    )
 
 
 def _in_points(interval: Interval) -> tuple[float, float, float]:
