@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +22,8 @@ from typing import IO, Any
 from pipeline_lib.errors import UserError
 
 MANIFEST = "manifest.json"
+TRAINED_ON = "trained_on.jsonl"  # of base and refined: {"key", "sha256"} of each image that shaped the weights
+HISTORY = "history.jsonl"  # of refined: a line per step
 CHECKPOINTS = Path(".checkpoints")
 
 
@@ -90,6 +92,30 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: no such file; run the stage that writes it (dvc repro)") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
+
+
+def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
+    """Write JSON Lines, each `canonical_json`, atomically."""
+    with atomic_open(path, "w") as file:
+        file.writelines(canonical_json(row) + "\n" for row in rows)
+
+
+def read_jsonl(path: Path) -> Iterator[Any]:
+    """The values of JSON Lines, read one at a time.
+
+    Raises:
+        UserError: The file is missing, or a line is not JSON.
+    """
+    number = 1
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                yield json.loads(line)
+                number += 1
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run the stage that writes it (dvc repro)") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: line {number} is not valid JSON ({error})") from None
 
 
 def write_manifest(directory: Path, stage: str, *, known: Mapping[str, str] | None = None, **facts: Any) -> str:

@@ -8,7 +8,6 @@ directory gets its name.
 from __future__ import annotations
 
 import difflib
-import json
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +19,6 @@ import torch
 from pipeline_lib import artifacts, checkpoints, config, demo, model, sources
 from pipeline_lib.errors import UserError
 
-TRAINED_ON = "trained_on.jsonl"
 _PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode")
 
 
@@ -62,8 +60,7 @@ def materialise(
                 settings, work
             )
         model.save(made.clip, work)
-        lines = (artifacts.canonical_json(entry) + "\n" for entry in made.trained_on)
-        artifacts.write_text(work / TRAINED_ON, "".join(lines))
+        artifacts.write_jsonl(work / artifacts.TRAINED_ON, made.trained_on)
         made.clip.facts = {**model.describe(made.clip), "source": dict(made.source), "license": made.license}
         check_written(made.clip, work)
         place(model=made.clip.facts)
@@ -175,14 +172,10 @@ def _local_dir(settings: config.Base, work: Path) -> Made:
     clip = _assemble(work, found["model_cfg"], found.get("preprocess_cfg", {}), checkpoints.read(weights), str(folder))
     recorded = model.recorded_facts(folder)
     model.compare_facts(folder, model.describe(clip), recorded)
-    trained_on = _read_trained_on(folder / TRAINED_ON)
+    before = folder / artifacts.TRAINED_ON
+    trained_on = list(artifacts.read_jsonl(before)) if before.is_file() else []
     source = {"kind": "local_dir", "folder": folder.name, "source": recorded.get("source")}
     return Made(clip, source, recorded.get("license", "that of the checkpoint"), trained_on)
-
-
-def _read_trained_on(path: Path) -> list[dict[str, str]]:
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [json.loads(line) for line in lines]
 
 
 def _assemble(

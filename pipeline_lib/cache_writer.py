@@ -27,7 +27,6 @@ from pipeline_lib.errors import UserError
 from pipeline_lib.features import raw_norms_problem
 from pipeline_lib.model import Clip
 from pipeline_lib.teacher_cache import (
-    PARTS,
     CachedPart,
     cut_length,
     digest_rows,
@@ -399,7 +398,7 @@ def build(
     device = runtime.pick_device(how.device)
     student = model.load(paths.base, device=device)
     teacher = student if settings.teacher == "base" else model.load(Path(settings.teacher), device=device)
-    parts = [shards.read_part(paths.shards / name) for name in PARTS]
+    parts = [shards.read_part(paths.shards / name) for name in shards.TRAINING_PARTS]
     shards_digest = artifacts.read_manifest(paths.shards, stage="shard")["digest"]
     identity = fingerprint(student, teacher, settings, shards_digest)
     num_images = sum(part.num_samples for part in parts)
@@ -474,7 +473,7 @@ def build_pixels(paths: config.Paths, settings: config.CacheTeacher, how: config
         UserError: Input is missing or broken, or the pixels do not fit.
     """
     student = model.load(paths.base)
-    parts = [shards.read_part(paths.shards / name) for name in PARTS]
+    parts = [shards.read_part(paths.shards / name) for name in shards.TRAINING_PARTS]
     num_images = sum(part.num_samples for part in parts)
     if not pixel_cache_fits(settings, num_images, student.image_size, paths.shards):
         raise UserError(

@@ -11,7 +11,6 @@ lose the pictures (by content hash) that the base or an earlier training part wa
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import multiprocessing
 import os
@@ -34,11 +33,10 @@ from pipeline_lib import artifacts, config, runtime, shard_jobs, sources
 from pipeline_lib.errors import UserError
 from pipeline_lib.samples import Sample, Source, Splitter, check_keys
 from pipeline_lib.shard_jobs import FileJob, Job, Record, Result, Rules, TarJob
-from pipeline_lib.shards import STAGE, read_index
+from pipeline_lib.shards import STAGE, TRAINING_PARTS, read_index
 
 log = logging.getLogger(__name__)
 
-TRAINING = ("refine", "val")  # parts that no evaluated picture may be in; `base` is written by the base stage
 QUARANTINE, FILTERED = LISTS = ("quarantine.jsonl", "filtered.jsonl")  # {"part", "key", "reason"} a line
 _NAMED = 5  # bad samples named in a message
 
@@ -269,11 +267,8 @@ def read_trained_on(path: Path) -> list[tuple[str, str]]:
         UserError: The file is missing or is not what the base stage writes.
     """
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        return [(row["key"], row["sha256"]) for row in rows]
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run `dvc repro base`") from None
-    except (ValueError, KeyError, TypeError) as error:
+        return [(row["key"], row["sha256"]) for row in artifacts.read_jsonl(path)]
+    except (KeyError, TypeError) as error:
         raise UserError(f"{path}: not written by the base stage ({error}); run `dvc repro -f base`") from None
 
 
@@ -289,13 +284,14 @@ def _exclude_overlap(workers: Workers, sets: Sequence[SetWriter], trained_on: Se
         found = _overlap(writer, part, seen, set(trained_on) if writer is sets[0] else set())
         if found:
             writer.exclude(workers, found)
-        if writer is sets[0] and part in TRAINING:
+        if writer is sets[0] and part in TRAINING_PARTS:
             seen.add(part, _pictures(writer, part))
 
 
 def _in_order(sets: Sequence[SetWriter]) -> list[tuple[SetWriter, str]]:
     """Training parts first, then the other parts of the data, then the evaluation sets."""
-    order = sorted(sets[0].parts, key=lambda part: TRAINING.index(part) if part in TRAINING else len(TRAINING))
+    order = [part for part in TRAINING_PARTS if part in sets[0].parts]
+    order += [part for part in sets[0].parts if part not in TRAINING_PARTS]
     return [(sets[0], part) for part in order] + [(writer, part) for writer in sets[1:] for part in writer.parts]
 
 
@@ -312,7 +308,7 @@ def _overlap(
             if (entry.key, entry.sha256) in trained_on:
                 raise UserError(
                     f"{writer.source.name}: `{entry.key}` of part `{part}` is among the images that the base was "
-                    "trained on (trained_on.jsonl); run `dvc repro base` with these parts"
+                    f"trained on ({artifacts.TRAINED_ON}); run `dvc repro base` with these parts"
                 )
             if number in rows:
                 found.setdefault(record.job, {})[part, entry.key] = f"the same picture is in {rows[number]}"
@@ -493,10 +489,12 @@ def _remove_others(folder: Path, names: Iterable[str]) -> None:
 def _write_list(
     path: Path, sets: Sequence[SetWriter], pairs: Callable[[Record], list[tuple[str, str]]], *, with_rejected: bool
 ) -> None:
-    with artifacts.atomic_open(path, "w") as file:
+    def rows() -> Iterator[dict[str, str | None]]:
         for writer in sets:
             for key, reason in writer.source.rejected if with_rejected else ():
-                file.write(artifacts.canonical_json({"part": None, "key": key, "reason": reason}) + "\n")
+                yield {"part": None, "key": key, "reason": reason}
             for part in writer.parts:
                 for key, reason in (pair for record in writer.records[part] for pair in pairs(record)):
-                    file.write(artifacts.canonical_json({"part": part, "key": key, "reason": reason}) + "\n")
+                    yield {"part": part, "key": key, "reason": reason}
+
+    artifacts.write_jsonl(path, rows())

@@ -13,7 +13,6 @@ serve several parts. Every image is compared with its hash when it is read: a ta
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from pipeline_lib import artifacts
 from pipeline_lib.errors import UserError
 
 STAGE = "shard"
+TRAINING_PARTS = ("refine", "val")  # what `cache_teacher` and `refine` read: never evaluated on, nor their pictures
 
 
 def key_digest(key: str) -> bytes:
@@ -56,10 +56,8 @@ class IndexEntry:
 
 def read_index(path: Path) -> Iterator[IndexEntry]:
     """The entries of an index file, one at a time."""
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            fields = json.loads(line)
-            yield IndexEntry(**{**fields, "captions": tuple(fields["captions"])})
+    for fields in artifacts.read_jsonl(path):
+        yield IndexEntry(**{**fields, "captions": tuple(fields["captions"])})
 
 
 @dataclass

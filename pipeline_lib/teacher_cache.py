@@ -32,7 +32,6 @@ from pipeline_lib.errors import UserError
 from pipeline_lib.features import Inputs
 from pipeline_lib.model import Clip, Preprocess
 
-PARTS = ("refine", "val")
 Rows = Sequence[int] | np.ndarray
 CUT_MULTIPLE = 16  # a cut is rounded up to this many tokens
 DECODERS = ("pillow", "torchvision", "open_clip_torch")  # packages that turn an image file into pixels
@@ -251,7 +250,7 @@ def _check_identity(
 
 
 def open_parts(
-    paths: config.Paths, student: Clip, names: Sequence[str] = PARTS, *, pixels: bool = True
+    paths: config.Paths, student: Clip, names: Sequence[str] = shards.TRAINING_PARTS, *, pixels: bool = True
 ) -> dict[str, CachedPart]:
     """Open parts of the cache for reading, with the stored pixels if they are there and `pixels` says so.
 

@@ -36,9 +36,7 @@ from pipeline_lib.teacher_cache import CachedPart, cut_length, embed_images, emb
 
 log = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint.pt"
-HISTORY = "history.jsonl"
-HISTORY_CSV = "history.csv"  # the same for `dvc plots`, which reads no JSON Lines
-TRAINED_ON = "trained_on.jsonl"  # key and SHA-256 of each image, a line each
+HISTORY_CSV = "history.csv"  # the history for `dvc plots`, which reads no JSON Lines
 
 
 @dataclass
@@ -112,7 +110,7 @@ class Refiner:
             unit="step",
             enabled=self.runtime.progress and self.world.is_main,
         )
-        with bar, (self.work / HISTORY).open("a", encoding="utf-8") as history:
+        with bar, (self.work / artifacts.HISTORY).open("a", encoding="utf-8") as history:
             for data in self._steps():
                 row = self._one_step(data)
                 if self.world.is_main:
@@ -311,7 +309,7 @@ class Refiner:
         path = self.work / CHECKPOINT
         if not path.is_file():
             if self.world.is_main:
-                (self.work / HISTORY).unlink(missing_ok=True)
+                (self.work / artifacts.HISTORY).unlink(missing_ok=True)
             self.world.barrier()
             return 0
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -322,9 +320,9 @@ class Refiner:
         for line in differing(state["conditions"], self._conditions()):
             log.warning("resumed under other conditions, so not bitwise the uninterrupted run: %s", line)
         if self.world.is_main:
-            with (self.work / HISTORY).open(encoding="utf-8") as history:
+            with (self.work / artifacts.HISTORY).open(encoding="utf-8") as history:
                 kept = "".join(itertools.islice(history, self.step))
-            artifacts.write_text(self.work / HISTORY, kept)
+            artifacts.write_text(self.work / artifacts.HISTORY, kept)
         self.world.barrier()
         log.info("resumed at step %d", self.step)
         return self.step
@@ -470,7 +468,7 @@ def _online_teacher(student: Clip, teacher: Clip, paths: config.Paths, device: t
 
 
 def _write_csv(history: Path, target: Path) -> None:
-    rows = [json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()]
+    rows = list(artifacts.read_jsonl(history))
     with artifacts.atomic_open(target, "w") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
         writer.writeheader()
@@ -479,11 +477,9 @@ def _write_csv(history: Path, target: Path) -> None:
 
 def _write_trained_on(refiner: Refiner, before: Path, target: Path) -> None:
     """The images that shaped these weights: those of the base, where known, and those of this run."""
-    lines = before.read_text(encoding="utf-8").splitlines() if before.is_file() else []
-    for row in refiner.part.valid_rows:
-        _, entry = refiner.part.entry(int(row))
-        lines.append(artifacts.canonical_json({"key": entry.key, "sha256": entry.sha256}))
-    artifacts.write_text(target, "".join(f"{line}\n" for line in lines))
+    known = artifacts.read_jsonl(before) if before.is_file() else ()
+    entries = (refiner.part.entry(int(row))[1] for row in refiner.part.valid_rows)
+    artifacts.write_jsonl(target, itertools.chain(known, ({"key": e.key, "sha256": e.sha256} for e in entries)))
 
 
 def _publish(refiner: Refiner, paths: config.Paths, cache_digest: str) -> str:
@@ -501,9 +497,9 @@ def _publish(refiner: Refiner, paths: config.Paths, cache_digest: str) -> str:
     model.save(student, target)
     saved = model.load(target, device=student.device)
     check_saved(student, saved, refiner.part, refiner.chunk_size)
-    shutil.copyfile(refiner.work / HISTORY, target / HISTORY)
-    _write_csv(refiner.work / HISTORY, target / HISTORY_CSV)
-    _write_trained_on(refiner, paths.base / TRAINED_ON, target / TRAINED_ON)
+    shutil.copyfile(refiner.work / artifacts.HISTORY, target / artifacts.HISTORY)
+    _write_csv(refiner.work / artifacts.HISTORY, target / HISTORY_CSV)
+    _write_trained_on(refiner, paths.base / artifacts.TRAINED_ON, target / artifacts.TRAINED_ON)
     origin = {k: v for k, v in student.facts.items() if k not in saved.facts}
     facts = {**origin, **saved.facts, "refined_from": student.facts["weights_digest"]}
     digest = artifacts.write_manifest(target, "refine", model=facts, recipe=refiner.settings.recipe, cache=cache_digest)

@@ -28,7 +28,7 @@ def main(params_file: Path = Path("params.yaml")) -> None:
         made = training.build(paths, settings, cache, blocks, how, world, run, provenance.stage_digest("refine"))
         if world.is_main:
             run.log_metrics({f"refine/{name}": value for name, value in made["metrics"].items()})
-            run.log_artifact(paths.refined / training.HISTORY)
+            run.log_artifact(paths.refined / artifacts.HISTORY)
             run.output(made["digest"])
     distributed.leave()
 

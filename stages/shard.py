@@ -8,11 +8,10 @@ that it was trained on: none of them may be in a part. A killed run goes on at t
 
 from pathlib import Path
 
-from pipeline_lib import artifacts, config, provenance, shard_writer, tracking
+from pipeline_lib import artifacts, config, provenance, shard_writer, shards, tracking
 from pipeline_lib.runtime import run_stage
 
 SECTIONS = ("paths", "data", "shard", "runtime", "tracking")
-TRAINED_ON = "trained_on.jsonl"
 
 
 def main(params_file: Path = Path("params.yaml")) -> None:
@@ -25,14 +24,14 @@ def main(params_file: Path = Path("params.yaml")) -> None:
         manifest = shard_writer.write(
             data,
             settings,
-            trained_on=paths.base / TRAINED_ON,
+            trained_on=paths.base / artifacts.TRAINED_ON,
             target=paths.shards,
             fingerprint=artifacts.digest([base, code, choices, provenance.package_versions()]),
             progress=how.progress,
         )
         for part, numbers in manifest["numbers"].items():
             run.log_metrics({f"shard/{part}/{name}": count for name, count in numbers.items()})
-            run.dataset(part, manifest["parts"][part], "refine" if part in shard_writer.TRAINING else "evaluate")
+            run.dataset(part, manifest["parts"][part], "refine" if part in shards.TRAINING_PARTS else "evaluate")
         for name in shard_writer.LISTS:
             run.log_artifact(paths.shards / name)
         run.output(manifest["digest"])

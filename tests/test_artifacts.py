@@ -59,6 +59,27 @@ def test_edited_foreign_or_missing_manifest_is_refused(tmp_path):
         artifacts.read_manifest(directory)
 
 
+def test_json_lines_come_back_whatever_their_texts_hold(tmp_path):
+    """Some characters end a line for `str.splitlines` and none in a file: a key may hold them."""
+    rows = [{"key": "a\u2028b\x85c\n", "sha256": "00"}, {"key": "", "sha256": ""}]
+    artifacts.write_jsonl(tmp_path / "x.jsonl", iter(rows))
+    assert list(artifacts.read_jsonl(tmp_path / "x.jsonl")) == rows
+    assert (tmp_path / "x.jsonl").read_bytes().count(b"\n") == 2
+    artifacts.write_jsonl(tmp_path / "x.jsonl", [])
+    assert (tmp_path / "x.jsonl").read_bytes() == b""
+
+
+@pytest.mark.parametrize("line", [b'{"half": ', b"", b'"\xff"'])
+def test_a_broken_line_is_named(tmp_path, line):
+    (tmp_path / "x.jsonl").write_bytes(b'{"a": 1}\n' + line + b"\n")
+    found = artifacts.read_jsonl(tmp_path / "x.jsonl")
+    assert next(found) == {"a": 1}
+    with pytest.raises(UserError, match=r"x.jsonl: line 2 is not valid JSON"):
+        next(found)
+    with pytest.raises(UserError, match=r"y.jsonl: no such file; run the stage that writes it"):
+        list(artifacts.read_jsonl(tmp_path / "y.jsonl"))
+
+
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
     path = tmp_path / "x.json"
     artifacts.write_json(path, {"old": 1})

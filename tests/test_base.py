@@ -107,7 +107,7 @@ def test_checkpoint_of_a_named_architecture(tmp_path, weights, tiny_architecture
     assert clip.facts["quick_gelu"] is True
     assert clip.facts["source"] == {"kind": "checkpoint", "file": "mine.safetensors", "model": "Tiny-quickgelu"}
     assert (clip.mean, clip.preprocess.config["resize_mode"]) == ((0.5, 0.4, 0.3), "squash")
-    assert (tmp_path / "base" / base.TRAINED_ON).read_text() == ""
+    assert (tmp_path / "base" / artifacts.TRAINED_ON).read_text() == ""
     plain, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'base'}")
     token_ids = clip.tokenize(CAPTIONS)
     assert torch.equal(plain.eval().encode_text(token_ids), clip.encode_text(token_ids))
@@ -475,11 +475,11 @@ def test_a_local_directory_hands_down_what_it_was_trained_on(tmp_path, weights, 
     save_file(weights, tmp_path / "w.safetensors")
     materialise(tmp_path / "first", model="Tiny", path=str(tmp_path / "w.safetensors"))
     lines = '{"key":"a","sha256":"00"}\n{"key":"b","sha256":"11"}\n'
-    (tmp_path / "first" / base.TRAINED_ON).write_text(lines)
+    (tmp_path / "first" / artifacts.TRAINED_ON).write_text(lines)
     facts = artifacts.read_manifest(tmp_path / "first")["model"]
     artifacts.write_manifest(tmp_path / "first", "base", model=facts)
     clip = materialise(tmp_path / "base", source="local_dir", path=str(tmp_path / "first"))
-    assert (tmp_path / "base" / base.TRAINED_ON).read_text() == lines
+    assert (tmp_path / "base" / artifacts.TRAINED_ON).read_text() == lines
     assert clip.facts["source"]["source"]["kind"] == "checkpoint"
     edit(tmp_path / "first" / model.CONFIG, lambda c: c["model_cfg"].update(quick_gelu=True))
     with pytest.raises(UserError, match="quick_gelu is true, recorded false"):

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 import yaml
 from PIL import Image, ImageDraw
 
-from pipeline_lib import artifacts, base, checkpoints, config, demo, model
+from pipeline_lib import artifacts, checkpoints, config, demo, model
 from pipeline_lib.errors import UserError
 from pipeline_lib.sources import Sample
 from stages import base as stage
@@ -288,7 +288,7 @@ def test_the_stage_writes_a_demo_base_and_repeats_itself(tmp_path, drawings, mon
     target = tmp_path / "data" / "base"
     assert artifacts.verify(target) == []
     manifest = artifacts.read_manifest(target, stage="base")
-    trained_on = [json.loads(line) for line in (target / base.TRAINED_ON).read_text().splitlines()]
+    trained_on = [json.loads(line) for line in (target / artifacts.TRAINED_ON).read_text().splitlines()]
     assert 12 <= len(trained_on) < 24
     assert manifest["model"]["source"]["num_images"] == len(trained_on)
     assert all(

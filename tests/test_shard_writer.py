@@ -330,6 +330,13 @@ def test_nothing_that_the_base_was_trained_on_is_in_any_part():
     assert list(images("refine")) == ["0", "1", "3"]
 
 
+@pytest.mark.parametrize("line", ["[]", '"text"', '{"key": "a"}'])
+def test_a_list_that_the_base_did_not_write_is_refused(line):
+    path = write(Path("trained_on.jsonl"), f"{line}\n")
+    with pytest.raises(UserError, match="not written by the base stage"):
+        shard_writer.read_trained_on(path)
+
+
 def test_evaluation_sets_lose_trained_pictures_too_and_report_doubles():
     write(Path("folder/a/x.png"), picture(1))
     write(Path("folder/a/y.png"), picture(50, "PNG"))

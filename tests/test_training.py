@@ -580,7 +580,7 @@ def test_killed_at_random_steps_it_ends_with_the_same_weights(cached):
 def test_sigterm_writes_a_checkpoint_and_ends_the_stage(cached):
     write_params(cached, refine__epochs=400, **QUIET)
     process = stage_process(cached, "refine")
-    while not list((cached / ".checkpoints").rglob(training.HISTORY)):
+    while not list((cached / ".checkpoints").rglob(artifacts.HISTORY)):
         assert process.poll() is None
         time.sleep(0.05)
     time.sleep(0.5)

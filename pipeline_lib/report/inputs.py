@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -90,11 +89,10 @@ def read(params_file: Path) -> Inputs:
         for name, part in parts.items():
             if evaluation.sets.get(name, {}).get("digest") != part.digest:
                 raise UserError(f"{evaluation.directory}: `{name}` is not what lies in {part.directory}; dvc repro")
-    history = (paths.refined / "history.jsonl").read_text(encoding="utf-8").splitlines()
     return Inputs(
         base=base,
         refined=refined,
-        history=[json.loads(line) for line in history],
+        history=list(artifacts.read_jsonl(paths.refined / artifacts.HISTORY)),
         parts=parts,
         manifests=manifests,
         parameters=results.read_parameters(params_file),
