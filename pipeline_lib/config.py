@@ -34,6 +34,7 @@ class Range:
     above: float | None = None  # smaller than the smallest
     at_most: float | None = None  # largest number
     below: float | None = None  # larger than the largest
+    a_multiple_of: int | None = None  # divides it
 
     def __contains__(self, number: float) -> bool:
         return (
@@ -42,6 +43,7 @@ class Range:
             and (self.above is None or number > self.above)
             and (self.at_most is None or number <= self.at_most)
             and (self.below is None or number < self.below)
+            and (self.a_multiple_of is None or number % self.a_multiple_of == 0)
         )
 
     def __str__(self) -> str:
@@ -50,6 +52,7 @@ class Range:
 
 
 AtLeastOne = Annotated[int, Range(at_least=1)]
+Eights = Annotated[int, Range(at_least=8, a_multiple_of=8)]
 Count = Annotated[int, Range(at_least=0)]
 NotNegative = Annotated[float, Range(at_least=0)]
 Positive = Annotated[float, Range(above=0)]
@@ -149,8 +152,8 @@ class CacheTeacher:
     teacher: str  # `base`, or the folder of another open_clip model
     precision: Literal["fp32", "tf32", "bf16"]  # of the teacher's towers; tf32 is for NVIDIA GPUs
     dtype: Literal["float32", "float16"]  # of the stored features
-    chunk_size: AtLeastOne  # samples per forward pass, best a multiple of 8 (others round differently); part of the
-    # fingerprint
+    chunk_size: Eights  # samples per forward pass, part of the fingerprint; a multiple of 8, since in passes of another
+    # size rounding depends on a row's place: the cache would not be bitwise what `online` computes
     text_cut: Literal["set", "chunk", "none"]  # cut token ids, where that is exact, at the longest caption (rounded up
     # to 16) of the set, or of each pass over captions sorted by length (faster; equal to rounding, not to the bit)
     pixels: Literal["auto", "always", "never"]  # store the uint8 pixels; auto: within max_gb and half of the free disk

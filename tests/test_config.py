@@ -100,7 +100,8 @@ def test_mistakes_are_named_by_path(tmp_path, old, new, message):
         ("  confidence: 0.95", "  confidence: 95", "evaluate.confidence: 95 is out of range: a number, above 0 and below 1"),  # noqa: E501
         ("  bootstrap_samples: 1000", "  bootstrap_samples: 0", "evaluate.bootstrap_samples: 0 is out of range: a whole number, at least 1"),  # noqa: E501
         ("  recall_at: [1, 5, 10]", "  recall_at: [1, 0]", "evaluate.recall_at[1]: 0 is out of range: a whole number, at least 1"),  # noqa: E501
-        ("  chunk_size: 64", "  chunk_size: 0", "cache_teacher.chunk_size: 0 is out of range: a whole number, at least 1"),  # noqa: E501
+        ("  chunk_size: 64", "  chunk_size: 0", "cache_teacher.chunk_size: 0 is out of range: a whole number, at least 8 and a multiple of 8"),  # noqa: E501
+        ("  chunk_size: 64", "  chunk_size: 100", "cache_teacher.chunk_size: 100 is out of range: a whole number, at least 8 and a multiple of 8"),  # noqa: E501
         ("  verify_share: 0.02", "  verify_share: 2", "cache_teacher.verify_share: 2 is out of range: a number, at least 0 and at most 1"),  # noqa: E501
         ("  verify_tolerance: null", "  verify_tolerance: -1", "cache_teacher.verify_tolerance: -1 is out of range: a number, at least 0"),  # noqa: E501
     ],

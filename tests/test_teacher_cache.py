@@ -64,6 +64,15 @@ def test_no_rows_have_no_features(cached):
     assert teacher_cache.embed_texts_by_length(clip, token_ids[:0], 8).shape == (0, clip.embed_dim)
 
 
+def test_a_rows_features_do_not_depend_on_its_place(cached):
+    """What `chunk_size` must be a multiple of 8 for: the same rows in another order and other passes, bitwise."""
+    part, clip, _ = open_cached(cached)
+    images, token_ids = part.read_inputs(part.valid_rows, [0] * len(part.valid_rows))
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    for embed, rows in ((embed_images, images), (embed_texts, token_ids)):
+        assert torch.equal(embed(clip, rows, 8)[order], embed(clip, rows[order], 8))
+
+
 def test_cached_equals_online_bitwise_in_features_loss_and_gradient(cached):
     """The same function and chunk size: the HyCD loss and its gradient do not know where the teacher came from."""
     part, clip, _ = open_cached(cached)
