@@ -163,6 +163,8 @@ class Variant:
         labels = items[measure.group] if measure.group else None
         if measure.is_probe:  # may be trained on some of the images and tested on the others
             index = items[measure.items.replace("correct", "image_index")]
+        elif measure.items.startswith("zero_shot"):  # some images may have no label
+            index = items[f"{measure.items.rsplit('.', 2)[0]}.image_index"]
         else:
             of_captions = measure.items.startswith("text_to_image")  # they share their image's difficulty
             index = items["text_image_index"] if of_captions else np.arange(len(values))
@@ -357,33 +359,35 @@ def unit(rows: Array) -> Array:
 
 # ---- between base and refined ----
 
-Curve = list[tuple[float, float, float]]  # mix, change of mean zero-shot top-1, change of mean recall at 1; points
+# mix, change of mean zero-shot top-1, change of mean recall at 1, in points; None: not among the headlines
+Curve = list[tuple[float, float | None, float | None]]
 
 
 def wise_curve(base: Evaluation, refined: Evaluation, sets: Sequence[str]) -> Curve:
     """The WiSE-FT sweep on `sets` against the base, both ends included, by mix.
 
-    Empty where there is no sweep, or `sets` have not both kinds of headlines.
+    Empty where there is no sweep, or `sets` have no headlines.
     """
     models: dict[float, dict[str, dict[str, float]]] = {
         mix: {name: {m.key: m.interval.value for m in Variant(e).headlines(name)} for name in sets}
         for mix, e in ((0.0, base), (1.0, refined))
     }
     models |= {float(row["mix"]): row["sets"] for row in refined.results.get("wise_ft") or []}
-    curve = []
+    curve: Curve = []
     for mix, scores in sorted(models.items()):
         changes = [
             (key.startswith("zero_shot"), 100 * (scores[name][key] - value))
             for name, keys in models[0.0].items()
             for key, value in keys.items()
         ]
-        zero_shot, retrieval = ([change for is_zero, change in changes if is_zero == kind] for kind in (True, False))
-        if not zero_shot or not retrieval:
+        kinds = ([change for is_zero, change in changes if is_zero == kind] for kind in (True, False))
+        zero_shot, retrieval = (float(np.mean(of_kind)) if of_kind else None for of_kind in kinds)
+        if zero_shot is None and retrieval is None:
             return []
-        curve.append((mix, float(np.mean(zero_shot)), float(np.mean(retrieval))))
+        curve.append((mix, zero_shot, retrieval))
     return curve if len(curve) > 2 else []
 
 
 def best_mix(curve: Curve) -> float:
-    """The mix with the largest mean of both changes; the one nearest to base among equals."""
-    return max(curve, key=lambda point: (round(point[1] + point[2], 9), -point[0]))[0]
+    """The mix with the largest mean of the changes that were measured; the one nearest to base among equals."""
+    return max(curve, key=lambda point: (round(sum(x for x in point[1:] if x is not None), 9), -point[0]))[0]

@@ -19,7 +19,7 @@ import numpy as np
 from scipy import stats
 
 BLOCK_COUNTS = 2**22  # counts of resamples held at a time: 32 MB
-FRACTIONS, GRID = 2521, 2**20  # denominators that are tried, to the first multiple of 1 to 10; most steps of a sum
+FRACTIONS, GRID = 2521, 2**20  # denominators tried (the last a multiple of 1 to 10), and the most steps of a sum
 
 
 class Mean(NamedTuple):
@@ -213,7 +213,8 @@ def _on_grid(differences: np.ndarray) -> np.ndarray:
             if np.abs(differences).sum() * parts > GRID:
                 break
             return (differences * parts).round().astype(np.int64)
-    rounded = (differences * (GRID / 4 / np.abs(differences).sum())).round().astype(np.int64)
+    total = max(2**12, 64 * len(differences))  # 64 steps in the mean: rounding is 0.5 % of a standard deviation
+    rounded = (differences * (total / np.abs(differences).sum())).round().astype(np.int64)
     return rounded[rounded != 0]
 
 
