@@ -9,7 +9,6 @@ of their own (`paired_probes`). What is neither gets an interval and no test.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -19,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from safetensors.numpy import load_file
 
-from pipeline_lib import artifacts, config, statistics
+from pipeline_lib import artifacts, config, metrics, statistics
 from pipeline_lib.errors import UserError
 from pipeline_lib.statistics import Interval, Mean
 
@@ -28,6 +27,7 @@ Verdict = Literal["rose", "fell", "still"]
 PARAMETERS = ("data", "base", "shard", "cache_teacher", "refine", "evaluate")  # sections that decide results
 PLAIN, CENTRED = "plain", "mean_centred"
 PROMPTS = {"single": ", 1 prompt", "imagenet": ", ImageNet's prompts"}  # beside the ensemble
+SCORES = {"top1": "top-1", "mean_per_class": "class mean", "top5": "top-5"}
 DIRECTIONS = {"image_to_text": "image → text", "text_to_image": "text → image"}
 
 
@@ -130,15 +130,12 @@ class Variant:
 
     def measures(self, set_name: str) -> Iterator[Measure]:
         """Everything measured on a set that is a share with an interval, headlines first within their kind."""
-        retrieval = self.evaluation.block(set_name, "retrieval", self.name)
-        for key, value in retrieval.items():
-            if found := re.fullmatch(r"(image_to_text|text_to_image)_recall_at_(\d+)", key):
-                direction, k = found.groups()
-                label = f"{DIRECTIONS[direction]} R@{k}"
-                yield Measure(set_name, key, label, interval(value), f"{direction}_hit_at_{k}", k == "1")
-        for task, prompts in self.evaluation.block(set_name, "zero_shot", self.name).items():
-            for prompt, scores in sorted(prompts.items()):  # the ensemble first
-                yield from _accuracies(set_name, task, prompt, scores)
+        for one in metrics.recalls(self.evaluation.block(set_name, "retrieval", self.name)):
+            label, items = f"{DIRECTIONS[one.direction]} R@{one.k}", f"{one.direction}_hit_at_{one.k}"
+            yield Measure(set_name, one.key, label, interval(one.leaf), items, one.is_headline)
+        for one in metrics.zero_shot_scores(self.evaluation.block(set_name, "zero_shot", self.name)):
+            if one.score in SCORES:
+                yield _accuracy(set_name, one)
 
     def headlines(self, set_name: str) -> list[Measure]:
         """The measures that the verdict names."""
@@ -171,25 +168,18 @@ class Variant:
         return Mean(values, index, labels)
 
 
-def _accuracies(set_name: str, task: str, prompt: str, scores: Mapping[str, Any]) -> Iterator[Measure]:
-    """Zero-shot measures of one task and prompt."""
-    main, suffix = prompt == "ensemble", PROMPTS.get(prompt, "")
-    prefix = f"zero_shot.{task}.{prompt}"
-    for score, words, items in (
-        ("top1", "top-1", f"{prefix}.hit_at_1"),
-        ("mean_per_class", "class mean", f"{prefix}.hit_at_1" if main else ""),
-        ("top5", "top-5", ""),
-    ):
-        if score in scores:
-            yield Measure(
-                set_name,
-                f"zero_shot_{task}_{score}" + ("" if main else f"_{prompt}"),
-                f"zero-shot {task} {words}{suffix}",
-                interval(scores[score]),
-                items,
-                is_headline=main and score == "top1",
-                group=f"zero_shot.{task}.label" if score == "mean_per_class" else "",
-            )
+def _accuracy(set_name: str, one: metrics.Named) -> Measure:
+    """A zero-shot score; what is compared per item are top-1 hits, of the ensemble as means per class as well."""
+    has_items = one.score == "top1" or (one.score == "mean_per_class" and one.prompt == "ensemble")
+    return Measure(
+        set_name,
+        one.key,
+        f"zero-shot {one.task} {SCORES[one.score]}{PROMPTS.get(one.prompt, '')}",
+        interval(one.leaf),
+        f"zero_shot.{one.task}.{one.prompt}.hit_at_1" if has_items else "",
+        is_headline=one.is_headline,
+        group=f"zero_shot.{one.task}.label" if one.score == "mean_per_class" else "",
+    )
 
 
 def paired(before: Variant, after: Variant, settings: Settings, *, sets: Sequence[str]) -> list[Paired]:

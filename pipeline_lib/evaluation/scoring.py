@@ -274,21 +274,15 @@ def number(leaf: Any) -> float:
 
 
 def headlines(block: Block) -> dict[str, float]:
-    """The numbers that a verdict names: recall at 1 in both directions, top-1 of the ensemble of each task."""
-    retrieval = block.get("retrieval", {})
-    names = [f"{direction}_recall_at_1" for direction in ("image_to_text", "text_to_image")]
-    found = {name: number(retrieval[name]) for name in names if name in retrieval}
-    for task, kinds in block.get("zero_shot", {}).items():
-        found[f"zero_shot_{task}_top1"] = number(kinds["ensemble"]["top1"])
-    return found
+    """The numbers that a verdict names, see `metrics.recalls` and `metrics.zero_shot_scores`."""
+    found = [*metrics.recalls(block.get("retrieval", {})), *metrics.zero_shot_scores(block.get("zero_shot", {}))]
+    return {one.key: number(one.leaf) for one in found if one.is_headline}
 
 
 def flat(block: Block) -> dict[str, float]:
-    """The numbers of a block by name: what DVC and MLflow compare."""
+    """The numbers of a block by name: what DVC and MLflow compare. Of prompts beside the ensemble, top-1 only."""
     values = {key: number(leaf) for key, leaf in block.get("retrieval", {}).items()}
-    for task, kinds in block.get("zero_shot", {}).items():
-        for key in ("top1", "top5", "mean_per_class", "ece"):
-            values[f"zero_shot_{task}_{key}"] = number(kinds["ensemble"][key])
-        for kind in sorted(kinds.keys() - {"ensemble"}):
-            values[f"zero_shot_{task}_{kind}_top1"] = number(kinds[kind]["top1"])
+    for one in metrics.zero_shot_scores(block.get("zero_shot", {})):
+        if one.prompt == "ensemble" or one.score == "top1":
+            values[one.key] = number(one.leaf)
     return values | block["gap"]
