@@ -197,7 +197,8 @@ def sign_flips(differences: np.ndarray) -> float:
     angles = 2 * np.pi * np.arange(total + 1) / period
     transform = np.ones(total + 1)
     for size, count in zip(*np.unique(np.abs(steps), return_counts=True), strict=True):
-        transform *= np.cos(size * angles) ** count
+        cosines = np.cos(size * angles)
+        transform *= cosines**count if count > 1 else cosines
     chances = np.fft.irfft(transform, period)  # of sums 0, 1, …, total, −total, …, −1
     beyond = abs(int(steps.sum()))
     share = 2 * chances[beyond : total + 1].sum() if beyond else 1.0
@@ -213,7 +214,7 @@ def _on_grid(differences: np.ndarray) -> np.ndarray:
             if np.abs(differences).sum() * parts > GRID:
                 break
             return (differences * parts).round().astype(np.int64)
-    total = max(2**12, 64 * len(differences))  # 64 steps in the mean: rounding is 0.5 % of a standard deviation
+    total = max(2**14, 64 * len(differences))  # 64 steps in the mean: rounding is 0.5 % of a standard deviation
     rounded = (differences * (total / np.abs(differences).sum())).round().astype(np.int64)
     return rounded[rounded != 0]
 
