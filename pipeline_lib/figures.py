@@ -416,12 +416,12 @@ def training_curves(steps: Array, terms: Mapping[str, Array]) -> Figure:
     )
 
 
-def wise_ft_curve(curves: Mapping[str, Sequence[tuple[float, float, float]]], *, chosen: float) -> Figure:
+def wise_ft_curve(curves: Mapping[str, Sequence[tuple[float, float, float]]], *, chosen: float | None) -> Figure:
     """Zero-shot skill against retrieval along the line between the base's weights and the refined ones.
 
     Args:
         curves: title -> (mix, change of mean zero-shot top-1, change of mean recall at 1), in points against the base.
-        chosen: The mix to mark.
+        chosen: The mix to mark; None: none.
     """
 
     def panel(title: str) -> Panel:

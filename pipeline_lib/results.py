@@ -9,7 +9,6 @@ of their own (`paired_probes`). What is neither gets an interval and no test.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -19,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from safetensors.numpy import load_file
 
-from pipeline_lib import artifacts, config, statistics
+from pipeline_lib import artifacts, config, metrics, statistics
 from pipeline_lib.errors import UserError
 from pipeline_lib.statistics import Interval, Mean
 
@@ -28,6 +27,7 @@ Verdict = Literal["rose", "fell", "still"]
 PARAMETERS = ("data", "base", "shard", "cache_teacher", "refine", "evaluate")  # sections that decide results
 PLAIN, CENTRED = "plain", "mean_centred"
 PROMPTS = {"single": ", 1 prompt", "imagenet": ", ImageNet's prompts"}  # beside the ensemble
+SCORES = {"top1": "top-1", "mean_per_class": "class mean", "top5": "top-5"}
 DIRECTIONS = {"image_to_text": "image → text", "text_to_image": "text → image"}
 
 
@@ -130,15 +130,12 @@ class Variant:
 
     def measures(self, set_name: str) -> Iterator[Measure]:
         """Everything measured on a set that is a share with an interval, headlines first within their kind."""
-        retrieval = self.evaluation.block(set_name, "retrieval", self.name)
-        for key, value in retrieval.items():
-            if found := re.fullmatch(r"(image_to_text|text_to_image)_recall_at_(\d+)", key):
-                direction, k = found.groups()
-                label = f"{DIRECTIONS[direction]} R@{k}"
-                yield Measure(set_name, key, label, interval(value), f"{direction}_hit_at_{k}", k == "1")
-        for task, prompts in self.evaluation.block(set_name, "zero_shot", self.name).items():
-            for prompt, scores in sorted(prompts.items()):  # the ensemble first
-                yield from _accuracies(set_name, task, prompt, scores)
+        for one in metrics.recalls(self.evaluation.block(set_name, "retrieval", self.name)):
+            label, items = f"{DIRECTIONS[one.direction]} R@{one.k}", f"{one.direction}_hit_at_{one.k}"
+            yield Measure(set_name, one.key, label, interval(one.leaf), items, one.is_headline)
+        for one in metrics.zero_shot_scores(self.evaluation.block(set_name, "zero_shot", self.name)):
+            if one.score in SCORES:
+                yield _accuracy(set_name, one)
 
     def headlines(self, set_name: str) -> list[Measure]:
         """The measures that the verdict names."""
@@ -163,31 +160,26 @@ class Variant:
         labels = items[measure.group] if measure.group else None
         if measure.is_probe:  # may be trained on some of the images and tested on the others
             index = items[measure.items.replace("correct", "image_index")]
+        elif measure.items.startswith("zero_shot"):  # some images may have no label
+            index = items[f"{measure.items.rsplit('.', 2)[0]}.image_index"]
         else:
             of_captions = measure.items.startswith("text_to_image")  # they share their image's difficulty
             index = items["text_image_index"] if of_captions else np.arange(len(values))
         return Mean(values, index, labels)
 
 
-def _accuracies(set_name: str, task: str, prompt: str, scores: Mapping[str, Any]) -> Iterator[Measure]:
-    """Zero-shot measures of one task and prompt."""
-    main, suffix = prompt == "ensemble", PROMPTS.get(prompt, "")
-    prefix = f"zero_shot.{task}.{prompt}"
-    for score, words, items in (
-        ("top1", "top-1", f"{prefix}.hit_at_1"),
-        ("mean_per_class", "class mean", f"{prefix}.hit_at_1" if main else ""),
-        ("top5", "top-5", ""),
-    ):
-        if score in scores:
-            yield Measure(
-                set_name,
-                f"zero_shot_{task}_{score}" + ("" if main else f"_{prompt}"),
-                f"zero-shot {task} {words}{suffix}",
-                interval(scores[score]),
-                items,
-                is_headline=main and score == "top1",
-                group=f"zero_shot.{task}.label" if score == "mean_per_class" else "",
-            )
+def _accuracy(set_name: str, one: metrics.Named) -> Measure:
+    """A zero-shot score; what is compared per item are top-1 hits, of the ensemble as means per class as well."""
+    has_items = one.score == "top1" or (one.score == "mean_per_class" and one.prompt == "ensemble")
+    return Measure(
+        set_name,
+        one.key,
+        f"zero-shot {one.task} {SCORES[one.score]}{PROMPTS.get(one.prompt, '')}",
+        interval(one.leaf),
+        f"zero_shot.{one.task}.{one.prompt}.hit_at_1" if has_items else "",
+        is_headline=one.is_headline,
+        group=f"zero_shot.{one.task}.label" if one.score == "mean_per_class" else "",
+    )
 
 
 def paired(before: Variant, after: Variant, settings: Settings, *, sets: Sequence[str]) -> list[Paired]:
@@ -363,33 +355,35 @@ def unit(rows: Array) -> Array:
 
 # ---- between base and refined ----
 
-Curve = list[tuple[float, float, float]]  # mix, change of mean zero-shot top-1, change of mean recall at 1; points
+# mix, change of mean zero-shot top-1, change of mean recall at 1, in points; None: not among the headlines
+Curve = list[tuple[float, float | None, float | None]]
 
 
 def wise_curve(base: Evaluation, refined: Evaluation, sets: Sequence[str]) -> Curve:
     """The WiSE-FT sweep on `sets` against the base, both ends included, by mix.
 
-    Empty where there is no sweep, or `sets` have not both kinds of headlines.
+    Empty where there is no sweep, or `sets` have no headlines.
     """
     models: dict[float, dict[str, dict[str, float]]] = {
         mix: {name: {m.key: m.interval.value for m in Variant(e).headlines(name)} for name in sets}
         for mix, e in ((0.0, base), (1.0, refined))
     }
     models |= {float(row["mix"]): row["sets"] for row in refined.results.get("wise_ft") or []}
-    curve = []
+    curve: Curve = []
     for mix, scores in sorted(models.items()):
         changes = [
             (key.startswith("zero_shot"), 100 * (scores[name][key] - value))
             for name, keys in models[0.0].items()
             for key, value in keys.items()
         ]
-        zero_shot, retrieval = ([change for is_zero, change in changes if is_zero == kind] for kind in (True, False))
-        if not zero_shot or not retrieval:
+        kinds = ([change for is_zero, change in changes if is_zero == kind] for kind in (True, False))
+        zero_shot, retrieval = (float(np.mean(of_kind)) if of_kind else None for of_kind in kinds)
+        if zero_shot is None and retrieval is None:
             return []
-        curve.append((mix, float(np.mean(zero_shot)), float(np.mean(retrieval))))
+        curve.append((mix, zero_shot, retrieval))
     return curve if len(curve) > 2 else []
 
 
 def best_mix(curve: Curve) -> float:
-    """The mix with the largest mean of both changes; the one nearest to base among equals."""
-    return max(curve, key=lambda point: (round(point[1] + point[2], 9), -point[0]))[0]
+    """The mix with the largest mean of the changes that were measured; the one nearest to base among equals."""
+    return max(curve, key=lambda point: (round(sum(x for x in point[1:] if x is not None), 9), -point[0]))[0]

@@ -19,7 +19,7 @@ import numpy as np
 from scipy import stats
 
 BLOCK_COUNTS = 2**22  # counts of resamples held at a time: 32 MB
-FRACTIONS, GRID = 2521, 2**20  # denominators that are tried, to the first multiple of 1 to 10; most steps of a sum
+FRACTIONS, GRID = 2521, 2**20  # denominators tried (the last a multiple of 1 to 10), and the most steps of a sum
 
 
 class Mean(NamedTuple):
@@ -197,7 +197,8 @@ def sign_flips(differences: np.ndarray) -> float:
     angles = 2 * np.pi * np.arange(total + 1) / period
     transform = np.ones(total + 1)
     for size, count in zip(*np.unique(np.abs(steps), return_counts=True), strict=True):
-        transform *= np.cos(size * angles) ** count
+        cosines = np.cos(size * angles)
+        transform *= cosines**count if count > 1 else cosines
     chances = np.fft.irfft(transform, period)  # of sums 0, 1, …, total, −total, …, −1
     beyond = abs(int(steps.sum()))
     share = 2 * chances[beyond : total + 1].sum() if beyond else 1.0
@@ -213,7 +214,8 @@ def _on_grid(differences: np.ndarray) -> np.ndarray:
             if np.abs(differences).sum() * parts > GRID:
                 break
             return (differences * parts).round().astype(np.int64)
-    rounded = (differences * (GRID / 4 / np.abs(differences).sum())).round().astype(np.int64)
+    total = max(2**14, 64 * len(differences))  # 64 steps in the mean: rounding is 0.5 % of a standard deviation
+    rounded = (differences * (total / np.abs(differences).sum())).round().astype(np.int64)
     return rounded[rounded != 0]
 
 

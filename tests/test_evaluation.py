@@ -99,6 +99,36 @@ def test_items_are_what_the_headlines_are_means_of():
     assert found.items() <= scoring.flat(block).items()
 
 
+def test_images_without_a_label_are_left_out_of_the_task_and_of_nothing_else():
+    one = make_set()
+    task, missing = one.tasks["kind"], torch.tensor([0, 7, 8])
+    unlabelled = dataclasses.replace(task, labels=task.labels.index_fill(0, missing, -1))
+    block, items = evaluation.score(dataclasses.replace(one, tasks={"kind": unlabelled}), SETTINGS)
+    kept = [row for row in range(one.num_images) if row not in missing]
+    classes = metrics.class_embeddings(task.raw_prompt_features["ensemble"])
+    found = metrics.classify(one.raw_image_features[kept], classes, task.labels[kept], 30.0)
+    top1 = block["zero_shot"]["kind"]["ensemble"]["top1"]
+    assert top1.value == pytest.approx(found.ranks.hit_at(1).mean().item())
+    assert top1.image_index.tolist() == items["zero_shot.kind.image_index"].tolist() == kept
+    assert items["zero_shot.kind.label"].tolist() == task.labels[kept].tolist()
+    assert len(items["zero_shot.kind.ensemble.correct"]) == 27
+    assert len(items["image_to_text_rank"]) == 30
+
+
+def test_a_task_with_an_image_without_a_label_is_scored_and_says_so(inside, caplog):
+    part = read_part(inside, "eval")
+    entries = part.shards[0].samples()
+    entries[3] = dataclasses.replace(entries[3], labels={})
+    one = embedder(inside).embed(part)
+    assert one.tasks["class"].labels[3] == -1
+    assert (one.tasks["class"].labels >= 0).sum() == 49
+    scored = evaluation.evaluate(embedder(inside), "refined", run.Inputs([part], read_part(inside, "val")), SETTINGS)
+    assert "eval: 1 of 50 images have no label of `class`: not scored" in caplog.text
+    found = scored.results["sets"]["eval"]["variants"]["plain"]["zero_shot"]["class"]["ensemble"]
+    assert sum(row["num_images"] for row in found["per_class"]) == 49
+    assert 3 not in scored.items["eval"]["linear_probe.class.image_index"]
+
+
 def test_recall_at_one_is_measured_even_if_not_asked_for():
     block, _ = evaluation.score(make_set(), dataclasses.replace(SETTINGS, recall_at=(3,)))
     assert {"image_to_text_recall_at_1", "image_to_text_recall_at_3"} <= set(block["retrieval"])
@@ -692,6 +722,13 @@ def test_selection_part_and_sets_must_be_there(inside):
     artifacts.write_manifest(inside / "data/only_training", "shard", parts={"refine": "", "val": ""})
     with pytest.raises(UserError, match="nothing to evaluate on"):
         run.open_inputs(inside / "data/only_training", SETTINGS)
+
+
+@pytest.mark.parametrize("name", ["refine", "base"])
+def test_nothing_is_chosen_on_what_a_model_was_trained_on(inside, name):
+    """Such a ranking would call itself honest."""
+    with pytest.raises(UserError, match=rf"evaluate\.selection: models are trained on `{name}`.*such as `val`"):
+        run.open_inputs(inside / "data/shards", dataclasses.replace(SETTINGS, selection=name))
 
 
 def test_training_parts_are_never_evaluated_on(inside):

@@ -407,7 +407,7 @@ def test_the_run_hangs_below_the_row_and_names_the_run_that_made_the_weights(log
     assert made.row == row.info.run_name
     assert [output.model_id for output in row.outputs.model_outputs] == [made.uri.rpartition("/")[2]]
     recall = json.loads((folder / "data/eval/refined.json").read_text())["eval"]["image_to_text_recall_at_1"]
-    assert found.data.metrics["eval/eval/image_to_text_recall_at_1"] == recall
+    assert found.data.metrics["eval/image_to_text_recall_at_1"] == recall
     version = client.get_model_version_by_alias("tiny", "candidate")
     assert verdict in version.description
     assert (version.version, version.tags["weights_digest"]) == (int(made.version), found.data.tags["weights_digest"])

@@ -192,6 +192,12 @@ def test_curves_of_any_length_stay_small():
     assert len(figures.to_svgs(figure)[0]) < 100_000
 
 
+def test_wise_ft_rings_nothing_where_nothing_was_chosen():
+    curve = {"eval": [(0, 0, 0), (0.5, 1, 2), (1, -1, 3)]}
+    lines = [len(axes_of(figures.wise_ft_curve(curve, chosen=chosen)).lines) for chosen in (None, 0.5)]
+    assert lines[0] == lines[1] - 1
+
+
 def test_wise_ft_orders_by_mix_names_the_ends_and_rings_the_choice():
     axes = axes_of(figures.wise_ft_curve({"eval": [(1, -1, 3), (0, 0, 0), (0.5, 1, 2)]}, chosen=0.5))
     np.testing.assert_array_equal(axes.lines[2].get_xydata(), [[0, 0], [1, 2], [-1, 3]])

@@ -387,6 +387,24 @@ def test_centroid_floor_is_how_far_samples_of_one_distribution_lie_apart():
     assert "centroid_floor" in metrics.gap_suite(draw(20), draw(20))
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_are_refused_everywhere(bad):
+    """NaN is neither better nor worse than anything, so that its query would stand first."""
+    good, index = torch.randn(12, 4), torch.arange(12)
+    broken = good.clone()
+    broken[[3, 5], 1] = bad
+    for measure in (
+        lambda: metrics.retrieval_ranks(broken, good, index),
+        lambda: metrics.retrieval_ranks(good, broken, index),
+        lambda: metrics.classify(broken, good, index, 1.0),
+        lambda: metrics.gap_suite(good, broken),
+    ):
+        with pytest.raises(ValueError, match="2 of 12 rows are not finite"):
+            measure()
+    with pytest.raises(ValueError, match="class_features: 2 of 12 rows are not finite"):
+        metrics.classify(good, metrics.class_embeddings(broken[:, None]), index, 1.0)
+
+
 def test_calibration_error_equals_binning_by_hand():
     generator = np.random.default_rng(0)
     confidence, correct = generator.random(200), generator.random(200) < 0.5

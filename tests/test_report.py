@@ -12,7 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipeline_lib import artifacts, page, provenance, report, results, tracking
+from pipeline_lib import artifacts, figures, page, provenance, report, results, tracking
 from pipeline_lib.errors import UserError
 from pipeline_lib.page import Gallery, Table
 from pipeline_lib.report import pictures, tables, verdict
@@ -293,16 +293,55 @@ def test_pairs_and_cosines_equal_loops():
     )
 
 
+def ringed(monkeypatch, inputs):
+    """The mix that the figure marks, and what the page says of it."""
+    drawn = []
+    real = figures.wise_ft_curve
+    monkeypatch.setattr(
+        figures, "wise_ft_curve", lambda curves, chosen: drawn.append(chosen) or real(curves, chosen=chosen)
+    )
+    blocks = pictures.wise_ft(inputs)
+    return drawn[0], next(block.text for block in blocks if hasattr(block, "text")), blocks
+
+
 def test_the_mix_is_chosen_on_val_and_read_on_eval(project, monkeypatch):
     inputs = read(project, monkeypatch)
-    curve = results.wise_curve(inputs.base, inputs.refined, ["eval"])
-    chosen = results.best_mix(results.wise_curve(inputs.base, inputs.refined, ["val"]))
-    blocks = pictures.wise_ft(inputs)
-    assert pictures._chosen_mix("eval", curve, chosen, "on val") == next(b.text for b in blocks if hasattr(b, "text"))
+    curves = {name: results.wise_curve(inputs.base, inputs.refined, [name]) for name in ("eval", "val")}
+    best = {name: results.best_mix(curve) for name, curve in curves.items()}
+    assert best["val"] != best["eval"], "else this test could not see where the choice is made"
+    chosen, text, blocks = ringed(monkeypatch, inputs)
+    assert chosen == best["val"]
+    _, zero_shot, retrieval = next(point for point in curves["eval"] if point[0] == chosen)
+    assert text.startswith(f"The ringed mix, {chosen:g}, has the best mean of both, chosen on val. On eval it gives ")
+    assert f"{page.points(zero_shot / 100)} points zero-shot and {page.points(retrieval / 100)} points retr" in text
     table = blocks[-1].blocks[0]
     assert [row.cells[0].text for row in table.rows] == ["0", "0.25", "0.5", "0.75", "1"]
     gaps = [float(row.cells[3].text) for row in table.rows]
     assert gaps == sorted(gaps, reverse=True), "the example's gap narrows with the mix"
+
+
+@pytest.mark.parametrize(("gone", "kind"), [("zero_shot", "retrieval"), ("retrieval", "zero-shot accuracy")])
+def test_the_mix_is_chosen_on_whatever_val_measures(project, monkeypatch, gone, kind):
+    """A set of captions has no classes: its part `val` chooses by retrieval, and the evaluation sets by nothing."""
+    inputs = read(project, monkeypatch)
+    for evaluation in (inputs.base, inputs.refined):
+        del evaluation.results["selection"]["val"]["variants"]["plain"][gone]
+    curve = results.wise_curve(inputs.base, inputs.refined, ["val"])
+    column = 1 if gone == "retrieval" else 2
+    assert all(point[3 - column] is None for point in curve)
+    best = max(curve, key=lambda point: (point[column], -point[0]))[0]
+    chosen, text, _ = ringed(monkeypatch, inputs)
+    assert chosen == results.best_mix(curve) == best
+    assert f"{kind} than the base" in text if best == 0 else f"has the best {kind}, chosen on val" in text
+
+
+def test_no_mix_is_named_where_there_is_nothing_to_choose_it_on(project, monkeypatch):
+    inputs = read(project, monkeypatch)
+    for evaluation in (inputs.base, inputs.refined):
+        evaluation.results["selection"] = {}
+    chosen, text, _ = ringed(monkeypatch, inputs)
+    assert chosen is None
+    assert text.startswith("No mix is named the best: there is no other part to choose it on, and eval should judge")
 
 
 @pytest.mark.parametrize(
@@ -319,7 +358,7 @@ def test_the_mix_is_chosen_on_val_and_read_on_eval(project, monkeypatch):
 )
 def test_a_mix_that_is_no_mix_is_called_what_it_is(chosen, says):
     curve = [(0.0, 0.0, 0.0), (0.5, -1.0, 1.5), (1.0, 2.0, 2.0)]
-    assert pictures._chosen_mix("eval", curve, chosen, "on val").startswith(says)
+    assert pictures._chosen_mix("eval", curve, chosen, "mean of both, chosen on val").startswith(says)
 
 
 def test_the_gap_stands_with_its_interval_floor_and_centring_part(written):

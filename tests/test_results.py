@@ -5,8 +5,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from scipy import stats
 
-from pipeline_lib import results, statistics
+from pipeline_lib import artifacts, results, statistics
 from pipeline_lib.errors import UserError
+from pipeline_lib.evaluation import headlines
 from pipeline_lib.results import CENTRED, Evaluation, Settings, Variant
 from tests import example_results
 
@@ -31,6 +32,22 @@ def test_headlines_are_recall_at_1_and_ensemble_top_1(evaluations):
     assert list(found) == ["image_to_text_recall_at_1", "text_to_image_recall_at_1", "zero_shot_shape_top1"]
     retrieval = evaluations[1].results["sets"]["eval"]["variants"]["plain"]["retrieval"]
     assert found["image_to_text_recall_at_1"].interval._asdict() == retrieval["image_to_text_recall_at_1"]
+
+
+def test_every_measure_has_the_name_under_which_evaluation_logs_it(evaluations):
+    """One definition, one spelling: headlines and all other shares, as DVC and MLflow have them."""
+    for evaluation in evaluations:
+        flat = artifacts.read_json(evaluation.directory.with_suffix(".json"))
+        for set_name, block in evaluation.all_sets.items():
+            measures = {m.key: m for m in Variant(evaluation).measures(set_name)}
+            shared = measures.keys() & flat[set_name].keys()
+            assert {"zero_shot_shape_top1", "zero_shot_shape_single_top1", "image_to_text_recall_at_5"} <= shared
+            assert all(measures[key].interval.value == flat[set_name][key] for key in shared)
+            extra = measures.keys() - shared
+            assert extra == {"zero_shot_shape_single_mean_per_class", "zero_shot_shape_single_top5"}
+            assert [m.key for m in Variant(evaluation).headlines(set_name)] == list(
+                headlines(block["variants"]["plain"])
+            )
 
 
 def test_every_measure_is_the_mean_of_its_items(evaluations):

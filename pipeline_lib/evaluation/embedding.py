@@ -39,8 +39,13 @@ class EmbeddedTask:
     """A classification task of a set: K classes, P prompts per class, D features, N images."""
 
     classnames: tuple[str, ...]
-    labels: torch.Tensor  # [N] int64
+    labels: torch.Tensor  # [N] int64; −1: the image has none
     raw_prompt_features: dict[str, torch.Tensor]  # "single" [K, 1, D], "ensemble" [K, P, D], perhaps "imagenet"
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """Numbers of the images that have a label: [n] int64."""
+        return (self.labels >= 0).nonzero()[:, 0]
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ class Embedder:
         """
         entries = [entry for _, entry in _places(part)]
         captions = [caption for entry in entries for caption in entry.captions]
-        prompts = {name: self._prompts(name, task) for name, task in _complete_tasks(part, entries).items()}
+        prompts = {name: self._prompts(name, task) for name, task in _labelled_tasks(part, entries).items()}
         new = [t for kinds in prompts.values() for texts in kinds.values() for t in texts if t not in self._of_prompt]
         raw_image_features = self.embed_images(part)
         raw_text_features = self._once(f"{part.name}.texts", lambda: self._embed_texts(part, [*captions, *new]))
@@ -305,11 +310,11 @@ def _places(part: Part) -> list[tuple[Shard, IndexEntry]]:
     return [(shard, entry) for shard in part.shards for entry in shard.samples()]
 
 
-def _complete_tasks(part: Part, entries: Sequence[IndexEntry]) -> dict[str, Any]:
-    """The tasks of a part for which every image has a label."""
-    return {name: task for name, task in part.tasks.items() if all(name in entry.labels for entry in entries)}
+def _labelled_tasks(part: Part, entries: Sequence[IndexEntry]) -> dict[str, Any]:
+    """The tasks of a part for which some image has a label."""
+    return {name: task for name, task in part.tasks.items() if any(name in entry.labels for entry in entries)}
 
 
 def labels(entries: Sequence[IndexEntry], task: str) -> torch.Tensor:
-    """Class indices of `entries` in `task`: [N] int64."""
-    return torch.tensor([entry.labels[task] for entry in entries], dtype=torch.int64)
+    """Class indices of `entries` in `task`, −1 for an entry without: [N] int64."""
+    return torch.tensor([entry.labels.get(task, -1) for entry in entries], dtype=torch.int64)

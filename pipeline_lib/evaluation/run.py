@@ -36,7 +36,8 @@ from pipeline_lib.features import l2_normalize
 from pipeline_lib.shards import TRAINING_PARTS, Part, read_part
 
 log = logging.getLogger(__name__)
-COMMON_ITEMS = ("text_image_index", ".label")  # per-item arrays that every variant has alike
+LEARNED_FROM = ("base", "refine")  # parts that models are trained on: nothing is chosen there
+COMMON_ITEMS = ("text_image_index", ".label", ".image_index")  # per-item arrays that every variant has alike
 CENTRING_SAMPLES = 4096  # pictures that the means are taken over: as much work as one evaluation set, at most
 LIKE_BASE = ("preprocess", "quick_gelu", "tokenizer_digest", "config_digest")  # refinement changes weights only
 FLAT_GAP = ("centroid_distance", "alignment", "uniformity", "relative_modality_gap", "linear_separability")
@@ -180,6 +181,12 @@ def _warn_of_gaps(one: EmbeddedSet) -> None:
     if one.captions and not scoring.is_captioned(one):
         missing = one.num_images - len(one.text_image_index.unique())
         log.warning("%s: %d of %d images have no caption, so there is no retrieval", one.name, missing, one.num_images)
+    for name, task in one.tasks.items():
+        if len(task.rows) < one.num_images:
+            missing = one.num_images - len(task.rows)
+            log.warning(
+                "%s: %d of %d images have no label of `%s`: not scored", one.name, missing, one.num_images, name
+            )
     repeated = scoring.duplicates(one)
     if any(repeated.values()):
         log.info("%s: %d images and %d captions are repetitions", one.name, repeated["images"], repeated["captions"])
@@ -234,25 +241,27 @@ def _probe_training(embedder: Embedder, inputs: Inputs, selection: EmbeddedSet) 
         name: task
         for name, task in selection.tasks.items()
         if tuple(part.tasks.get(name, {}).get("classnames", ())) == task.classnames
-        and all(name in entry.labels for entry in entries)
+        and any(name in entry.labels for entry in entries)
         and any(one.tasks.keys() >= {name} for one in inputs.sets)
     }
     if not shared:
         return {}
-    features = _unit(embedder.embed_images(part))
+    images = embedder.embed_images(part)
     return {
         name: (
             task.classnames,
-            Labelled(features, labels(entries, name).numpy()),
-            Labelled(_unit(selection.raw_image_features), task.labels.numpy()),
+            _labelled(images, labels(entries, name)),
+            _labelled(selection.raw_image_features, task.labels),
             [part.name, selection.name],
         )
         for name, task in shared.items()
     }
 
 
-def _unit(raw_features: torch.Tensor) -> np.ndarray:
-    return l2_normalize(raw_features).numpy()
+def _labelled(raw_features: torch.Tensor, labels: torch.Tensor) -> Labelled:
+    """Unit features of the images that have a label, which is not −1."""
+    rows = (labels >= 0).nonzero()[:, 0]
+    return Labelled(l2_normalize(raw_features[rows]).numpy(), labels[rows].numpy())
 
 
 def _linear_probes(
@@ -262,11 +271,11 @@ def _linear_probes(
     block = scored.results["linear_probe"] = {}
     for one in sets:
         for name, task in one.tasks.items():
-            data = Labelled(_unit(one.raw_image_features), task.labels.numpy())
+            data = _labelled(one.raw_image_features, task.labels)
             found = training.get(name)
             if found and found[0] == task.classnames:
                 _, train, validation, trained_on = found
-                test = np.arange(one.num_images)
+                test = np.arange(len(data.labels))
             else:
                 train, validation, test = _split(data, settings.seed)
                 trained_on = [f"half of {one.name}"]
@@ -274,7 +283,7 @@ def _linear_probes(
                 log.warning("%s: too few images per class of `%s` for a linear probe", one.name, name)
                 continue
             held_out = Labelled(data.features[test], data.labels[test])
-            probe = forgetting.linear_probe(train, validation, held_out, test)
+            probe = forgetting.linear_probe(train, validation, held_out, task.rows.numpy()[test])
             facts = {"trained_on": trained_on, "num_train": probe.num_train, "C": probe.strength, "num_test": len(test)}
             top1 = scoring.with_intervals({"top1": probe.top1}, one.num_images, settings)
             block.setdefault(one.name, {})[name] = {**top1, **facts}
@@ -442,10 +451,15 @@ def open_inputs(shards: Path, settings: config.Evaluate) -> Inputs:
         UserError: The folder is missing or unfinished, there is nothing to evaluate on or to select on.
     """
     names = list(artifacts.read_manifest(shards, stage="shard")["parts"])
+    if settings.selection in LEARNED_FROM:
+        raise UserError(
+            f"evaluate.selection: models are trained on `{settings.selection}`, so what is best there need not be best "
+            "elsewhere; name a part that none was trained on, such as `val`"
+        )
     if settings.selection not in names:
         there = ", ".join(names)
         raise UserError(f"evaluate.selection: `{settings.selection}` is not among the parts in {shards}: {there}")
-    sets = [name for name in names if name not in {*TRAINING_PARTS, settings.selection}]
+    sets = [name for name in names if name not in {*LEARNED_FROM, *TRAINING_PARTS, settings.selection}]
     if not sets:
         raise UserError(
             f"{shards}: nothing to evaluate on; add a part (`eval: 0.2`) to data.parts or a set to data.evaluation"

@@ -187,35 +187,36 @@ def _zero_shots(directions: Directions, embedded: EmbeddedSet) -> tuple[Block, I
 
 def _zero_shot(directions: Directions, task: EmbeddedTask, logit_scale: float) -> tuple[Block, Items]:
     block: Block = {}
-    items: Items = {"label": task.labels.numpy()}
-    image_index = np.arange(len(task.labels))
+    rows, labels = task.rows, task.labels[task.rows]
+    image, image_index = directions.image if len(rows) == len(task.labels) else directions.image[rows], rows.numpy()
+    items: Items = {"label": labels.numpy(), "image_index": image_index}
     for kind, prompts in task.raw_prompt_features.items():
-        found = metrics.classify(directions.image, directions.classes(prompts), task.labels, logit_scale)
+        found = metrics.classify(image, directions.classes(prompts), labels, logit_scale)
         hits = found.ranks.hit_at(1)
         block[kind] = {
             "top1": Mean(hits.numpy(), image_index),
             "top5": Mean(found.ranks.hit_at(5).numpy(), image_index),
-            "mean_per_class": Mean(hits.numpy(), image_index, task.labels.numpy()),
+            "mean_per_class": Mean(hits.numpy(), image_index, labels.numpy()),
             "ece": metrics.expected_calibration_error(found.confidence, hits).item(),
         }
         items[f"{kind}.hit_at_1"] = hits.numpy().astype(np.float32)
         items[f"{kind}.correct"] = (hits == 1).numpy().astype(np.uint8)
         items[f"{kind}.prediction"] = found.prediction.numpy()
         if kind == "ensemble":
-            block[kind] |= _per_class(task, hits, found.prediction)
+            block[kind] |= _per_class(task.classnames, labels, hits, found.prediction)
     return block, items
 
 
-def _per_class(task: EmbeddedTask, hits: torch.Tensor, prediction: torch.Tensor) -> Block:
+def _per_class(classnames: Sequence[str], labels: torch.Tensor, hits: torch.Tensor, prediction: torch.Tensor) -> Block:
     """Accuracy of each class that occurs, worst first, and the most frequent confusions."""
-    accuracy = metrics.class_means(hits, task.labels, len(task.classnames)).tolist()
-    counts = torch.bincount(task.labels, minlength=len(task.classnames)).tolist()
+    accuracy = metrics.class_means(hits, labels, len(classnames)).tolist()
+    counts = torch.bincount(labels, minlength=len(classnames)).tolist()
     order = sorted((c for c in range(len(counts)) if counts[c]), key=lambda c: (accuracy[c], c))
     return {
-        "per_class": [{"class": task.classnames[c], "top1": accuracy[c], "num_images": counts[c]} for c in order],
+        "per_class": [{"class": classnames[c], "top1": accuracy[c], "num_images": counts[c]} for c in order],
         "confusions": [
-            {"true": task.classnames[true], "predicted": task.classnames[predicted], "count": count}
-            for true, predicted, count in metrics.confusions(prediction, task.labels)
+            {"true": classnames[true], "predicted": classnames[predicted], "count": count}
+            for true, predicted, count in metrics.confusions(prediction, labels)
         ],
     }
 
@@ -273,21 +274,15 @@ def number(leaf: Any) -> float:
 
 
 def headlines(block: Block) -> dict[str, float]:
-    """The numbers that a verdict names: recall at 1 in both directions, top-1 of the ensemble of each task."""
-    retrieval = block.get("retrieval", {})
-    names = [f"{direction}_recall_at_1" for direction in ("image_to_text", "text_to_image")]
-    found = {name: number(retrieval[name]) for name in names if name in retrieval}
-    for task, kinds in block.get("zero_shot", {}).items():
-        found[f"zero_shot_{task}_top1"] = number(kinds["ensemble"]["top1"])
-    return found
+    """The numbers that a verdict names, see `metrics.recalls` and `metrics.zero_shot_scores`."""
+    found = [*metrics.recalls(block.get("retrieval", {})), *metrics.zero_shot_scores(block.get("zero_shot", {}))]
+    return {one.key: number(one.leaf) for one in found if one.is_headline}
 
 
 def flat(block: Block) -> dict[str, float]:
-    """The numbers of a block by name: what DVC and MLflow compare."""
+    """The numbers of a block by name: what DVC and MLflow compare. Of prompts beside the ensemble, top-1 only."""
     values = {key: number(leaf) for key, leaf in block.get("retrieval", {}).items()}
-    for task, kinds in block.get("zero_shot", {}).items():
-        for key in ("top1", "top5", "mean_per_class", "ece"):
-            values[f"zero_shot_{task}_{key}"] = number(kinds["ensemble"][key])
-        for kind in sorted(kinds.keys() - {"ensemble"}):
-            values[f"zero_shot_{task}_{kind}_top1"] = number(kinds[kind]["top1"])
+    for one in metrics.zero_shot_scores(block.get("zero_shot", {})):
+        if one.prompt == "ensemble" or one.score == "top1":
+            values[one.key] = number(one.leaf)
     return values | block["gap"]

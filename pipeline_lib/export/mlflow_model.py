@@ -278,7 +278,7 @@ def _metrics(subject: Subject) -> dict[str, float]:
     """The headlines under the names that the evaluation logs; none for a mix that was not measured."""
     measured: Mapping[str, Mapping[str, float]] = subject.measured or {}
     return {
-        tracking.safe_name(f"eval/{set_name}/{key}"): value
+        tracking.safe_name(f"{set_name}/{key}"): value
         for set_name, values in measured.items()
         for key, value in values.items()
     }

@@ -139,31 +139,52 @@ def thumbnail(image: bytes) -> bytes:
 
 
 def wise_ft(inputs: Inputs) -> tuple[Any, ...]:
-    """The curve between base and refined, and the mix that the selection part would choose."""
+    """The curve between base and refined, and the mix that the selection part would choose, by whatever it measures."""
     selection, sets = list(inputs.refined.selection), ", ".join(inputs.sets)
     choosing, curve = (results.wise_curve(inputs.base, inputs.refined, names) for names in (selection, inputs.sets))
-    if not curve:
+    if not _drawn(curve):
         return ()
-    chosen = results.best_mix(choosing or curve)
-    curves = {sets: curve} | ({f"{', '.join(selection)} (to choose on)": choosing} if choosing else {})
-    where = f"on {', '.join(selection)}" if choosing else "on the sets it is measured on, so optimistic here"
+    chosen = results.best_mix(choosing) if choosing else None
+    drawn = {sets: _drawn(curve)} | {f"{', '.join(selection)} (to choose on)": _drawn(choosing)}
     return (
-        Drawing(figures.wise_ft_curve(curves, chosen=chosen)),
-        Text(_chosen_mix(sets, curve, chosen, where)),
+        Drawing(figures.wise_ft_curve({title: points for title, points in drawn.items() if points}, chosen=chosen)),
+        Text(_chosen_mix(sets, curve, chosen, _chosen_by(choosing, ", ".join(selection)))),
         Fold("The curve as numbers, against base", (_wise_table(inputs, curve),)),
     )
 
 
-def _chosen_mix(sets: str, curve: results.Curve, chosen: float, where: str) -> str:
-    _, zero_shot, retrieval = next(point for point in curve if point[0] == chosen)
-    gained = f"{page.points(zero_shot / 100)} points zero-shot and {page.points(retrieval / 100)} points retrieval"
-    if chosen == 0:
-        text = f"No mix has a better mean of both than the base itself (ringed), chosen {where}."
+def _drawn(curve: results.Curve) -> list[tuple[float, float, float]]:
+    """The points of a curve that measures both kinds of headlines, else none: one kind makes no plane."""
+    return [(mix, x, y) for mix, x, y in curve if x is not None and y is not None]
+
+
+def _chosen_by(choosing: results.Curve, selection: str) -> str:
+    """By what and where a mix is chosen, as it is said after `the best`; empty where it cannot be chosen."""
+    if not choosing:
+        return ""
+    _, zero_shot, retrieval = choosing[0]
+    kind = "zero-shot accuracy" if retrieval is None else "retrieval" if zero_shot is None else "mean of both"
+    return f"{kind}, chosen on {selection}"
+
+
+def _chosen_mix(sets: str, curve: results.Curve, chosen: float | None, by: str) -> str:
+    _, *changes = next(point for point in curve if point[0] == chosen) if chosen is not None else curve[0]
+    gained = " and ".join(
+        f"{page.points(change / 100)} points {kind}"
+        for change, kind in zip(changes, ("zero-shot", "retrieval"), strict=True)
+        if change is not None
+    )
+    if chosen is None:
+        text = (
+            f"No mix is named the best: there is no other part to choose it on, and {sets} should judge it, not choose."
+        )
+    elif chosen == 0:
+        text = f"No mix has a better {by.replace(', chosen', ' than the base itself (ringed), chosen')}."
     elif chosen == 1:
-        text = f"The refined model itself (ringed) has the best mean of both, chosen {where}: on {sets} {gained}."
+        text = f"The refined model itself (ringed) has the best {by}: on {sets} {gained}."
     else:
         text = (
-            f"The ringed mix, {chosen:g}, has the best mean of both, chosen {where}. On {sets} it gives {gained} "
+            f"The ringed mix, {chosen:g}, has the best {by}. On {sets} it gives {gained} "
             f"against base. `python -m pipeline_lib.export` with `--mix {chosen:g}` writes that model."
         )
     return f"{text} The points of the curve carry no intervals; on few pictures much of their scatter is luck."
@@ -176,6 +197,8 @@ def _wise_table(inputs: Inputs, curve: results.Curve) -> page.Table:
     gaps = {mix: evaluation.block(name, "gap").get("centroid_distance") for mix, evaluation in models.items()}
     sweep = inputs.refined.results.get("wise_ft") or []
     gaps |= {float(row["mix"]): row["metrics"][name].get("centroid_distance") for row in sweep}
-    rows = {f"{mix:g}": [page.points(x / 100), page.points(y / 100), page.number(gaps[mix])] for mix, x, y in curve}
+    rows = {
+        f"{mix:g}": [page.points(x / 100), page.points(y / 100), page.number(gaps[mix])] for mix, x, y in _drawn(curve)
+    }
     header = ("share of refined weights", "zero-shot top-1, points", "retrieval R@1, points", "centroid distance")
     return page.grid(header, rows)
