@@ -9,7 +9,7 @@ their machine. `pixels` stores them alone, where the cache came from another one
 
 from pathlib import Path
 
-from pipeline_lib import artifacts, cache_writer, config, distributed, provenance, tracking
+from pipeline_lib import artifacts, cache_writer, config, distributed, provenance, shards, tracking
 from pipeline_lib.runtime import prepare, run_stage
 
 SECTIONS = ("paths", "cache_teacher", "runtime", "tracking")
@@ -29,6 +29,9 @@ def main(params_file: Path = Path("params.yaml"), chosen: str | None = None) -> 
     with tracking.stage_run("cache_teacher", params_file, upstream=upstream) as run:
         made = cache_writer.build(paths, settings, how, world, provenance.stage_digest("cache_teacher"))
         if world.is_main:
+            digests = artifacts.read_manifest(paths.shards)["parts"]
+            for part in shards.TRAINING_PARTS:
+                run.dataset(part, digests[part], "teacher")
             run.log_metrics({f"cache_teacher/{name}": value for name, value in made["metrics"].items()})
             run.output(made["digest"])
     distributed.leave()
