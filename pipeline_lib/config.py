@@ -58,7 +58,7 @@ NotNegative = Annotated[float, Range(at_least=0)]
 Positive = Annotated[float, Range(above=0)]
 Share = Annotated[float, Range(at_least=0, at_most=1)]
 ProperShare = Annotated[float, Range(above=0, below=1)]
-Momentum = Annotated[float, Range(at_least=0, below=1)]
+ShareBelow1 = Annotated[float, Range(at_least=0, below=1)]
 
 
 @typing.dataclass_transform(kw_only_default=True, frozen_default=True)
@@ -115,7 +115,7 @@ class DemoBase:
     batch_size: AtLeastOne  # pairs per step
     learning_rate: Positive  # of AdamW at the start; half a cosine to 0 follows
     weight_decay: NotNegative  # of AdamW, on the heads; none on the temperature
-    dropout: Share  # share of the tower features set to 0 while the heads are trained
+    dropout: ShareBelow1  # share of the tower features set to 0 while the heads are trained
     seed: Count  # of the heads' first weights, the order, the captions drawn and the dropout
 
 
@@ -178,7 +178,7 @@ class Refine:
     max_steps: AtLeastOne | None  # optimiser steps after which the run ends; null: when its epochs are over
     learning_rate: NotNegative  # of AdamW, after the warm-up
     weight_decay: NotNegative  # of AdamW, on every trained weight
-    betas: tuple[Momentum, Momentum]  # of AdamW: how slowly its means of the gradient and of its square forget
+    betas: tuple[ShareBelow1, ShareBelow1]  # of AdamW: how slowly its means of the gradient and of its square forget
     eps: NotNegative  # of AdamW: added to the root of the mean square
     schedule: Literal["constant", "cosine"]  # learning rate after the warm-up; cosine: half a wave, down to 0
     warmup_steps: Count  # optimiser steps in which the learning rate rises linearly; 0: none
