@@ -23,7 +23,7 @@ def main(params_file: Path = Path("params.yaml")) -> None:
             run.log_metrics({"base/heads_loss": loss}, step=epoch)
         run.log_metrics({"base/logit_scale": made.clip.facts["logit_scale"], "base/num_images": len(made.trained_on)})
         if made.trained_on:
-            run.dataset("base", artifacts.sha256_file(paths.base / artifacts.TRAINED_ON), "heads of the demo base")
+            run.dataset("base", artifacts.sha256_file(paths.base / artifacts.TRAINED_ON), "base")
         run.log_artifact(paths.base / artifacts.MANIFEST)
         run.output(artifacts.read_manifest(paths.base)["digest"])
 

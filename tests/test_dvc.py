@@ -152,6 +152,8 @@ def test_another_recipe_reruns_refine_evaluate_and_report_only(repository):
         inputs = client_of(repository).get_run(run_id).inputs.dataset_inputs
         parts = artifacts.read_manifest(repository / "data/shards")["parts"]
         assert {i.dataset.name: i.dataset.digest for i in inputs} == {n: parts[n][:36] for n in ("val", "eval")}
+    made = client_of(repository).get_run(first.data.tags["stage.cache_teacher.run_id"])
+    assert sorted(i.dataset.name for i in made.inputs.dataset_inputs) == ["refine", "val"]
     check_artifacts(repository)
     check_dvc_pages(repository, "mine")
 
