@@ -72,7 +72,9 @@ def picture(root: Path) -> dict:
             "status": run.info.status,
             "params": run.data.params,
             "tags": {k: names.get(v, v) for k, v in run.data.tags.items() if k not in volatile},
-            "curves": {n: curve(client, run.info.run_id, n) for n in run.data.metrics if not n.startswith("time/")},
+            "curves": {
+                n: curve(client, run.info.run_id, n) for n in run.data.metrics if not n.startswith(("time/", "system/"))
+            },
             "times": sorted(n for n in run.data.metrics if n.startswith("time/")),
             "inputs": [(i.dataset.name, i.dataset.digest) for i in run.inputs.dataset_inputs],
             "artifacts": [file.path for file in client.list_artifacts(run.info.run_id)],
