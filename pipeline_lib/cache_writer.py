@@ -398,7 +398,7 @@ def build(
     device = runtime.pick_device(how.device)
     student = model.load(paths.base, device=device)
     teacher = student if settings.teacher == "base" else model.load(Path(settings.teacher), device=device)
-    parts = [shards.read_part(paths.shards / name) for name in shards.TRAINING_PARTS]
+    parts = shards.read_training_parts(paths.shards)
     shards_digest = artifacts.read_manifest(paths.shards, stage="shard")["digest"]
     identity = fingerprint(student, teacher, settings, shards_digest)
     num_images = sum(part.num_samples for part in parts)
@@ -473,7 +473,7 @@ def build_pixels(paths: config.Paths, settings: config.CacheTeacher, how: config
         UserError: Input is missing or broken, or the pixels do not fit.
     """
     student = model.load(paths.base)
-    parts = [shards.read_part(paths.shards / name) for name in shards.TRAINING_PARTS]
+    parts = shards.read_training_parts(paths.shards)
     num_images = sum(part.num_samples for part in parts)
     if not pixel_cache_fits(settings, num_images, student.image_size, paths.shards):
         raise UserError(

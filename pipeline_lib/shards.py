@@ -182,6 +182,16 @@ def read_part(directory: Path) -> Part:
     return part
 
 
+def read_training_parts(directory: Path) -> list[Part]:
+    """Part `refine`, and `val` where the data have one.
+
+    Raises:
+        UserError: See `read_part`.
+    """
+    there = artifacts.read_manifest(directory, stage=STAGE)["parts"]
+    return [read_part(directory / name) for name in TRAINING_PARTS if name in there or name == "refine"]
+
+
 def verify(part: Part) -> list[str]:
     """Compare every tar and index with its hash; return what differs, one line each (empty: all well)."""
     problems = artifacts.verify(part.directory)

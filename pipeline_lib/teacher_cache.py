@@ -249,16 +249,15 @@ def _check_identity(
             raise UserError(f"{path}: {name} differ from {shard.index_path}; run `dvc repro -f cache_teacher`")
 
 
-def open_parts(
-    paths: config.Paths, student: Clip, names: Sequence[str] = shards.TRAINING_PARTS, *, pixels: bool = True
-) -> dict[str, CachedPart]:
-    """Open parts of the cache for reading, with the stored pixels if they are there and `pixels` says so.
+def open_parts(paths: config.Paths, student: Clip, *, pixels: bool = True) -> dict[str, CachedPart]:
+    """Open the parts of the cache for reading, with the stored pixels if they are there and `pixels` says so.
 
     Raises:
         UserError: Missing, unfinished, or made from other shards, keys or captions.
     """
     stored = pixels_directory(paths) if pixels else None
-    return {name: CachedPart(paths.teacher, stored, shards.read_part(paths.shards / name), student) for name in names}
+    parts = shards.read_training_parts(paths.shards)
+    return {part.name: CachedPart(paths.teacher, stored, part, student) for part in parts}
 
 
 def read_statistics(teacher_directory: Path) -> dict[str, torch.Tensor]:

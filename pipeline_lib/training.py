@@ -50,6 +50,7 @@ class Refiner:
     runtime: config.Runtime
     work: Path
     teacher_logit_scale: torch.Tensor
+    val: CachedPart | None = None
     teacher_mean: torch.Tensor | None = None
     teacher_std: torch.Tensor | None = None
     online_teacher: Clip | None = None
@@ -151,14 +152,14 @@ class Refiner:
                 before = time.perf_counter()
 
     def _one_step(self, data: StepData) -> dict[str, Any]:
-        draws = self._draws(data.rows)
+        draws = self._draws(self.part, data.rows, self.step)
         rate = learning_rate(self.settings, self.step, self.plan.num_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         if self.settings.stochastic_layers:
             torch.manual_seed((self.settings.seed * 1_000_003 + self.step) * 1_009 + self.world.rank)
         self.optimizer.zero_grad(set_to_none=True)
-        teacher = self._teacher(data)
+        teacher = self._teacher(data, self.world)
         terms = backward(
             self.encoders,
             recipes.with_raw_norms(self.recipe) if self.step == 0 else self.recipe,
@@ -197,18 +198,18 @@ class Refiner:
         length = cut_length(self.student.text_lengths(inputs.token_ids), inputs.token_ids.shape[1])
         return inputs._replace(token_ids=inputs.token_ids[:, :length])
 
-    def _draws(self, rows: np.ndarray) -> Draws:
+    def _draws(self, part: CachedPart, rows: np.ndarray, step: int) -> Draws:
         return Draws(
             seed=self.settings.seed,
-            epoch=self.step // self.plan.steps_per_epoch,
-            step=self.step,
-            progress=self.step / self.plan.num_steps,
-            key_digests=[self.part.key_digests[row].tobytes() for row in rows],
+            epoch=step // self.plan.steps_per_epoch,
+            step=step,
+            progress=step / self.plan.num_steps,
+            key_digests=[part.key_digests[row].tobytes() for row in rows],
             teacher_mean=self.teacher_mean,
             teacher_std=self.teacher_std,
         )
 
-    def _teacher(self, data: StepData) -> Features:
+    def _teacher(self, data: StepData, world: World) -> Features:
         """The teacher's features of the whole batch, cached or online through the same function and chunk size."""
         pair = data.teacher_features
         if self.online_teacher is not None:
@@ -218,7 +219,7 @@ class Refiner:
                     embed_images(self.online_teacher, data.inputs.images, self.chunk_size),
                     embed_texts(self.online_teacher, data.inputs.token_ids, self.chunk_size),
                 )
-            image, text = (torch.cat(self.world.gather_rows(x.to(device), len(data.rows))) for x in own)
+            image, text = (torch.cat(world.gather_rows(x.to(device), len(data.rows))) for x in own)
         elif pair is not None:
             image, text = pair
         else:
@@ -262,6 +263,42 @@ class Refiner:
             moved += float((parameter.detach().cpu().double() - start).square().sum())
             norm += float(start.square().sum())
         return math.sqrt(moved / max(norm, 1e-30))
+
+    # the loss on pairs that it does not train on
+
+    def val_loss(self, moment: str) -> dict[str, float]:
+        """`val_loss_<moment>`, the recipe's loss on part `val` with the student as it is; empty without such a part.
+
+        The mean over consecutive batches, first captions, one fixed draw, no dropout: two moments of a run compare. The
+        run is left as it was: no global random state is used, and plain towers run even where compiled ones train.
+        Processes share the batches.
+        """
+        if self.val is None or not len(self.val.valid_rows):
+            return {}
+        rows = self.val.valid_rows
+        size = min(self.settings.batch_size, len(rows))
+        batches = rows[: len(rows) // size * size].reshape(-1, size)
+        modes = {layer: layer.training for layer in self.student.module.modules()}
+        self.student.module.eval()
+        with torch.no_grad():
+            own = [self._batch_loss(self.val, batch) for batch in batches[self.world.own_rows(len(batches))]]
+        for layer, mode in modes.items():
+            layer.training = mode
+        losses = self.world.gather_rows(torch.tensor(own, device=self.student.device), len(batches))
+        loss = float(torch.cat(losses).mean())
+        if self.world.is_main:
+            log.info("%s: %s on %d batches of part val: %.6g", moment, self.settings.recipe, len(batches), loss)
+        return {f"val_loss_{moment}": loss}
+
+    def _batch_loss(self, part: CachedPart, rows: np.ndarray) -> float:
+        encoders = Encoders(student=self.student, precision=self.settings.precision)
+        captions = [0] * len(rows)
+        data = StepData(rows, part.read_inputs(rows, captions), part.read_features(rows, captions))
+        chunks = [x.split(self.settings.micro_batch or len(rows)) for x in self._cut(data.inputs)]
+        embedded = [encoders(Inputs(*chunk)) for chunk in zip(*chunks, strict=True)]
+        image, text = (torch.cat(features) for features in zip(*embedded, strict=True))
+        student, teacher = Features(image, text, self.student.logit_scale), self._teacher(data, World())
+        return float(recipes.total_loss(self.recipe(student, teacher, self._draws(part, rows, 0))))
 
     # checkpoints
 
@@ -413,7 +450,8 @@ def build(
     manifest = artifacts.read_manifest(paths.teacher, stage="cache_teacher")
     shards_digest = artifacts.read_manifest(paths.shards, stage="shard")["digest"]
     teacher_cache.check_fingerprint(manifest, fingerprint(student, teacher, cache, shards_digest), paths.teacher)
-    part = teacher_cache.open_parts(paths, student, ["refine"], pixels=cache.pixels != "never")["refine"]
+    parts = teacher_cache.open_parts(paths, student, pixels=cache.pixels != "never")
+    part = parts["refine"]
     if world.is_main and not part.pixels and cache.pixels != "never":
         log.info(
             "%s has no pixels of these shards: each image is decoded again, which changes no result; "
@@ -433,6 +471,7 @@ def build(
         student=student,
         recipe=recipe,
         part=part,
+        val=parts.get("val"),
         settings=settings,
         runtime=how,
         work=work,
@@ -445,7 +484,9 @@ def build(
         world=world,
         run=run,
     )
+    measured |= refiner.val_loss("before")
     measured |= refiner.refine()
+    measured |= refiner.val_loss("after")
     if measured["weight_displacement"] < 1e-3:
         log.warning(
             "the weights moved by %.1e of their norm only: learning rate x steps is too small to change the model; "

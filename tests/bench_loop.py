@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from pipeline_lib import config, model, recipes, training
+from pipeline_lib.distributed import World
 from pipeline_lib.features import Features, Inputs
 from pipeline_lib.gradients import Encoders, backward, make_optimizer, select_trainable
 from pipeline_lib.teacher_cache import embed_images, embed_texts, open_parts
@@ -23,7 +24,7 @@ def make_refiner(root: Path, work: Path) -> training.Refiner:
     """The loop as the stage builds it, endless."""
     paths = paths_of(root)
     student = model.load(paths.base)
-    part = open_parts(paths, student, ["refine"])["refine"]
+    part = open_parts(paths, student)["refine"]
     settings = replace(config.load(root / "params.yaml", "refine"), epochs=10_000)
     blocks = config.raw_section(root / "params.yaml", "recipes")
     work.mkdir(parents=True, exist_ok=True)
@@ -59,7 +60,7 @@ def loop_against_bare(report: Report, name: str, root: Path, rounds: int) -> Non
     refiner = make_refiner(root, root / "work")
     steps = refiner._steps()
     data = next(steps)
-    draws, teacher = refiner._draws(data.rows), refiner._teacher(data)
+    draws, teacher = refiner._draws(refiner.part, data.rows, 0), refiner._teacher(data, World())
     student = model.load(paths_of(root).base)
     select_trainable(student, refiner.settings)
     bare = bare_step(student, refiner.settings, refiner.recipe, (data.inputs, teacher, draws))
@@ -81,7 +82,7 @@ def against_released(report: Report, root: Path, larger: Path, rounds: int) -> N
     paths = paths_of(root)
     refiner = make_refiner(root, root / "work")
     data = next(refiner._steps())
-    draws, cached = refiner._draws(data.rows), refiner._teacher(data)
+    draws, cached = refiner._draws(refiner.part, data.rows, 0), refiner._teacher(data, World())
     student, recipe = refiner.student, refiner.recipe
     optimizer = make_optimizer(student, refiner.settings)
     cut = data.inputs.token_ids  # of the captions drawn for this step, as cached

@@ -1,6 +1,7 @@
 """Fixtures that several test files share: a tiny project whose first stages ran once."""
 
 import importlib
+import logging
 import os
 import shutil
 
@@ -19,6 +20,8 @@ def _one_seed_and_plain_kernels():
     """A stage sets global switches; the next test must not inherit them."""
     threads, most_pixels = torch.get_num_threads(), Image.MAX_IMAGE_PIXELS
     yield
+    for handler in [h for h in logging.root.handlers if type(h) is logging.StreamHandler]:
+        logging.root.removeHandler(handler)  # a command's, on a standard error that pytest has closed
     Image.MAX_IMAGE_PIXELS = most_pixels
     torch.use_deterministic_algorithms(False)
     torch.set_num_threads(threads)

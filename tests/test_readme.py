@@ -7,7 +7,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from pipeline_lib import base, config
+from pipeline_lib import artifacts, config
 from tests.conftest import run_stage
 from tests.tiny_model import write_tiny_clip
 from tests.tiny_project import ROOT, make_project
@@ -51,7 +51,7 @@ def test_a_pasted_base_is_made(tmp_path):
     params = project / "params.yaml"
     params.write_text(paste(snippet, params.read_text()))
     run_stage("base", project)
-    assert (project / "data/base" / base.TRAINED_ON).is_file()
+    assert (project / "data/base" / artifacts.TRAINED_ON).is_file()
 
 
 def test_every_module_stands_in_the_table_with_the_first_line_of_its_docstring():

@@ -30,7 +30,7 @@ from tests.tiny_project import ROOT, make_project, write_params
 def open_cached(project, name="refine"):
     paths = config.Paths(**{k: project / "data" / k for k in config.Paths.__dataclass_fields__})
     student = model.load(paths.base)
-    return teacher_cache.open_parts(paths, student, [name])[name], student, paths
+    return teacher_cache.open_parts(paths, student)[name], student, paths
 
 
 def test_every_image_and_every_caption_has_the_teachers_raw_features(cached):

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -23,6 +24,7 @@ from pipeline_lib.distributed import World
 from pipeline_lib.epochs import Plan, read_steps
 from pipeline_lib.errors import UserError
 from pipeline_lib.features import l2_normalize, raw_norms_problem
+from pipeline_lib.losses import hycd_loss
 from pipeline_lib.sampling import Draws
 from tests.conftest import run_stage
 from tests.test_teacher_cache import count_decoded, open_cached, stage_process
@@ -273,7 +275,7 @@ def test_text_cut_at_each_batch_changes_the_weights_by_rounding_only(cached, mon
     monkeypatch.setattr(model.Clip, "encode_text", encode_text)
     cut = refined(cached, cache_teacher__text_cut="none", refine__text_cut="batch", refine__eps=1e-3)
     steps = [shape for shape in shapes if shape[0] < 77]
-    assert len(steps) == len(history(cached))
+    assert len(steps) == len(history(cached)) + 2  # part `val` before and after
     assert {width for width, _ in steps} == {16}
     assert all(longest <= width for width, longest in steps)
     for name, value in whole.items():
@@ -316,6 +318,69 @@ def test_clipping_bounds_the_norm(cached):
         refined(cached, refine__grad_clip=smallest / 2)
     assert seen
     assert max(seen) <= smallest / 2 * (1 + 1e-5)
+
+
+# --- the loss on part `val` -------------------------------------------------------------------------------------
+
+
+def measured(project, **values):
+    """What the stage gives the tracker."""
+    found, original = {}, training.build
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "build", lambda *arguments: found.setdefault("made", original(*arguments)))
+        refined(project, **values)
+    return found["made"]["metrics"]
+
+
+@pytest.mark.parametrize("values", [{"refine__batch_size": 4}, {"refine__micro_batch": 3}, {"refine__batch_size": 32}])
+def test_loss_on_val_is_that_of_the_models_before_and_after(cached, values):
+    """By hand: both models, loaded, on the first captions of consecutive batches, against the base's logits."""
+    found = measured(cached, refine__recipe="hycd", **values)
+    part, base, paths = open_cached(cached, "val")
+    size = min(values.get("refine__batch_size", 8), len(part))
+    assert 12 <= len(part) < 24
+    for moment, clip in (("before", base), ("after", model.load(paths.refined))):
+        losses = []
+        for start in range(0, len(part) - size + 1, size):
+            inputs = part.read_inputs(range(start, start + size), [0] * size)
+            with torch.no_grad():
+                logits = [c.encode_image(inputs.images) @ c.encode_text(inputs.token_ids).T for c in (clip, base)]
+            losses.append(float(hycd_loss(*logits)))
+        assert found[f"val_loss_{moment}"] == pytest.approx(np.mean(losses), rel=1e-4)
+    assert found["val_loss_after"] != found["val_loss_before"]
+
+
+def test_loss_on_val_before_the_first_step_is_zero_where_the_student_equals_its_teacher(cached):
+    found = measured(cached, refine__recipe="self_kd")
+    assert abs(found["val_loss_before"]) < 1e-6 < found["val_loss_after"]
+
+
+@pytest.mark.parametrize(
+    "values", [{}, {"refine__stochastic_layers": True}, {"refine__recipe": "m2_mix", "refine__text_cut": "batch"}]
+)
+def test_measuring_the_loss_on_val_leaves_the_run_as_it_is(sharded, values):
+    """The same training set with and without a part `val`: weights and history are bitwise the same."""
+    found = []
+    for held_out in ("val", "other"):
+        parts = {"refine": 0.5, held_out: 0.2, "eval": 0.3}
+        write_params(sharded, data__parts=parts, **values)
+        for name in ("shard", "cache_teacher"):
+            run_stage(name, sharded)
+        metrics = measured(sharded, data__parts=parts, **values)
+        assert ({"val_loss_before", "val_loss_after"} <= metrics.keys()) == (held_out == "val")
+        found.append((weights(sharded), history(sharded)))
+    assert equal(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1]
+
+
+def test_loss_on_val_is_the_same_with_an_online_teacher(sharded):
+    found = []
+    for mode in ("cached", "online"):
+        write_params(sharded, cache_teacher__mode=mode)
+        run_stage("cache_teacher", sharded)
+        metrics = measured(sharded, cache_teacher__mode=mode)
+        found.append([metrics["val_loss_before"], metrics["val_loss_after"]])
+    assert found[0] == found[1]
 
 
 # --- loud stops -------------------------------------------------------------------------------------------------
@@ -592,11 +657,13 @@ def test_sigterm_writes_a_checkpoint_and_ends_the_stage(cached):
 
 
 @pytest.mark.slow
-def test_two_processes_refine_as_one(cached):
+def test_two_processes_refine_as_one(cached, caplog):
     """torchrun through `runtime.processes: 2`: the weights of one process, to fp32 rounding (fp64: test_gradients)."""
-    one = refined(cached, refine__eps=1e-3)
+    values = {"refine__eps": 1e-3, "refine__batch_size": 6}
+    with caplog.at_level("INFO"):
+        one = refined(cached, **values)
     rows = history(cached)
-    write_params(cached, refine__eps=1e-3, runtime__processes=2)
+    write_params(cached, **values, runtime__processes=2)
     process = stage_process(cached, "refine")
     output, _ = process.communicate(timeout=180)
     assert process.returncode == 0, output
@@ -604,6 +671,10 @@ def test_two_processes_refine_as_one(cached):
         torch.testing.assert_close(value, one[name], rtol=1e-5, atol=1e-6)
     for a, b in zip(history(cached), rows, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+    for moment in ("before", "after"):
+        found = [re.findall(rf"{moment}: .* on 2 batches of part val: (.*)", text) for text in (caplog.text, output)]
+        assert [len(lines) for lines in found] == [1, 1]
+        assert float(found[0][0]) == pytest.approx(float(found[1][0]), rel=1e-5)
 
 
 def test_config_mentions_every_field_of_refine():
