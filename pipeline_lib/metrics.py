@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,44 +57,6 @@ def _row_blocks(num_rows: int, num_columns: int) -> Iterator[slice]:
     step = max(1, BLOCK_ELEMENTS // max(1, num_columns))
     for start in range(0, num_rows, step):
         yield slice(start, min(start + step, num_rows))
-
-
-# ---- names ----
-
-DIRECTIONS = ("image_to_text", "text_to_image")
-
-
-class Named(NamedTuple):
-    """A number of what was measured on a set, under the one name by which everything reports it."""
-
-    key: str  # MLflow and DVC: `<set>/<key>`
-    leaf: Any  # the number, or whatever stands for it with its interval or items
-    is_headline: bool
-    direction: str = ""  # of a recall, with `k`
-    k: int = 0
-    task: str = ""  # of a zero-shot score, with `prompt` and `score`
-    prompt: str = ""
-    score: str = ""
-
-
-def recalls(retrieval: Mapping[str, Any]) -> Iterator[Named]:
-    """The recalls of a block `retrieval`; at 1 they are headlines."""
-    for key, leaf in retrieval.items():
-        direction, found, k = key.partition("_recall_at_")
-        if found:
-            yield Named(key, leaf, int(k) == 1, direction, int(k))
-
-
-def zero_shot_scores(zero_shot: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Iterator[Named]:
-    """The scores of a block `zero_shot`, the template ensemble's first; its top-1 of each task is a headline."""
-    for task, prompts in zero_shot.items():
-        for prompt in sorted(prompts):
-            middle = "" if prompt == "ensemble" else f"_{prompt}"
-            for score in ("top1", "mean_per_class", "top5", "ece"):
-                if score in prompts[prompt]:
-                    key = f"zero_shot_{task}{middle}_{score}"
-                    is_headline = not middle and score == "top1"
-                    yield Named(key, prompts[prompt][score], is_headline, task=task, prompt=prompt, score=score)
 
 
 # ---- the modality gap, on N pairs ----
@@ -512,7 +474,7 @@ def retrieval_recall(
     directions = retrieval_ranks(image_features, text_features, text_image_index)
     return {
         f"{direction}_recall_at_{k}": ranks.hit_at(k).mean().item()
-        for direction, ranks in zip(DIRECTIONS, directions, strict=True)
+        for direction, ranks in zip(("image_to_text", "text_to_image"), directions, strict=True)
         for k in ks
     }
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from safetensors.numpy import load_file
 
-from pipeline_lib import artifacts, config, metrics, statistics
+from pipeline_lib import artifacts, config, naming, statistics
 from pipeline_lib.errors import UserError
 from pipeline_lib.statistics import Interval, Mean
 
@@ -130,10 +130,10 @@ class Variant:
 
     def measures(self, set_name: str) -> Iterator[Measure]:
         """Everything measured on a set that is a share with an interval, headlines first within their kind."""
-        for one in metrics.recalls(self.evaluation.block(set_name, "retrieval", self.name)):
+        for one in naming.recalls(self.evaluation.block(set_name, "retrieval", self.name)):
             label, items = f"{DIRECTIONS[one.direction]} R@{one.k}", f"{one.direction}_hit_at_{one.k}"
             yield Measure(set_name, one.key, label, interval(one.leaf), items, one.is_headline)
-        for one in metrics.zero_shot_scores(self.evaluation.block(set_name, "zero_shot", self.name)):
+        for one in naming.zero_shot_scores(self.evaluation.block(set_name, "zero_shot", self.name)):
             if one.score in SCORES:
                 yield _accuracy(set_name, one)
 
@@ -168,7 +168,7 @@ class Variant:
         return Mean(values, index, labels)
 
 
-def _accuracy(set_name: str, one: metrics.Named) -> Measure:
+def _accuracy(set_name: str, one: naming.Named) -> Measure:
     """A zero-shot score; what is compared per item are top-1 hits, of the ensemble as means per class as well."""
     has_items = one.score == "top1" or (one.score == "mean_per_class" and one.prompt == "ensemble")
     return Measure(

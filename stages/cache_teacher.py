@@ -30,7 +30,7 @@ def main(params_file: Path = Path("params.yaml"), chosen: str | None = None) -> 
         made = cache_writer.build(paths, settings, how, world, provenance.stage_digest("cache_teacher"))
         if world.is_main:
             digests = artifacts.read_manifest(paths.shards)["parts"]
-            for part in shards.TRAINING_PARTS:
+            for part in sorted(set(shards.TRAINING_PARTS) & set(digests)):
                 run.dataset(part, digests[part], "teacher")
             run.log_metrics({f"cache_teacher/{name}": value for name, value in made["metrics"].items()})
             run.output(made["digest"])

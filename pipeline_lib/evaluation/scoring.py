@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from pipeline_lib import config, metrics, statistics
+from pipeline_lib import config, metrics, naming, statistics
 from pipeline_lib.evaluation.embedding import EmbeddedSet, EmbeddedTask
 from pipeline_lib.statistics import Mean
 
@@ -274,15 +274,15 @@ def number(leaf: Any) -> float:
 
 
 def headlines(block: Block) -> dict[str, float]:
-    """The numbers that a verdict names, see `metrics.recalls` and `metrics.zero_shot_scores`."""
-    found = [*metrics.recalls(block.get("retrieval", {})), *metrics.zero_shot_scores(block.get("zero_shot", {}))]
+    """The numbers that a verdict names, see `naming.recalls` and `naming.zero_shot_scores`."""
+    found = [*naming.recalls(block.get("retrieval", {})), *naming.zero_shot_scores(block.get("zero_shot", {}))]
     return {one.key: number(one.leaf) for one in found if one.is_headline}
 
 
 def flat(block: Block) -> dict[str, float]:
     """The numbers of a block by name: what DVC and MLflow compare. Of prompts beside the ensemble, top-1 only."""
     values = {key: number(leaf) for key, leaf in block.get("retrieval", {}).items()}
-    for one in metrics.zero_shot_scores(block.get("zero_shot", {})):
+    for one in naming.zero_shot_scores(block.get("zero_shot", {})):
         if one.prompt == "ensemble" or one.score == "top1":
             values[one.key] = number(one.leaf)
     return values | block["gap"]
