@@ -73,7 +73,7 @@ def run(project: Path, code: str, mode: str, *arguments: str, more: dict[str, st
     return done.stdout.splitlines()[-1]
 
 
-def refinement(report: Report, root: Path, rounds: int = 4) -> None:
+def refinement(report: Report, root: Path, rounds: int = 2) -> None:
     """Several hundred short steps, so that a point is logged often; `required` waits for the store, so costs most."""
     modes = {"without": ("disabled", {}), "required": ("required", {}), "server down": ("best_effort", DOWN)}
     project = root / "refine"
@@ -105,7 +105,7 @@ def refinement(report: Report, root: Path, rounds: int = 4) -> None:
         report(f"tracking_whole_stage_{label}", PATIENCE / max(added, 0.01), 1.0, note)
 
 
-def starts(report: Report, root: Path, rounds: int = 3) -> None:
+def starts(report: Report, root: Path, rounds: int = 1) -> None:
     """From the command to the first line of the work."""
     project = make_project(root / "starts")
     for stage in STAGES[:-1]:
