@@ -122,7 +122,7 @@ def relaunch_if_asked(processes: int, module: str, params_file: Path, *arguments
 
 def _exec_torchrun(processes: int, module: str, arguments: list[str]) -> NoReturn:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, runtime.available_cores() // processes)))
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(sys.executable, [*command, "-m", module, *arguments])  # noqa: S606

@@ -108,6 +108,11 @@ def progress(items: Iterable[T] | None, *, label: str, enabled: bool = True, **o
     return tqdm(items, desc=label, disable=None if enabled else True, dynamic_ncols=True, **options)
 
 
+def available_cores() -> int:
+    """Processors that this process may use; in a container or a job of a cluster fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def world_environment() -> tuple[int, int, int] | None:
     """Rank, number of processes and local rank, if torchrun or srun (with MASTER_ADDR) started this process, else None.
 

@@ -95,10 +95,10 @@ def start_workers(count: int | None = None) -> Iterator[Workers]:
     context = multiprocessing.get_context("forkserver" if "forkserver" in available else "spawn")
     if "forkserver" in available:
         context.set_forkserver_preload([__name__])
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    pool = ProcessPoolExecutor(count or cores, mp_context=context, initializer=_start_worker)
+    count = count or runtime.available_cores()
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker)
     try:
-        yield Workers(pool, count or cores)
+        yield Workers(pool, count)
     except BrokenProcessPool:
         if runtime.stop_requested():
             raise runtime.Stopped from None

@@ -21,6 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from pipeline_lib import runtime
 from pipeline_lib.errors import UserError
 from pipeline_lib.tracking.describe import PACKAGE, now
 from pipeline_lib.tracking.spool import Op, Spool
@@ -239,7 +240,7 @@ class Job:
         except Exception as failure:
             self.error = reason(failure)
             self._retry_at = time.monotonic() + self._told["retry"]
-        every, share = self._told["every"], SEND_SHARE * (os.cpu_count() or 1)
+        every, share = self._told["every"], SEND_SHARE * runtime.available_cores()
         self.pause = every if opening or self.error else max(every, (time.monotonic() - began) / share)
 
     def _deliver(self) -> None:
