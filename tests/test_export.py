@@ -112,29 +112,33 @@ torch.save({{"image": image, "text": text}}, {output!r})
 """
 
 
-def code_of(card_text):
-    """The last Python block of a card: how to load it from the folder."""
-    return card_text.split("```python\n")[-1].split("```")[0]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["evaluated", "hf_evaluated"])
 def test_the_lines_of_the_card_load_it_with_plain_open_clip_and_no_network(kind, request, tmp_path):
-    """The lines are run as they stand, by a Python that knows nothing of this project, in the folder's parent."""
+    """The lines are run as they stand, by a Python that knows nothing of this project: from the folder's parent, and
+    from the hub, whose files lie in the cache of huggingface_hub as if they had been downloaded.
+    """
     with inside(request.getfixturevalue(kind)):
         found = subject()
-        hub.write(found, tmp_path / "my-clip")
+        hub.write(found, tmp_path / "my-clip", repository="me/my-clip")
         picture = tmp_path / "picture.png"
         picture.write_bytes(found.sample.images[0])
         expected = found.features(found.clip)
-    lines = code_of((tmp_path / "my-clip" / "README.md").read_text())
-    output = tmp_path / "features.pt"
-    code = CARD_LINES.format(lines=lines, image=str(picture), texts=found.sample.texts, output=str(output))
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, capture_output=True)
-    plain = torch.load(output, weights_only=True)
-    assert torch.allclose(plain["image"], expected["image"][:1], rtol=1e-5, atol=1e-6)
-    assert torch.allclose(plain["text"], expected["text"], rtol=1e-5, atol=1e-6)
+    cached = tmp_path / "hub/models--me--my-clip"
+    shutil.copytree(tmp_path / "my-clip", cached / "snapshots" / (40 * "0"))
+    (cached / "refs").mkdir()
+    (cached / "refs/main").write_text(40 * "0")
+    blocks = (tmp_path / "my-clip" / "README.md").read_text().split("```python\n")[1:]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path / "hub")}
+    assert ["hf-hub:" in block for block in blocks] == [True, False]
+    for block in blocks:
+        output, texts = tmp_path / "features.pt", found.sample.texts
+        code = CARD_LINES.format(lines=block.split("```")[0], image=str(picture), texts=texts, output=str(output))
+        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, capture_output=True)
+        plain = torch.load(output, weights_only=True)
+        assert torch.allclose(plain["image"], expected["image"][:1], rtol=1e-5, atol=1e-6)
+        assert torch.allclose(plain["text"], expected["text"], rtol=1e-5, atol=1e-6)
+        output.unlink()
 
 
 def test_the_folder_holds_the_refined_weights_and_what_the_hub_expects(project, tmp_path):
