@@ -387,6 +387,30 @@ def test_after_a_power_cut_the_next_stage_closes_what_says_running_and_is_not(tm
     assert second.info.status == "FINISHED"
 
 
+def test_a_sender_that_reads_of_the_drop_before_it_is_told_to_resume_goes_on(tmp_path):
+    params = make_project(tmp_path)
+    spools = []
+    for minute in range(2):  # the run to go on with, and the one that was begun for nothing
+        start = tracking.describe("refine", params, {})
+        spools.append(Spool.of(tmp_path, "refine", start["uid"]))
+        assert spools[-1].open()
+        spools[-1].append(start | {"time": start["time"] + 60_000 * minute})
+    old, new = spools
+    pace = {"every": 1.0, "retry": 1.0, "sample": 1.0, "system_metrics": False, "strict": True, "environment": {}}
+    told = {"spool": str(new.path), "root": str(tmp_path), "experiment": "clip-refine", **pace}
+    job = sender.Job(told)
+    job.attempt(at_once=True)
+    new.append({"op": "dropped"})
+    job.attempt(at_once=True)
+    assert job.state() == {"error": None, "done": True}
+    job.resume(str(old.path))
+    job.attempt(at_once=True)
+    assert job.state() == {"error": None, "done": True}
+    (run,) = runs_of(client_of(tmp_path), "stage")
+    assert run.data.tags["run.uid"] == old.first()["uid"]
+    assert not new.path.exists()
+
+
 def test_what_was_said_before_resuming_is_said_about_the_resumed_run(tmp_path):
     params = make_project(tmp_path)
     with pytest.raises(ZeroDivisionError), tracking.stage_run("refine", params) as run:

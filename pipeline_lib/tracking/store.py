@@ -96,9 +96,7 @@ class Store:
             "dataset": self._dataset,
             "output": self._output,
             "end": self._end,
-            "dropped": lambda *_: (
-                None
-            ),  # whoever sends the whole spool drops its run; here the sender is about to leave it
+            "dropped": self._dropped,
         }
         # A fresh sqlite store is migrated by the constructor, which bears no company; and MLflow's own experiment,
         # `Default`, keeps its artifacts in what was then the current folder, which may be a temporary one of DVC's.
@@ -236,6 +234,9 @@ class Store:
         self.client.set_terminated(target.run_id, op["status"], op["time"])
         self._close_row(target.row_id, op["time"])
         self._delete_others(target.uid, run_id=target.run_id, row_id=target.row_id)
+
+    def _dropped(self, op: Op, spool: Spool, target: Target) -> None:
+        """Nothing yet: the sender reads this before it is told to `resume`, and removes the run then."""
 
     # Rows
 
