@@ -32,6 +32,7 @@ from pipeline_lib.features import Features, Inputs, raw_norms_problem
 from pipeline_lib.gradients import Encoders, backward, learning_rate, make_optimizer, select_trainable
 from pipeline_lib.model import Clip
 from pipeline_lib.sampling import Draws
+from pipeline_lib.teacher import Teacher
 from pipeline_lib.teacher_cache import CachedPart, cut_length, embed_images, embed_texts, fingerprint
 
 log = logging.getLogger(__name__)
@@ -49,13 +50,8 @@ class Refiner:
     settings: config.Refine
     runtime: config.Runtime
     work: Path
-    teacher_logit_scale: torch.Tensor
+    teacher: Teacher
     val: CachedPart | None = None
-    teacher_mean: torch.Tensor | None = None
-    teacher_std: torch.Tensor | None = None
-    online_teacher: Clip | None = None
-    teacher_precision: str = "fp32"
-    chunk_size: int = 64
     world: World = field(default_factory=World)
     run: tracking.Run = field(default_factory=tracking.Run)
 
@@ -205,27 +201,13 @@ class Refiner:
             step=step,
             progress=step / self.plan.num_steps,
             key_digests=[part.key_digests[row].tobytes() for row in rows],
-            teacher_mean=self.teacher_mean,
-            teacher_std=self.teacher_std,
+            teacher_mean=self.teacher.mean,
+            teacher_std=self.teacher.std,
         )
 
     def _teacher(self, data: StepData, world: World) -> Features:
-        """The teacher's features of the whole batch, cached or online through the same function and chunk size."""
-        pair = data.teacher_features
-        if self.online_teacher is not None:
-            device = self.student.device
-            with runtime.arithmetic(self.teacher_precision, device):
-                own = (
-                    embed_images(self.online_teacher, data.inputs.images, self.chunk_size),
-                    embed_texts(self.online_teacher, data.inputs.token_ids, self.chunk_size),
-                )
-            image, text = (torch.cat(world.gather_rows(x.to(device), len(data.rows))) for x in own)
-        elif pair is not None:
-            image, text = pair
-        else:
-            raise UserError("the cache holds no features (cache_teacher.mode: online); run the teacher online")
         like = self.student.module.logit_scale
-        return Features(image.to(like), text.to(like), self.teacher_logit_scale.to(like))
+        return self.teacher.features(data.inputs, data.teacher_features, len(data.rows), world, like)
 
     def _warn_of_norms(self, values: Mapping[str, float], teacher_logit_scale: float) -> None:
         """Say so where the recipe's raw dot products are far from the logits that the models were trained with."""
@@ -458,13 +440,7 @@ def build(
             "`python -m stages.cache_teacher pixels` stores them",
             teacher_cache.pixels_directory(paths),
         )
-    measured = {}
-    if cache.teacher == "base" and cache.mode == "cached":
-        rough = {"float16": 2e-3}.get(cache.dtype, 0.0), {"tf32": 2e-3, "bf16": 2e-2}.get(cache.precision, 0.0)
-        tolerance = max(settings.step0_tolerance, *rough)
-        measured["step0_difference"] = check_step_zero(student, part, cache.chunk_size, tolerance, cache.precision)
-        log.info("step 0: student and cache differ by %.1e of a feature's norm", measured["step0_difference"])
-    stats = teacher_cache.read_statistics(paths.teacher)
+    measured = _step_zero(student, part, cache, settings.step0_tolerance)
     identity = [manifest["digest"], student.facts["weights_digest"], dataclasses.asdict(settings)]
     work = artifacts.work_directory("refine", artifacts.digest([*identity, blocks[settings.recipe], code_digest]))
     refiner = Refiner(
@@ -475,12 +451,7 @@ def build(
         settings=settings,
         runtime=how,
         work=work,
-        teacher_logit_scale=torch.tensor(manifest["teacher_logit_scale"]),
-        teacher_mean=stats.get("mean"),
-        teacher_std=stats.get("std"),
-        online_teacher=_online_teacher(student, teacher, paths, device) if cache.mode == "online" else None,
-        teacher_precision=cache.precision,
-        chunk_size=cache.chunk_size,
+        teacher=Teacher.of_cache(paths, cache, manifest, student, teacher),
         world=world,
         run=run,
     )
@@ -499,13 +470,14 @@ def build(
     return {"digest": digest, "metrics": measured} if world.is_main else {}
 
 
-def _online_teacher(student: Clip, teacher: Clip, paths: config.Paths, device: torch.device) -> Clip:
-    """A frozen copy of the teacher; the student's own weights are about to move."""
-    if teacher is not student:
-        if any(teacher.facts[k] != student.facts[k] for k in ("preprocess", "tokenizer_digest")):
-            raise UserError("cache_teacher.mode: `online` needs a teacher with the base's preprocessing and tokenizer")
-        return teacher
-    return model.load(paths.base, device=device)
+def _step_zero(student: Clip, part: CachedPart, cache: config.CacheTeacher, tolerance: float) -> dict[str, float]:
+    """`check_step_zero` where the base teaches itself; the tolerance is no finer than the cache."""
+    if cache.teacher != "base" or cache.mode != "cached":
+        return {}
+    rough = {"float16": 2e-3}.get(cache.dtype, 0.0), {"tf32": 2e-3, "bf16": 2e-2}.get(cache.precision, 0.0)
+    difference = check_step_zero(student, part, cache.chunk_size, max(tolerance, *rough), cache.precision)
+    log.info("step 0: student and cache differ by %.1e of a feature's norm", difference)
+    return {"step0_difference": difference}
 
 
 def _write_csv(history: Path, target: Path) -> None:
@@ -537,7 +509,7 @@ def _publish(refiner: Refiner, paths: config.Paths, cache_digest: str) -> str:
     student, target = refiner.student, refiner.work / "refined"
     model.save(student, target)
     saved = model.load(target, device=student.device)
-    check_saved(student, saved, refiner.part, refiner.chunk_size)
+    check_saved(student, saved, refiner.part, refiner.teacher.chunk_size)
     shutil.copyfile(refiner.work / artifacts.HISTORY, target / artifacts.HISTORY)
     _write_csv(refiner.work / artifacts.HISTORY, target / HISTORY_CSV)
     _write_trained_on(refiner, paths.base / artifacts.TRAINED_ON, target / artifacts.TRAINED_ON)

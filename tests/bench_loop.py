@@ -15,6 +15,7 @@ from pipeline_lib import config, model, recipes, training
 from pipeline_lib.distributed import World
 from pipeline_lib.features import Features, Inputs
 from pipeline_lib.gradients import Encoders, backward, make_optimizer, select_trainable
+from pipeline_lib.teacher import Teacher
 from pipeline_lib.teacher_cache import embed_images, embed_texts, open_parts
 from tests.bench_inputs import Report, alternate, paths_of
 from tests.tiny_project import ROOT
@@ -35,7 +36,7 @@ def make_refiner(root: Path, work: Path) -> training.Refiner:
         settings=settings,
         runtime=config.load(root / "params.yaml", "runtime"),
         work=work,
-        teacher_logit_scale=student.logit_scale.detach(),
+        teacher=Teacher(student.logit_scale.detach()),
     )
 
 
