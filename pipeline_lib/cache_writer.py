@@ -1,4 +1,4 @@
-"""Fills the teacher cache: decode, tokenise, embed, unit by unit, resuming at the next shard; and verifies it.
+"""Fills the teacher cache: decode, tokenise, embed, unit by unit, resuming at the next shard.
 
 A unit is built from one shard and is either whole or absent: written under a temporary name, renamed, then recorded
 with its hashes under `done/`. A killed stage starts again at the first shard whose record or hashes are missing.
@@ -11,17 +11,15 @@ import logging
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
-from torch.utils.data import DataLoader, Dataset
 
-from pipeline_lib import artifacts, config, losses, model, provenance, runtime, shards
+from pipeline_lib import artifacts, cache_check, config, model, pixel_cache, provenance, runtime, shards
 from pipeline_lib.distributed import World
 from pipeline_lib.errors import UserError
 from pipeline_lib.features import raw_norms_problem
@@ -34,7 +32,6 @@ from pipeline_lib.teacher_cache import (
     embed_texts,
     embed_texts_by_length,
     fingerprint,
-    pixels_directory,
     pixels_identity,
     pixels_name,
 )
@@ -42,64 +39,6 @@ from pipeline_lib.teacher_cache import (
 log = logging.getLogger(__name__)
 COUNTS = ("num_samples", "num_captions")
 STORED_DTYPES = {"float32": torch.float32, "float16": torch.float16}
-
-
-class _ImageRows(Dataset[Any]):
-    """Images of a part by (shard, row): decoded pixels for the student and, if it differs, for the teacher."""
-
-    def __init__(self, part: shards.Part, student: Clip, teacher: Clip) -> None:
-        self.part = part
-        self.decoders = [student.preprocess]
-        if dict(teacher.preprocess.config) != dict(student.preprocess.config):
-            self.decoders.append(teacher.preprocess)
-        self.entries: dict[int, list[Any]] = {}
-
-    def __getitems__(self, places: list[tuple[int, int]]) -> Any:
-        images: list[list[np.ndarray]] = [[] for _ in self.decoders]
-        reasons = {}
-        for shard_index, row in places:
-            shard = self.part.shards[shard_index]
-            if shard_index not in self.entries:
-                self.entries = {shard_index: list(shards.read_index(shard.index_path))}
-            entry = self.entries[shard_index][row]
-            try:
-                image_bytes = shard.read_image(entry)
-                decoded = [decoder.decode(image_bytes, self.part.max_image_pixels) for decoder in self.decoders]
-            except ValueError as error:
-                reasons[row] = f"{entry.key}: {error}"
-                decoded = [np.zeros((3, *decoder.image_size), dtype=np.uint8) for decoder in self.decoders]
-            for into, image in zip(images, decoded, strict=True):
-                into.append(image)
-        return places, [torch.from_numpy(np.stack(image)) for image in images], reasons
-
-    def __len__(self) -> int:
-        return self.part.num_samples
-
-
-def _keep(batch: Any) -> Any:
-    return batch
-
-
-def _decoded(part: shards.Part, todo: Sequence[int], student: Clip, teacher: Clip, chunk: int, workers: int) -> Any:
-    """Chunks of decoded images, shard after shard, decoded ahead by `workers` processes."""
-    places = [
-        [(index, row) for row in range(start, min(start + chunk, part.shards[index].num_samples))]
-        for index in todo
-        for start in range(0, part.shards[index].num_samples, chunk)
-    ]
-    dataset = _ImageRows(part, student, teacher)
-    return DataLoader(dataset, batch_sampler=places, num_workers=workers, collate_fn=_keep)
-
-
-@contextmanager
-def _new_pixels(path: Path, num_images: int, image_size: tuple[int, int]) -> Iterator[np.ndarray]:
-    """A file of uint8 [num_images, 3, H, W] to fill, at `path` once the block has succeeded."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.tmp")
-    pixels = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=(num_images, 3, *image_size))
-    yield pixels
-    pixels.flush()
-    partial.replace(path)
 
 
 @dataclass
@@ -223,7 +162,7 @@ class Writer:
         if len(todo) < len(own):
             log.info("%s: resumed, %d of %d shards were finished", part.name, len(own) - len(todo), len(own))
         chunk = self.settings.chunk_size
-        chunks = iter(_decoded(part, todo, self.student, self.teacher, chunk, self.num_workers))
+        chunks = iter(pixel_cache.decoded(part, todo, self.student, self.teacher, chunk, self.num_workers))
         enabled = self.progress and self.world.is_main
         total = sum(part.shards[index].num_samples for index in todo)
         with runtime.progress(None, label=f"cache {part.name}", total=total, unit="img", enabled=enabled) as bar:
@@ -238,7 +177,8 @@ class Writer:
         entries = list(shards.read_index(shard.index_path))
         features, invalid = [], {}
         path = self.work / "pixels" / pixels_name(pixels_identity(self.student.preprocess, part), entries)
-        with _new_pixels(path, len(entries), self.student.image_size) if self.pixels else nullcontext() as pixels:
+        size = self.student.image_size
+        with pixel_cache.new_file(path, len(entries), size) if self.pixels else nullcontext() as pixels:
             for start in range(0, len(entries), self.settings.chunk_size):
                 places, images, reasons = next(chunks)
                 if places[0] != (index, start):
@@ -255,7 +195,7 @@ class Writer:
             unit["image_features"] = torch.cat(features)
             embed = embed_texts_by_length if self.settings.text_cut == "chunk" else embed_texts
             unit["text_features"] = embed(self.teacher, self._token_ids(tokens, "teacher"), self.settings.chunk_size)
-            _check_unit(unit, f"{part.name}/{index:05d}")
+            cache_check.check_unit(unit, f"{part.name}/{index:05d}")
             for name in ("image_features", "text_features"):
                 unit[name] = unit[name].to(STORED_DTYPES[self.settings.dtype])
         data = safetensors.torch.save(unit)
@@ -281,40 +221,6 @@ class Writer:
         }
 
 
-def _check_unit(unit: dict[str, torch.Tensor], name: str) -> None:
-    """Counts, finiteness, non-zero norms and non-constant rows, before anything is written."""
-    num_samples, num_captions = len(unit["valid"]), int(unit["caption_offsets"][-1])
-    for key, rows in (("image_features", num_samples), ("text_features", num_captions)):
-        features = unit[key]
-        if len(features) != rows:
-            raise AssertionError(f"{name}: {len(features)} rows of {key}, expected {rows}")
-        if key == "image_features":
-            features = features[unit["valid"].bool()]
-        if not torch.isfinite(features).all():
-            raise UserError(f"{name}: the teacher's {key} are not finite; check its weights and cache_teacher.dtype")
-        if len(features) and not (features.norm(dim=-1) > 0).all():
-            raise UserError(f"{name}: the teacher gives a zero vector among its {key}; check its weights")
-        if len(features) > 1 and bool((features == features[:1]).all()) and rows > 1:
-            raise UserError(
-                f"{name}: the teacher gives the same vector for all {rows} rows of {key}; check its weights"
-            )
-
-
-def pixel_cache_fits(settings: config.CacheTeacher, num_samples: int, image_size: tuple[int, int], at: Path) -> bool:
-    """Whether the uint8 pixels are stored: `always`, `never`, or (auto) within max_gb and half of the free disk.
-
-    Raises:
-        UserError: `always`, but the disk has no room.
-    """
-    needed = num_samples * 3 * image_size[0] * image_size[1]
-    free = shutil.disk_usage(at).free
-    log.info("pixel cache: %.2f GB needed, %.0f GB free", needed / 1e9, free / 1e9)
-    if settings.pixels == "always" and needed > free:
-        raise UserError(f"cache_teacher.pixels: {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free; use `auto`")
-    fits = needed <= settings.max_gb * 1e9 and needed <= free / 2
-    return settings.pixels == "always" or (settings.pixels == "auto" and fits)
-
-
 def statistics(units: Iterable[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """Mean and deviation [D] of the teacher's raw features over both modalities, and the mean norm of each modality."""
     rows = 0
@@ -331,54 +237,6 @@ def statistics(units: Iterable[dict[str, torch.Tensor]]) -> dict[str, torch.Tens
     deviation = (squares / max(1, rows) - mean.square()).clamp_min(0).sqrt()
     means = {name: torch.cat(values).mean().float() for name, values in norms.items() if values}
     return {"mean": mean.float(), "std": deviation.float(), **means}
-
-
-def verify(part: CachedPart, teacher: Clip, settings: config.CacheTeacher) -> dict[str, float]:
-    """Compute a sample of rows again from the shards and compare features, the HyCD loss and its gradient.
-
-    Returns:
-        Largest relative difference of the features (by row norm), of the loss and of its gradient, and the row count.
-
-    Raises:
-        UserError: A difference is larger than the stored precision allows.
-    """
-    count = min(len(part.valid_rows), max(settings.chunk_size, round(settings.verify_share * len(part))))
-    rows = np.random.default_rng(0).choice(part.valid_rows, size=count, replace=False)
-    stored = part.read_features(rows, [0] * count)
-    if stored is None:
-        return {"features": 0.0, "loss": 0.0, "gradient": 0.0, "rows": 0.0}
-    found_rows = [part.entry(row) for row in rows]
-    most = part.part.max_image_pixels
-    images = np.stack([teacher.decode(shard.read_image(entry), most) for shard, entry in found_rows])
-    token_ids = teacher.tokenize([entry.captions[0] for _, entry in found_rows])[:, : part.teacher_text_length]
-    with runtime.arithmetic(settings.precision, teacher.device):
-        image_features = embed_images(teacher, torch.from_numpy(images), settings.chunk_size)
-        text_features = embed_texts(teacher, token_ids, settings.chunk_size)
-    found = _compare(stored, (image_features, text_features))
-    exact = (settings.dtype, settings.precision) == ("float32", "fp32")
-    bound = settings.verify_tolerance or (1e-4 if exact else 2e-2)
-    for name, limit in {"features": bound, "loss": bound / 10, "gradient": bound * 10}.items():
-        if not found[name] <= limit:
-            raise UserError(
-                f"cache_teacher: recomputed {name} differ by {found[name]:.2e}, more than {limit:.0e} "
-                "(cache_teacher.verify_tolerance); run `dvc repro -f cache_teacher` on this machine"
-            )
-    return {**found, "rows": float(count)}
-
-
-def _compare(stored: tuple[torch.Tensor, torch.Tensor], fresh: tuple[torch.Tensor, torch.Tensor]) -> dict[str, float]:
-    feature_difference = max(
-        float(((a - b).norm(dim=-1) / b.norm(dim=-1)).max()) for a, b in zip(stored, fresh, strict=True)
-    )
-    values, gradients = [], []
-    for image_features, text_features in (stored, fresh):
-        student_logits = (fresh[0].double() @ fresh[1].double().T).requires_grad_()
-        loss = losses.hycd_loss(student_logits, image_features.double() @ text_features.double().T)
-        gradients.append(torch.autograd.grad(loss, student_logits)[0])
-        values.append(loss.item())
-    scale = max(abs(values[1]), 1e-12)
-    gradient = float((gradients[0] - gradients[1]).norm() / gradients[1].norm().clamp_min(1e-30))
-    return {"features": feature_difference, "loss": abs(values[0] - values[1]) / scale, "gradient": gradient}
 
 
 # --- the stage --------------------------------------------------------------------------------------------------
@@ -402,7 +260,7 @@ def build(
     shards_digest = artifacts.read_manifest(paths.shards, stage="shard")["digest"]
     identity = fingerprint(student, teacher, settings, shards_digest)
     num_images = sum(part.num_samples for part in parts)
-    pixels = not world.any(not pixel_cache_fits(settings, num_images, student.image_size, paths.shards))
+    pixels = not world.any(not pixel_cache.fits(settings, num_images, student.image_size, paths.shards))
     made_by = [code_digest, provenance.package_versions()]
     work = artifacts.work_directory("cache_teacher", artifacts.digest([identity, made_by]))
     writer = Writer(student, teacher, settings, work, world, how.num_workers, how.progress, pixels)
@@ -420,12 +278,12 @@ def build(
     )
     if settings.mode == "cached":
         cached = CachedPart(work / "teacher", None, parts[0], student)
-        difference = verify(cached, teacher, settings)
+        difference = cache_check.verify(cached, teacher, settings)
         log.info("verified %d rows: %s", difference["rows"], difference)
         measured |= {f"verify_{name}": value for name, value in difference.items()}
         del cached
     if pixels:
-        _publish_pixels(
+        pixel_cache.publish(
             work / "pixels", writer.stored_pixels(parts), pixels_identity(student.preprocess, parts[0]), paths
         )
     artifacts.publish(work / "teacher", paths.teacher)
@@ -459,42 +317,3 @@ def _finish(
     for part in facts["parts"].values():
         measured["num_invalid"] = measured.get("num_invalid", 0.0) + part["num_invalid"]
     return {**measured, "text_length": float(facts["text_length"])}
-
-
-def _publish_pixels(folder: Path, known: dict[str, str], identity: dict[str, Any], paths: config.Paths) -> None:
-    artifacts.write_manifest(folder, "cache_teacher", known=known, **identity)
-    artifacts.publish(folder, pixels_directory(paths))
-
-
-def build_pixels(paths: config.Paths, settings: config.CacheTeacher, how: config.Runtime) -> None:
-    """Store the pixels and nothing else: `dvc pull` brings a cache without them.
-
-    Raises:
-        UserError: Input is missing or broken, or the pixels do not fit.
-    """
-    student = model.load(paths.base)
-    parts = shards.read_training_parts(paths.shards)
-    num_images = sum(part.num_samples for part in parts)
-    if not pixel_cache_fits(settings, num_images, student.image_size, paths.shards):
-        raise UserError(
-            f"cache_teacher.pixels: `{settings.pixels}` stores none here; `auto` does within cache_teacher.max_gb and "
-            "half of the free disk, `always` where the disk has room"
-        )
-    identity = pixels_identity(student.preprocess, parts[0])
-    work = artifacts.work_directory("pixels", artifacts.digest([identity, [part.digest for part in parts]]))
-    known = {}
-    for part in parts:
-        indices = range(len(part.shards))
-        chunks = iter(_decoded(part, indices, student, student, settings.chunk_size, how.num_workers))
-        for index in runtime.progress(indices, label=f"pixels {part.name}", unit="shard", enabled=how.progress):
-            entries = list(shards.read_index(part.shards[index].index_path))
-            path = work / pixels_name(identity, entries)
-            with _new_pixels(path, len(entries), student.image_size) as pixels:
-                for start in range(0, len(entries), settings.chunk_size):
-                    if runtime.stop_requested():
-                        raise runtime.Stopped
-                    places, images, _ = next(chunks)
-                    pixels[start : start + len(places)] = images[0].numpy()
-            known[path.name] = artifacts.sha256_file(path)
-    _publish_pixels(work, known, identity, paths)
-    log.info("pixels of %d images stored in %s", num_images, pixels_directory(paths))

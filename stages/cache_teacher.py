@@ -9,7 +9,7 @@ their machine. `pixels` stores them alone, where the cache came from another one
 
 from pathlib import Path
 
-from pipeline_lib import artifacts, cache_writer, config, distributed, provenance, shards, tracking
+from pipeline_lib import artifacts, cache_writer, config, distributed, pixel_cache, provenance, shards, tracking
 from pipeline_lib.runtime import prepare, run_stage
 
 SECTIONS = ("paths", "cache_teacher", "runtime", "tracking")
@@ -19,7 +19,7 @@ def main(params_file: Path = Path("params.yaml"), chosen: str | None = None) -> 
     """Fill the cache, verify a sample of it against a fresh computation, publish it; or only store the pixels."""
     paths, settings, how = (config.load(params_file, name) for name in ("paths", "cache_teacher", "runtime"))
     if chosen == "pixels":
-        cache_writer.build_pixels(paths, settings, how)
+        pixel_cache.build(paths, settings, how)
         return
     distributed.relaunch_if_asked(how.processes, "stages.cache_teacher", params_file)
     prepare(seed=0, num_threads=how.num_threads, deterministic=how.deterministic)

@@ -18,7 +18,18 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from pipeline_lib import artifacts, cache_writer, config, losses, model, provenance, shards, teacher_cache
+from pipeline_lib import (
+    artifacts,
+    cache_check,
+    cache_writer,
+    config,
+    losses,
+    model,
+    pixel_cache,
+    provenance,
+    shards,
+    teacher_cache,
+)
 from pipeline_lib.distributed import World
 from pipeline_lib.errors import UserError
 from pipeline_lib.teacher_cache import embed_images, embed_texts
@@ -273,7 +284,7 @@ def test_a_cache_without_room_for_pixels_resumes_with_them_when_there_is(sharded
             raise KeyboardInterrupt
         original(self, part, index, chunks)
 
-    monkeypatch.setattr(cache_writer, "pixel_cache_fits", lambda *_: next(answers))
+    monkeypatch.setattr(pixel_cache, "fits", lambda *_: next(answers))
     with monkeypatch.context() as patch:
         patch.setattr(cache_writer.Writer, "_write_unit", write)
         with pytest.raises(KeyboardInterrupt):
@@ -403,14 +414,14 @@ def test_a_teacher_that_gives_constants_or_nan_is_refused(sharded, harm, message
 def test_verify_notices_features_that_are_not_the_teachers(cached):
     part, clip, _ = open_cached(cached)
     settings = config.load(cached / "params.yaml", "cache_teacher")
-    found = cache_writer.verify(part, clip, settings)
+    found = cache_check.verify(part, clip, settings)
     assert found["features"] == found["loss"] == found["gradient"] == 0.0
     part.units = [{k: v.clone() for k, v in unit.items()} for unit in part.units]
     for unit in part.units:
         unit["image_features"] *= 1.001
     with pytest.raises(UserError, match=r"recomputed features differ by 1.00e-03"):
-        cache_writer.verify(part, clip, replace(settings, verify_share=1.0))
-    found = cache_writer.verify(part, clip, replace(settings, verify_share=1.0, verify_tolerance=2e-3))
+        cache_check.verify(part, clip, replace(settings, verify_share=1.0))
+    found = cache_check.verify(part, clip, replace(settings, verify_share=1.0, verify_tolerance=2e-3))
     assert found["features"] == pytest.approx(1e-3, rel=1e-3)
 
 

@@ -1,0 +1,78 @@
+"""What is checked of the teacher cache before anybody reads it: each unit, and a sample of rows computed again."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from pipeline_lib import config, losses, runtime
+from pipeline_lib.errors import UserError
+from pipeline_lib.model import Clip
+from pipeline_lib.teacher_cache import CachedPart, embed_images, embed_texts
+
+
+def check_unit(unit: dict[str, torch.Tensor], name: str) -> None:
+    """Counts, finiteness, non-zero norms and non-constant rows, before anything is written."""
+    num_samples, num_captions = len(unit["valid"]), int(unit["caption_offsets"][-1])
+    for key, rows in (("image_features", num_samples), ("text_features", num_captions)):
+        features = unit[key]
+        if len(features) != rows:
+            raise AssertionError(f"{name}: {len(features)} rows of {key}, expected {rows}")
+        if key == "image_features":
+            features = features[unit["valid"].bool()]
+        if not torch.isfinite(features).all():
+            raise UserError(f"{name}: the teacher's {key} are not finite; check its weights and cache_teacher.dtype")
+        if len(features) and not (features.norm(dim=-1) > 0).all():
+            raise UserError(f"{name}: the teacher gives a zero vector among its {key}; check its weights")
+        if len(features) > 1 and bool((features == features[:1]).all()) and rows > 1:
+            raise UserError(
+                f"{name}: the teacher gives the same vector for all {rows} rows of {key}; check its weights"
+            )
+
+
+def verify(part: CachedPart, teacher: Clip, settings: config.CacheTeacher) -> dict[str, float]:
+    """Compute a sample of rows again from the shards and compare features, the HyCD loss and its gradient.
+
+    Returns:
+        Largest relative difference of the features (by row norm), of the loss and of its gradient, and the row count.
+
+    Raises:
+        UserError: A difference is larger than the stored precision allows.
+    """
+    count = min(len(part.valid_rows), max(settings.chunk_size, round(settings.verify_share * len(part))))
+    rows = np.random.default_rng(0).choice(part.valid_rows, size=count, replace=False)
+    stored = part.read_features(rows, [0] * count)
+    if stored is None:
+        return {"features": 0.0, "loss": 0.0, "gradient": 0.0, "rows": 0.0}
+    found_rows = [part.entry(row) for row in rows]
+    most = part.part.max_image_pixels
+    images = np.stack([teacher.decode(shard.read_image(entry), most) for shard, entry in found_rows])
+    token_ids = teacher.tokenize([entry.captions[0] for _, entry in found_rows])[:, : part.teacher_text_length]
+    with runtime.arithmetic(settings.precision, teacher.device):
+        image_features = embed_images(teacher, torch.from_numpy(images), settings.chunk_size)
+        text_features = embed_texts(teacher, token_ids, settings.chunk_size)
+    found = _compare(stored, (image_features, text_features))
+    exact = (settings.dtype, settings.precision) == ("float32", "fp32")
+    bound = settings.verify_tolerance or (1e-4 if exact else 2e-2)
+    for name, limit in {"features": bound, "loss": bound / 10, "gradient": bound * 10}.items():
+        if not found[name] <= limit:
+            raise UserError(
+                f"cache_teacher: recomputed {name} differ by {found[name]:.2e}, more than {limit:.0e} "
+                "(cache_teacher.verify_tolerance); run `dvc repro -f cache_teacher` on this machine"
+            )
+    return {**found, "rows": float(count)}
+
+
+def _compare(stored: tuple[torch.Tensor, torch.Tensor], fresh: tuple[torch.Tensor, torch.Tensor]) -> dict[str, float]:
+    feature_difference = max(
+        float(((a - b).norm(dim=-1) / b.norm(dim=-1)).max()) for a, b in zip(stored, fresh, strict=True)
+    )
+    values, gradients = [], []
+    for image_features, text_features in (stored, fresh):
+        student_logits = (fresh[0].double() @ fresh[1].double().T).requires_grad_()
+        loss = losses.hycd_loss(student_logits, image_features.double() @ text_features.double().T)
+        gradients.append(torch.autograd.grad(loss, student_logits)[0])
+        values.append(loss.item())
+    scale = max(abs(values[1]), 1e-12)
+    gradient = float((gradients[0] - gradients[1]).norm() / gradients[1].norm().clamp_min(1e-30))
+    return {"features": feature_difference, "loss": abs(values[0] - values[1]) / scale, "gradient": gradient}
