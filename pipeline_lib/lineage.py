@@ -10,13 +10,10 @@ check  every output folder against its manifest: exit code 1 and the list if a f
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import logging
-import re
 import subprocess
 import sys
-import tarfile
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,11 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline_lib import artifacts, config, runtime, tracking
+from pipeline_lib import artifacts, config, revisions, runtime, tracking
 from pipeline_lib.errors import UserError
 
 MODELS = ("base", "refined")
-EXPERIMENT = re.compile(r"refs/exps/([0-9a-f]{2})/([0-9a-f]{38})/(.+)")
 
 
 @dataclass(frozen=True)
@@ -112,7 +108,7 @@ def sync(params_file: Path, *, all_experiments: bool = False) -> str:
     sent = [_send(spool, store) for spool in tracking.Spool.all(store.root)]
     said = [line for line, _ in sent]
     said.append(_complete(params_file, store))
-    for name in _experiments(params_file.parent) if all_experiments else ():
+    for name in revisions.experiments(params_file.parent) if all_experiments else ():
         with _snapshot(params_file, name) as snapshot:
             said.append(f"{name}: {_fill(snapshot, store)}")
     if not all(arrived for _, arrived in sent):
@@ -211,7 +207,9 @@ def _snapshot(params_file: Path, revision: str | None) -> Iterator[Snapshot]:
         yield Snapshot(params_file)
         return
     project = params_file.parent
-    commit, origin = _resolve(project, revision)
+    commit, baseline = revisions.resolve(project, revision)
+    named = {"dvc.exp_name": revision, "dvc.exp_baseline": baseline} if baseline else {}
+    origin = {**named, "mlflow.source.git.commit": commit, "git.dirty": "false"}
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / params_file.name
         _copy_files(project, commit, copy)
@@ -219,56 +217,24 @@ def _snapshot(params_file: Path, revision: str | None) -> Iterator[Snapshot]:
         yield Snapshot(copy, origin)
 
 
-def _experiments(project: Path) -> dict[str, tuple[str, str]]:
-    """Commit and baseline of every DVC experiment; of several with one name, of the newest."""
-    found: dict[str, tuple[str, str]] = {}
-    listed = _git(project, "for-each-ref", "--sort=-committerdate", "--format=%(objectname) %(refname)", "refs/exps")
-    for line in listed.decode().splitlines():
-        commit, ref = line.split(" ", 1)
-        if match := EXPERIMENT.fullmatch(ref):
-            found.setdefault(match[3], (commit, match[1] + match[2]))
-    return found
-
-
-def _resolve(project: Path, revision: str) -> tuple[str, dict[str, str]]:
-    """The commit of a revision or experiment, and the tags that say so."""
-    commit, baseline = _experiments(project).get(revision, ("", ""))
-    named = {"dvc.exp_name": revision, "dvc.exp_baseline": baseline} if commit else {}
-    commit = commit or _git(project, "rev-parse", "--verify", f"{revision}^{{commit}}").decode().strip()
-    return commit, {**named, "mlflow.source.git.commit": commit, "git.dirty": "false"}
-
-
 def _copy_files(project: Path, commit: str, params_file: Path) -> None:
     """What decides a configuration, and names its row: parameters, pipeline, lock and code."""
-    listed = _git(project, "ls-tree", "-r", "--name-only", commit).decode().splitlines()
-    names = [n for n in listed if n.endswith(".py") or n in (params_file.name, "dvc.yaml", "dvc.lock")]
+    names = [
+        name
+        for name in revisions.list_files(project, commit)
+        if name.endswith(".py") or name in (params_file.name, "dvc.yaml", "dvc.lock")
+    ]
     if params_file.name not in names:
         raise UserError(f"{params_file.name}: not in commit {commit[:10]}; name a revision of this project")
-    with tarfile.open(fileobj=io.BytesIO(_git(project, "archive", "--format=tar", commit, "--", *names))) as archive:
-        archive.extractall(params_file.parent, filter="data")
+    revisions.copy_files(project, commit, names, params_file.parent)
 
 
 def _copy_manifests(project: Path, commit: str, params_file: Path) -> None:
     """The manifests of those outputs that DVC's cache still has, and the report's numbers."""
-    from dvc.api import DVCFileSystem
-    from dvc.exceptions import DvcException
-
-    files = DVCFileSystem(str(project.resolve()), rev=commit)
     manifests = [folder / artifacts.MANIFEST for folder in output_folders(params_file).values()]
-    for file in [*manifests, metrics_file(params_file)]:
-        try:
-            artifacts.write_text(file, files.read_text(file.relative_to(params_file.parent).as_posix()))
-        except (DvcException, OSError):
-            continue  # never made, or gone from the cache
-
-
-def _git(project: Path, *arguments: str) -> bytes:
-    command = ["git", "-C", str(project), *arguments]
-    done = subprocess.run(command, capture_output=True, check=False)  # noqa: S603
-    if done.returncode:
-        reason = done.stderr.decode(errors="replace").strip().splitlines()
-        raise UserError(f"git {arguments[0]} {arguments[-1]}: {reason[0] if reason else 'failed'}")
-    return done.stdout
+    files = [*manifests, metrics_file(params_file)]
+    names = [file.relative_to(params_file.parent).as_posix() for file in files]
+    revisions.copy_outputs(project, commit, names, params_file.parent)
 
 
 # Command line ---------------------------------------------------------------------------------------------------------

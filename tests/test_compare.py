@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pipeline_lib import artifacts, compare, page, recipes
+from pipeline_lib import artifacts, compare, page, recipes, revisions
 from pipeline_lib.compare import ablate, board
 from pipeline_lib.compare.__main__ import main
 from pipeline_lib.errors import UserError
@@ -439,13 +439,13 @@ def test_ablations_run_as_experiments_and_are_read_from_the_dvc_cache(dvc_projec
 
     assert ablate.run(Path("params.yaml"), Path("ablations"), [0]) == names
     assert capsys.readouterr().out.count("there already") == 2
-    assert sorted(ablate.experiments()) == names
+    assert sorted(revisions.current_experiments()) == names
 
     params = dvc_project / "params.yaml"
     params.write_text(params.read_text().replace("learning_rate: 5e-5", "learning_rate: 2e-5"))
     assert ablate.run(Path("params.yaml"), Path("ablations"), [0]) == names
     assert capsys.readouterr().out.count("to run again, was made with refine.learning_rate=5e-05") == 2
-    found = compare.read_revisions(sorted(ablate.experiments()), dvc_project / "all")
+    found = compare.read_revisions(sorted(revisions.current_experiments()), dvc_project / "all")
     rates = {c.name: c.parameters["refine"]["learning_rate"] for c in found}
     assert [rates.pop(name) for name in names] == [2e-5, 2e-5]
     assert {name.rpartition("-")[0]: rate for name, rate in rates.items()} == dict.fromkeys(names, 5e-5)
@@ -453,4 +453,4 @@ def test_ablations_run_as_experiments_and_are_read_from_the_dvc_cache(dvc_projec
     (dvc_project / "stages/evaluate.py").write_text("CODE = 2\n")
     planned, _ = ablate.plan(Path("params.yaml"), Path("ablations"), [0])
     assert [one.differences for one in ablate.look(planned).values()] == [["other stages/evaluate.py"]] * 2
-    assert re.search("of-the-user .* Queued", ablate.run_dvc("queue", "status"))
+    assert re.search("of-the-user .* Queued", revisions.run_dvc("queue", "status"))

@@ -9,7 +9,7 @@ Configurations that differ in `refine.seed` alone are one row: mean ± spread ov
 of the seeds' mean difference from base. The ranking is made on the selection part (val); the evaluation sets are shown
 in that order, so that the best row there is not a choice among lucky ones.
 
-    candidates   reads folders, revisions and experiments; groups seeds
+    candidates   reads folders, revisions and experiments; groups the seeds of one configuration
     board        ranking, tables, page
     ablate       plans the ablations and runs them as DVC experiments
 """

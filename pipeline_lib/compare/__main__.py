@@ -11,6 +11,7 @@ from pathlib import Path
 from pipeline_lib import compare, runtime
 from pipeline_lib.compare import ablate, board, candidates
 from pipeline_lib.errors import UserError
+from pipeline_lib.revisions import current_experiments
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folders = []
         revisions += ablate.run(Path("params.yaml"), options.ablations, ablate.parse_seeds(options.seeds))
     elif options.experiments or not (folders or revisions):
-        revisions += candidates.experiments()
+        revisions += current_experiments()
         folders += [] if options.experiments else ["."]
     with tempfile.TemporaryDirectory() as scratch:
         found = [_folder(argument) for argument in folders] + compare.read_revisions(revisions, Path(scratch))

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline_lib import config, page, results
-from pipeline_lib.compare.candidates import experiments, open_revision, run_command, run_dvc
 from pipeline_lib.errors import UserError
+from pipeline_lib.revisions import current_experiments, open_revision, run_command, run_dvc
 
 NAMED = "# Differs from params.yaml in: "  # begins an ablation; then its keys
 FREE = ("refine.", "recipes.")  # what an ablation may set and still share base, shards and teacher cache
@@ -155,7 +155,7 @@ def deciding(params: Mapping[str, Any]) -> dict[str, Any]:
 
 def look(planned: Sequence[Planned]) -> dict[str, Found]:
     """The experiments of the current commit that have a planned name, and whether each is what is planned."""
-    there = set(experiments())
+    there = set(current_experiments())
     with tempfile.TemporaryDirectory() as scratch:
         return {one.name: _look(one, Path(scratch, one.name)) for one in planned if one.name in there}
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline_lib import artifacts, config, results
+from pipeline_lib import artifacts, config, results, revisions
 from pipeline_lib.errors import UserError
 from pipeline_lib.results import Evaluation
 
@@ -75,56 +73,13 @@ def _read_revision(revision: str, folder: Path) -> Candidate:
     from dvc.exceptions import DvcException
 
     try:
-        files = open_revision(revision, folder)
+        files = revisions.open_revision(revision, folder)
         evaluations = config.load(folder / "params.yaml", "paths").eval
         for model in ("base", "refined"):
             files.get((evaluations / model).as_posix(), str(folder / evaluations / model), recursive=True)
     except (DvcException, OSError) as error:
         raise UserError(f"{revision}: no evaluation to read ({error}); try `dvc exp list`, `dvc pull`") from None
     return read_folder(revision, folder)
-
-
-def open_revision(revision: str, folder: Path) -> Any:
-    """DVC's file system of a revision or experiment, whose params.yaml is copied to the new folder `folder`."""
-    from dvc.api import DVCFileSystem
-
-    folder.mkdir(parents=True)
-    files = DVCFileSystem(rev=revision)
-    artifacts.write_text(folder / "params.yaml", files.read_text("params.yaml"))
-    return files
-
-
-def experiments() -> list[str]:
-    """Names of the finished DVC experiments that start from the current commit; those of others have other code."""
-    return run_dvc("exp", "list", "--name-only").split()
-
-
-def run_dvc(*arguments: str, capture: bool = True) -> str:
-    """Run the `dvc` command of this environment; returns its output, or shows it on the terminal.
-
-    Raises:
-        UserError: It failed.
-    """
-    return run_command(sys.executable, "-m", "dvc", *arguments, capture=capture)
-
-
-def run_command(*command: str, capture: bool = True) -> str:
-    """Run a command; returns its output, or shows it on the terminal.
-
-    Raises:
-        UserError: It failed.
-    """
-    pipe = subprocess.PIPE if capture else None
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:  # noqa: S603 - no shell
-        try:
-            output, errors = process.communicate()
-        except KeyboardInterrupt:  # the command got it too: let it stop its stage and tidy up
-            process.wait()
-            raise
-    if process.returncode:
-        reason = (errors or "see above").strip().splitlines()[-1]
-        raise UserError(f"{' '.join(command).removeprefix(f'{sys.executable} -m ')}: {reason}")
-    return output or ""
 
 
 def group(candidates: Iterable[Candidate]) -> list[Group]:
