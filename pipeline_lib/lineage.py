@@ -88,12 +88,15 @@ def _states(snapshot: Snapshot, store: tracking.Store | None, row: tracking.Reco
     digests = output_digests(snapshot.params_file)
     for stage in output_folders(snapshot.params_file):
         name, made = tracking.safe_name(stage), digests.get(stage, "")
-        state, run_id = (
-            (row.tags.get(tag, "") for tag in (f"stage.{name}", f"stage.{name}.run_id")) if row else ("", "")
-        )
-        if store and made and not run_id and (producer := store.producer(name, made)):
+        tags = row.tags if row else {}
+        state, run_id = tags.get(f"stage.{name}", ""), tags.get(f"stage.{name}.run_id", "")
+        if made and tags.get(f"stage.{name}.digest") != made and state in ("", *tracking.DONE):
+            state, run_id = "there", ""  # the row's own output is not what lies there now
+        elif made and tags.get(f"stage.{name}.digest") != made:
+            made = ""  # the stage failed or is running, and an earlier output lies there
+        if store and made and run_id in ("", "unknown") and (producer := store.producer(name, made)):
             run_id = producer.run_id
-        yield stage, state or ("there" if made else "not made"), made[:12], run_id or "unknown"
+        yield stage, state or "not made", made[:12], run_id or "unknown"
 
 
 def sync(params_file: Path, *, all_experiments: bool = False) -> str:
@@ -136,7 +139,7 @@ def _open_store(params_file: Path, *, create: bool = False) -> tuple[tracking.St
     settings, root = config.load(params_file, "tracking"), tracking.project_root(params_file)
     tracking.prepare_environment("best_effort")
     uri = tracking.store_uri(root)
-    if not create and uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+    if not create and uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///").split("?")[0]).exists():
         return None, " (there is no store yet)"
     try:
         return tracking.Store(root, settings.experiment, strict=False, create=create), ""

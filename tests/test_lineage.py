@@ -321,6 +321,82 @@ def test_show_names_state_digest_and_run_of_every_stage(tmp_path):
     ]
 
 
+def test_what_arrives_late_is_named_in_every_row_that_reused_it(tmp_path, monkeypatch):
+    params = make_project(tmp_path, mode="best_effort")
+    with monkeypatch.context() as away:
+        away.setenv("MLFLOW_TRACKING_URI", CLOSED)
+        do("base", params, "b", base__recall=0.1)
+    do("refine", params, "r1", {"base": "b"})
+    change(params, "recipe: clip_refine", "recipe: hycd")
+    do("refine", params, "r2", {"base": "b"})
+    store = tracking.Store(tmp_path, "clip-refine")
+    (spool,) = tracking.Spool.all(tmp_path)
+    assert tracking.deliver(spool, store)
+    store.fill(lineage.Snapshot(params).describe(), {"base": "b", "refine": "r2"}, {})
+    base, *refined = runs_of(client_of(tmp_path), "stage")
+    first, second = runs_of(client_of(tmp_path), "pipeline")
+    assert [run.data.tags["upstream.base.run_id"] for run in refined] == [base.info.run_id] * 2
+    assert (second.data.tags["stage.base"], second.data.tags["stage.base.run_id"]) == ("reused", base.info.run_id)
+    assert (first.data.metrics, second.data.metrics) == ({"base/recall": 0.1}, {"base/recall": 0.1})
+
+
+def test_an_attempt_that_arrives_late_does_not_undo_what_came_after_it(tmp_path, monkeypatch):
+    params = make_project(tmp_path, mode="best_effort")
+    do("base", params, "b")
+    with monkeypatch.context() as away:
+        away.setenv("MLFLOW_TRACKING_URI", CLOSED)
+        with pytest.raises(RuntimeError), tracking.stage_run("refine", params, upstream={"base": "b"}):
+            raise RuntimeError("out of memory")
+    do("refine", params, "r", {"base": "b"}, refined__recall=0.3)
+    (spool,) = tracking.Spool.all(tmp_path)
+    before = runs_of(client_of(tmp_path), "pipeline")
+    assert tracking.deliver(spool, tracking.Store(tmp_path, "clip-refine"))
+    (row,) = runs_of(client_of(tmp_path), "pipeline")
+    assert (row.data.tags, row.data.metrics, row.info) == (before[0].data.tags, before[0].data.metrics, before[0].info)
+    runs = runs_of(client_of(tmp_path), "stage")
+    assert [run.info.status for run in runs] == ["FINISHED", "FAILED", "FINISHED"]
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs} == {row.info.run_id}
+
+
+def test_a_row_is_well_again_once_the_output_of_its_killed_stage_is_there(tmp_path):
+    params = make_project(tmp_path)
+    do("refine", params, "r", {"base": "b"})
+    change(params, "num_examples: 8", "num_examples: 9")
+    do("base", params, "b")
+    with pytest.raises(KeyboardInterrupt), tracking.stage_run("refine", params):
+        raise KeyboardInterrupt
+    row = runs_of(client_of(tmp_path), "pipeline")[1]
+    assert (row.info.status, row.data.tags["stage.refine"]) == ("KILLED", "killed")
+    assert "error" in row.data.tags
+    store, described = tracking.Store(tmp_path, "clip-refine"), lineage.Snapshot(params).describe()
+    for _ in range(2):
+        store.fill(described, {"base": "b", "refine": "r"}, {})
+        again = client_of(tmp_path).get_run(row.info.run_id)
+        assert (again.info.status, again.data.tags["stage.refine"]) == ("FINISHED", "reused")
+        assert "error" not in again.data.tags
+
+
+def test_show_names_the_run_that_made_what_lies_there_not_the_one_of_the_row(tmp_path):
+    params = make_project(tmp_path)
+    refined = tmp_path / "data" / "refined"
+    do("refine", params, write_output(refined, "refine", "weights of A"))
+    change(params, "recipe: clip_refine", "recipe: hycd")
+    shutil.rmtree(refined)
+    made = write_output(refined, "refine", "weights of B")
+    do("refine", params, made)
+    change(params, "recipe: hycd", "recipe: clip_refine")  # back, and not reproduced
+    _, second = runs_of(client_of(tmp_path), "stage")
+
+    def shown() -> list[str]:
+        (line,) = [line for line in lineage.show(params).splitlines() if line.startswith("refine ")]
+        return line.split()[1:]
+
+    assert shown() == ["there", made[:12], second.info.run_id]
+    with pytest.raises(RuntimeError), tracking.stage_run("refine", params):
+        raise RuntimeError("out of memory")
+    assert shown() == ["failed", runs_of(client_of(tmp_path), "stage")[2].info.run_id]  # no output is its own
+
+
 def git(folder: Path, *arguments: str) -> str:
     identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
     return subprocess.run(

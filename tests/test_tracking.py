@@ -1,15 +1,19 @@
 """Tracking against real MLflow stores: what a row and a run hold, how they end, what a kill or a lost store leaves."""
 
+import errno
+import fcntl
+import itertools
 import json
 import logging
 import math
+import os
 import shutil
 import signal
 import sqlite3
 import subprocess
 import threading
 import time
-from contextlib import chdir
+from contextlib import chdir, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -387,6 +391,67 @@ def test_after_a_power_cut_the_next_stage_closes_what_says_running_and_is_not(tm
     assert second.info.status == "FINISHED"
 
 
+def test_the_time_of_a_resumed_run_is_that_of_all_its_attempts(tmp_path):
+    params = make_project(tmp_path)
+    first = ""
+    for attempt in range(3):
+        with suppress(Stopped), tracking.stage_run("refine", params) as run:
+            run.resume(first)
+            first = run.run_id
+            time.sleep(0.5)
+            if attempt < 2:
+                raise Stopped
+    (run,) = runs_of(client_of(tmp_path), "stage")
+    seconds = curve(client_of(tmp_path), run.info.run_id, "time/refine_seconds")
+    assert [step for step, _ in seconds] == [0, 1, 2]
+    assert all(later - earlier >= 0.5 for (_, earlier), (_, later) in itertools.pairwise(seconds))
+    assert doubled_points(tmp_path) == []
+
+
+def test_a_row_deleted_while_a_stage_runs_takes_nothing_with_it(tmp_path):
+    params = make_project(tmp_path)
+    do("base", params, "b")
+    client = client_of(tmp_path)
+    with tracking.stage_run("refine", params, upstream={"base": "b"}) as run:
+        client.delete_run(runs_of(client, "pipeline")[0].info.run_id)
+        run.log_metrics({"loss": 1.0}, step=0)
+        run.headline({"refined/recall": 0.5})
+        run.output("r")
+    refined = runs_of(client, "stage")[1]
+    assert (refined.info.status, refined.data.tags["out.digest"]) == ("FINISHED", "r")
+    assert refined.data.metrics["refined/recall"] == 0.5
+    do("evaluate@refined", params, "e", {"refine": "r"})
+    assert runs_of(client, "stage")[2].data.tags["upstream.refine.run_id"] == refined.info.run_id
+
+
+def test_after_a_power_cut_a_deleted_row_stops_nobody(tmp_path):
+    params = make_project(tmp_path)
+    victim = python(LOOP, tmp_path)
+    assert victim.stdout.readline() == "there\n"
+    kill(victim, with_sender=True)
+    client = client_of(tmp_path)
+    client.delete_run(runs_of(client, "pipeline")[0].info.run_id)
+    do("base", params)
+    assert [run.info.status for run in runs_of(client, "stage")] == ["KILLED", "FINISHED"]
+
+
+def test_a_stage_killed_as_soon_as_it_began_is_said_to_be_killed(tmp_path):
+    make_project(tmp_path, mode="best_effort")
+    code = """
+        import os, signal
+        from pathlib import Path
+        from pipeline_lib import tracking
+
+        with tracking.stage_run("refine", Path("params.yaml")) as run:
+            run.log_metrics({"loss": 1.0}, step=0)
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    assert python(code, tmp_path).wait(60) == -signal.SIGKILL
+    wait_until(lambda: not (tmp_path / ".tracking-spool").exists())
+    (run,) = runs_of(client_of(tmp_path), "stage")
+    assert (run.info.status, curve(client_of(tmp_path), run.info.run_id, "loss")) == ("KILLED", [(0, 1.0)])
+
+
 def test_a_sender_that_reads_of_the_drop_before_it_is_told_to_resume_goes_on(tmp_path):
     params = make_project(tmp_path)
     spools = []
@@ -397,7 +462,7 @@ def test_a_sender_that_reads_of_the_drop_before_it_is_told_to_resume_goes_on(tmp
         spools[-1].append(start | {"time": start["time"] + 60_000 * minute})
     old, new = spools
     pace = {"every": 1.0, "retry": 1.0, "sample": 1.0, "system_metrics": False, "strict": True, "environment": {}}
-    told = {"spool": str(new.path), "root": str(tmp_path), "experiment": "clip-refine", **pace}
+    told = {"process": os.getpid(), "spool": str(new.path), "root": str(tmp_path), "experiment": "clip-refine", **pace}
     job = sender.Job(told)
     job.attempt(at_once=True)
     new.append({"op": "dropped"})
@@ -626,6 +691,54 @@ class Full:
         return self._file.fileno()
 
 
+def test_a_disk_that_is_full_for_the_last_line_alone_leaves_a_finished_run(tmp_path, caplog, monkeypatch):
+    params = make_project(tmp_path, mode="best_effort")
+    append = Spool.append
+
+    def full(self, op):
+        if op["op"] == "end":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        append(self, op)
+
+    monkeypatch.setattr(Spool, "append", full)
+    do("refine", params, "r")
+    (run,), (row,) = (runs_of(client_of(tmp_path), kind) for kind in ("stage", "pipeline"))
+    assert (run.info.status, row.info.status, row.data.tags["stage.refine"]) == ("FINISHED", "FINISHED", "executed")
+    assert "No space left" in caplog.text
+
+
+def test_spools_are_made_while_another_process_removes_their_empty_folder(tmp_path):
+    """Two processes begin and end runs as fast as they can; the last one to end removes the folder each time."""
+    code = """
+        import os
+        from pathlib import Path
+        from pipeline_lib.tracking.spool import Spool
+
+        for number in range(2000):
+            spool = Spool.of(Path("."), "refine", f"{os.environ['NAME']}{number:011d}")
+            assert spool.open()
+            spool.delete()
+    """
+    both = [python(code, tmp_path, NAME=name) for name in "ab"]
+    assert [process.wait(120) for process in both] == [0, 0], [process.stderr.read() for process in both]
+
+
+@pytest.mark.parametrize("mode", ["best_effort", "required"])
+def test_a_file_system_without_locks_is_named_with_the_remedy(tmp_path, monkeypatch, caplog, mode):
+    params = make_project(tmp_path, mode=mode, store=False)
+
+    def flock(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    if mode == "required":
+        with pytest.raises(UserError, match=r"cannot be locked .* set tracking\.mode to disabled"):
+            do("base", params)
+    else:
+        do("base", params)
+        assert caplog.text.count("cannot be locked") == 1
+
+
 def test_a_store_of_another_version_is_one_sentence(tmp_path):
     params = make_project(tmp_path)
     with sqlite3.connect(tmp_path / "mlflow.db") as database:
@@ -765,6 +878,9 @@ def test_parameters_hold_no_secret_and_no_absolute_path():
     assert (
         public("GET http://host/a?run=1&api_token=abc&x=2 failed") == "GET http://host/a?run=1&api_token=***&x=2 failed"
     )
+    assert public("GET http://host/a?pwd=abc&auth=x&page=2") == "GET http://host/a?pwd=***&auth=***&page=2"
+    assert public("[Errno 2] No such file: '/home/me/x.pt'") == "[Errno 2] No such file: '.../x.pt'"
+    assert public("data/base and a/b: 3/4 of ../x") == "data/base and a/b: 3/4 of ../x"
     assert flatten({"a": "x" * 7000})["a"] == "x" * 6000
     assert resolved({"refine": {"recipe": "b"}, "recipes": {"a": 1, "b": 2}})["recipes"] == {"b": 2}
 

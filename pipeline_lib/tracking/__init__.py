@@ -20,9 +20,10 @@ from pipeline_lib.tracking.describe import describe, project_root, safe_name, st
 from pipeline_lib.tracking.run import Run, stage_run
 from pipeline_lib.tracking.sender import deliver
 from pipeline_lib.tracking.spool import Op, Spool
-from pipeline_lib.tracking.store import Record, Store, prepare_environment, reason, store_errors
+from pipeline_lib.tracking.store import DONE, Record, Store, prepare_environment, reason, store_errors
 
 __all__ = [
+    "DONE",
     "Op",
     "Record",
     "Run",

@@ -20,6 +20,7 @@ from pipeline_lib.artifacts import digest as digest_of
 from pipeline_lib.artifacts import sha256_file
 from pipeline_lib.tracking.spool import Op
 
+SECRETS = "token|key|secret|passw|pwd|auth|credential|sig"  # in the names of a URL's parameters
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -124,10 +125,12 @@ def safe_name(name: str) -> str:
 
 
 def public(text: str) -> str:
-    """`text` without the credentials of URLs; of an absolute path only the last part stays."""
+    """`text` without the credentials of URLs; of an absolute path, alone or within, only the last part stays."""
     text = re.sub(r"://\S*@", "://***@", text)
-    text = re.sub(r"([?&][^=&\s]*(?:token|key|secret|password|sig)[^=&\s]*=)[^&\s]+", r"\1***", text, flags=re.I)
-    return f".../{Path(text).name}" if text.startswith(("/", "~")) else text
+    text = re.sub(rf"([?&][^=&\s]*(?:{SECRETS})[^=&\s]*=)[^&\s]+", r"\1***", text, flags=re.I)
+    if text.startswith(("/", "~")) and "\n" not in text:
+        return f".../{Path(text).name}"
+    return re.sub(r"(?<![\w/:.~*-])[/~][^\s'\"]*/([^\s'\"/]+)", r".../\1", text)
 
 
 def configuration(params_file: Path, root: Path = PACKAGE.parent) -> str:

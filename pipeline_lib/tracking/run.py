@@ -236,11 +236,14 @@ class TrackedRun(Run):
         Raises:
             UserError: `tracking.mode` is `required` and the store failed.
         """
-        self._append_end(status, message)
+        seconds = round(time.monotonic() - self._began, 3)
+        op = {"op": "end", "status": status, "message": message, "seconds": seconds, "time": now()}
+        self._append_end(op)
         if self._sender is None or self.broken:
             return
-        wait = None if self.required else WAIT_REMOTE if is_remote(store_uri(self._root)) else WAIT_LOCAL
-        if self._sender.wait(self._sender.end(), wait):
+        far = is_remote(store_uri(self._root)) or self._sender.error  # a near one needs long for its first tables only
+        wait = None if self.required else WAIT_REMOTE if far else WAIT_LOCAL
+        if self._sender.wait(self._sender.end(op), wait):
             self._sender.give_back()
         else:
             self._sender.kill(self._sender.error or "too slow")
@@ -262,9 +265,8 @@ class TrackedRun(Run):
             self.check()
 
     @_guarded
-    def _append_end(self, status: str, message: str) -> None:
-        seconds = round(time.monotonic() - self._began, 3)
-        self._spool.append({"op": "end", "status": status, "message": message, "seconds": seconds, "time": now()})
+    def _append_end(self, op: Op) -> None:
+        self._spool.append(op)
         self._spool.sync()
 
     def check(self, further: str = "") -> None:

@@ -80,6 +80,7 @@ class Sender:
         pace = {"every": SEND_EVERY, "retry": RETRY_EVERY, "sample": SAMPLE_EVERY}
         return self._ask(
             "send",
+            process=os.getpid(),
             spool=str(spool.path),
             root=str(root),
             experiment=experiment,
@@ -96,9 +97,9 @@ class Sender:
         """Send what there is now."""
         return self._ask("push")
 
-    def end(self) -> int:
-        """Send what is left."""
-        return self._ask("end")
+    def end(self, op: Op) -> int:
+        """Send what is left, and `op`, the spool's last operation, even if the disk had no room for it."""
+        return self._ask("end", op=op)
 
     def wait(self, number: int, timeout: float | None) -> bool:
         """Wait until what was asked with this number has been tried; False after `timeout` seconds."""
@@ -206,7 +207,8 @@ class Job:
 
     def __init__(self, told: dict[str, Any]) -> None:
         self._told = told
-        self.stage_process = os.getppid()
+        self.stage_process = told["process"]
+        self.end: Op | None = None  # how the stage said that it ended
         self.spool = Spool(Path(told["spool"]))
         self.target: Target | None = None
         self.position = 0
@@ -248,6 +250,8 @@ class Job:
         for op, position in merged(self.spool.read(self.position)):
             self.target = store.apply(op, self.spool, self.target)
             self.position = position
+        if self.end and self.target and self.spool.last().get("op") != "end":
+            store.apply(self.end, self.spool, self.target)
         if self._told["system_metrics"] and self.target and time.monotonic() - self._sampled >= self._told["sample"]:
             self._sampled = time.monotonic()
             store.log_system(self.target, self._sample())
@@ -285,6 +289,7 @@ def work(commands: queue.Queue[dict[str, Any] | None], say: Callable[[dict[str, 
         assert job is not None, "the first command is `send`"
         if told["do"] == "resume":
             job.resume(told["spool"])
+        job.end = told.get("op")
         before = job.error
         job.attempt(at_once=told["do"] != "tick")
         if told["number"] or job.error != before:

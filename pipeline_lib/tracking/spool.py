@@ -19,8 +19,28 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from pipeline_lib.errors import UserError
+
 HOME = ".tracking-spool"
 Op = dict[str, Any]  # one line; "op" names the operation
+
+
+def lock(file: IO[bytes], kind: int) -> bool:
+    """Lock a file without waiting; False if another process has it.
+
+    Raises:
+        UserError: The file system has no locks.
+    """
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # the second: NFS, where locks are another kind
+        return False
+    except OSError as error:
+        raise UserError(
+            f"{file.name}: cannot be locked ({error.strerror}), so nothing can be logged from here; put the project on "
+            "a file system with locks (Lustre: mount with `flock`), or set tracking.mode to disabled"
+        ) from error
+    return True
 
 
 class Spool:
@@ -50,14 +70,8 @@ class Spool:
         return True
 
     def _open(self) -> bool:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = self.path.open("ab+", buffering=0)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            ours = os.path.samestat(os.fstat(file.fileno()), self.path.stat())
-        except OSError:  # another process has it
-            ours = False
-        if not ours:  # or had it, and removed the file in between
+        file = self._create()
+        if not lock(file, fcntl.LOCK_EX) or not self._is(file):
             file.close()
             return False
         if file.tell() > 0:
@@ -67,13 +81,23 @@ class Spool:
         self._file = file
         return True
 
+    def _create(self) -> IO[bytes]:
+        for _ in range(100):
+            with suppress(FileNotFoundError, FileExistsError):  # another process is removing the empty folder
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                return self.path.open("ab+", buffering=0)
+        raise UserError(f"{self.path}: cannot be made; see what stands in its place")
+
+    def _is(self, file: IO[bytes]) -> bool:
+        """Whether `file` is the one at our path; another process may have removed that in between."""
+        with suppress(FileNotFoundError):
+            return os.path.samestat(os.fstat(file.fileno()), self.path.stat())
+        return False
+
     def is_alive(self) -> bool:
         """Whether some process is logging to it."""
         with suppress(FileNotFoundError), self.path.open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
-                return True
+            return not lock(file, fcntl.LOCK_SH)
         return False
 
     def append(self, op: Op) -> None:

@@ -64,6 +64,7 @@ class Target:
 
     run_id: str
     row_id: str
+    owns_row: bool  # False: a later run of the stage speaks for the row already
     stage: str
     uid: str  # of the run
     began: int  # milliseconds since 1970
@@ -185,15 +186,16 @@ class Store:
         row = self.run(found[0].tags["mlflow.parentRunId"]) if found and not op.get("resumed") else self.join(op)
         row = self.join(op) if row.deleted else row
         self._log_missing(row, op["params"])
+        owns_row = not self._is_superseded(row, op)
         child = self._reopen(found[0], row, op) if found else self._create_child(row, op)
-        now_running = {f"stage.{op['stage']}": "running", f"stage.{op['stage']}.run_id": child}
-        self._log(row.run_id, tags={**op["tags"], **now_running})
-        if row.tags.get("error", "").startswith(f"{op['stage']} "):  # it goes on
-            self.client.delete_tag(row.run_id, "error")
-        self.client.update_run(row.run_id, status="RUNNING")
+        if owns_row:
+            now_running = {f"stage.{op['stage']}": "running", f"stage.{op['stage']}.run_id": child}
+            self._log(row.run_id, tags={**op["tags"], **now_running})
+            self._forget_error(row, op["stage"])
+            self.client.update_run(row.run_id, status="RUNNING")
         self._link_upstream(row, child, op)
         began, seen = (found[0].began, self._seen(found[0])) if found else (op["time"], set())
-        return Target(child, row.run_id, op["stage"], op["uid"], began, seen)
+        return Target(child, row.run_id, owns_row, op["stage"], op["uid"], began, seen)
 
     def _metrics(self, op: Op, spool: Spool, target: Target) -> None:
         self._log(target.run_id, points=[p for p in op["points"] if _identity(*p) not in target.seen])
@@ -204,6 +206,8 @@ class Store:
         pages = range(0, len(names), NAMES_PER_TAG)
         tags = {f"headline.{number}": "\n".join(names[at : at + NAMES_PER_TAG]) for number, at in enumerate(pages)}
         self._log(target.run_id, points=op["points"], tags={**tags, **op["texts"]})
+        if not self._speaks_for_row(target):
+            return
         self._log(target.row_id, points=op["points"], tags=op["texts"])
         with self._locked():
             self._show(metrics)
@@ -218,33 +222,60 @@ class Store:
         source = json.dumps({"uri": op["name"]})
         data = Dataset(op["name"], op["digest"][:36], "local", source, profile=json.dumps({"digest": op["digest"]}))
         tags = [InputTag("mlflow.data.context", op["context"])]
-        for run_id in (target.run_id, target.row_id):
+        for run_id in (target.run_id, *([target.row_id] if self._speaks_for_row(target) else [])):
             self.client.log_inputs(run_id, [DatasetInput(data, tags)])
 
     def _output(self, op: Op, spool: Spool, target: Target) -> None:
         self._log(target.run_id, tags={"out.digest": op["digest"]})
-        self._log(target.row_id, tags={f"stage.{target.stage}.digest": op["digest"]})
+        if self._speaks_for_row(target):
+            self._log(target.row_id, tags={f"stage.{target.stage}.digest": op["digest"]})
 
     def _end(self, op: Op, spool: Spool, target: Target) -> None:
-        points = [[f"time/{target.stage}_seconds", op["seconds"], None, op["time"]]] if "seconds" in op else []
         state, message = STATES[op["status"]], op.get("message")
-        self._log(target.run_id, points=points, tags={"error": message} if message else None)
-        said = {"error": f"{target.stage} {state}: {message}"} if message else {}
-        self._log(target.row_id, tags={f"stage.{target.stage}": state, **said})
+        self._log(target.run_id, points=self._seconds(op, target), tags={"error": message} if message else None)
         self.client.set_terminated(target.run_id, op["status"], op["time"])
-        self._close_row(target.row_id, op["time"])
+        if self._speaks_for_row(target):
+            said = {"error": f"{target.stage} {state}: {message}"} if message else {}
+            self._log(target.row_id, tags={f"stage.{target.stage}": state, **said})
+            self._close_row(self.run(target.row_id), op["time"])
         self._delete_others(target.uid, run_id=target.run_id, row_id=target.row_id)
+
+    def _seconds(self, op: Op, target: Target) -> list[list[Any]]:
+        """The time that the stage took, with what it took before it was stopped and resumed."""
+        name = f"time/{target.stage}_seconds"
+        before = sorted(self.client.get_metric_history(target.run_id, name), key=lambda point: point.step)
+        if "seconds" not in op or any(point.timestamp == op["time"] for point in before):
+            return []
+        return [[name, op["seconds"] + (before[-1].value if before else 0.0), len(before), op["time"]]]
 
     def _dropped(self, op: Op, spool: Spool, target: Target) -> None:
         """Nothing yet: the sender reads this before it is told to `resume`, and removes the run then."""
 
     # Rows
 
-    def _close_row(self, row_id: str, time: int) -> None:
+    def _close_row(self, row: Record, time: int) -> None:
         """End a row as the worst of its stages did."""
-        states = {value for name, value in self.run(row_id).tags.items() if re.fullmatch(r"stage\.[^.]+", name)}
+        states = {value for name, value in row.tags.items() if re.fullmatch(r"stage\.[^.]+", name)}
         status = next((status for status in ("FAILED", "KILLED") if STATES[status] in states), "FINISHED")
-        self.client.set_terminated(row_id, status, time)
+        if status != row.status:
+            self.client.set_terminated(row.run_id, status, time)
+
+    def _speaks_for_row(self, target: Target) -> bool:
+        """Whether what a run says is said of its row too: not if a later run did, or somebody deleted the row."""
+        return target.owns_row and not self.run(target.row_id).deleted
+
+    def _is_superseded(self, row: Record, op: Op) -> bool:
+        """Whether a later run of the stage is in the row already: this one was delivered late."""
+        later = row.tags.get(f"stage.{op['stage']}.run_id", "unknown")
+        if later == "unknown":
+            return False
+        run = self.run(later)
+        return run.began > op["time"] and run.tags.get("run.uid") != op["uid"]
+
+    def _forget_error(self, row: Record, stage: str) -> None:
+        """The stage that left the row's error goes on, or its output is there after all."""
+        if row.tags.get("error", "").startswith(f"{stage} "):
+            self.client.delete_tag(row.run_id, "error")
 
     def _delete_others(self, uid: str, *, run_id: str, row_id: str) -> None:
         """Delete what requests that seemed lost have made for run `uid`, but these two, and no row with other runs."""
@@ -258,7 +289,8 @@ class Store:
     def join(self, op: Op) -> Record:
         """The row that this stage belongs to: the newest of its configuration, or a new one if that has the stage."""
         newest = self._newest_row(op, "pipeline.key")
-        return newest if newest and newest.tags.get(f"stage.{op['stage']}") not in DONE else self._create_row(op)
+        free = newest and (newest.tags.get(f"stage.{op['stage']}") not in DONE or self._is_superseded(newest, op))
+        return newest if newest and free else self._create_row(op)
 
     def row_of(self, op: Op) -> Record | None:
         """The newest row of this configuration in this workspace, under this name if it is a DVC experiment."""
@@ -290,9 +322,13 @@ class Store:
             self._log(row.run_id, tags={"dvc.lock": op["tags"].get("dvc.lock", "")})
             self._log_missing(row, op["params"])
             self._fill_headlines(self.run(row.run_id), headlines)
-            if known is None:
-                self._close_row(row.run_id, now())
-            self._name_unknown(row)
+            filled = self.run(row.run_id)
+            for stage in outputs:
+                if filled.tags.get(f"stage.{stage}") in DONE:
+                    self._forget_error(filled, stage)
+            if known is None or known.status != "RUNNING":
+                self._close_row(filled, now())
+            self._name_unknown(outputs)
         return self.run(row.run_id)
 
     def _fill_headlines(self, row: Record, headlines: Mapping[str, float | str]) -> None:
@@ -311,8 +347,9 @@ class Store:
             The run that made the output; `unknown` where the store has none (another store has, or it is in a spool).
         """
         tag = f"stage.{stage}"
-        if row.tags.get(tag) in DONE and row.tags.get(f"{tag}.digest") == output:
-            return row.tags[f"{tag}.run_id"]
+        known = row.tags.get(f"{tag}.run_id", "unknown")
+        if row.tags.get(tag) in DONE and row.tags.get(f"{tag}.digest") == output and known != "unknown":
+            return known
         if self._is_waiting(row, stage, output):
             return "unknown"
         made_by = self.producer(stage, output)
@@ -369,11 +406,13 @@ class Store:
             tags[f"upstream.{stage}.run_id"] = self.mark_reused(self.run(row.run_id), stage, output)
         self._log(run_id, tags=tags)
 
-    def _name_unknown(self, row: Record) -> None:
-        """Fill in the producers that the row's runs could not know, because they were delivered later."""
-        for child in self.find({"mlflow.parentRunId": row.run_id}, limit=100):
-            for stage, output in upstream_of(child).items():
-                if child.tags.get(f"upstream.{stage}.run_id") == "unknown" and (found := self.producer(stage, output)):
+    def _name_unknown(self, outputs: Mapping[str, str]) -> None:
+        """Fill in the producers of these outputs that runs could not know, because they were delivered later."""
+        for stage, output in outputs.items():
+            waiting = {f"upstream.{stage}.run_id": "unknown", f"upstream.{stage}.digest": output}
+            children = self.find({"pipeline.workspace": self._workspace, **waiting}, limit=100)
+            if children and (found := self.producer(stage, output)):
+                for child in children:
                     self._log(child.run_id, tags={f"upstream.{stage}.run_id": found.run_id})
 
     # Runs
@@ -417,9 +456,10 @@ class Store:
                 continue  # the last: it ended well, and waits to be sent
             if self.run(run.run_id).status == "RUNNING":  # not: it ended since we asked
                 self.client.set_terminated(run.run_id, "KILLED")
-                if self.run(row_id).tags.get(f"stage.{stage}.run_id") == run.run_id:
+                row = self.run(row_id)
+                if row.tags.get(f"stage.{stage}.run_id") == run.run_id and not row.deleted:
                     self._log(row_id, tags={f"stage.{stage}": "killed"})
-                    self._close_row(row_id, now())
+                    self._close_row(self.run(row_id), now())
 
     def _seen(self, child: Record) -> set[tuple[Any, ...]]:
         names = [name for name in child.metrics if not name.startswith("system/")]
@@ -497,4 +537,4 @@ def reason(error: Exception) -> str:
     ):
         if found := re.search(pattern, text):
             return public(found[1])
-    return public(text.splitlines()[0][:200]) if text else type(error).__name__
+    return public(text.splitlines()[0])[:200] if text else type(error).__name__
