@@ -92,6 +92,59 @@ def test_one_seed_with_two_results_is_not_averaged(candidates):
     assert len(compare.group([candidates[0], same])[0].candidates) == 1
 
 
+def again(candidate, name):
+    """The candidate read anew under a name, as other weights, so that its parameters can be changed."""
+    found = compare.read_folder(name, candidate.refined.directory.parents[2])
+    found.refined.results["weights_digest"] = artifacts.sha256_bytes(name.encode())
+    return found
+
+
+@pytest.mark.parametrize(("written", "read_back"), [(1, 1.0), ([0, 0.5], [0.0, 0.5])])
+def test_a_number_is_the_same_configuration_with_and_without_its_point(candidates, written, read_back):
+    whole, pointed = again(candidates[0], "whole"), again(candidates[1], "pointed")
+    whole.parameters["recipes"]["clip_refine"]["rafa_weight"] = written
+    pointed.parameters["recipes"]["clip_refine"]["rafa_weight"] = read_back
+    [group] = compare.group([whole, pointed])
+    assert (group.label, [c.seed for c in group.candidates]) == ("clip_refine", [0, 1])
+
+
+def test_a_key_that_an_old_revision_lacks_is_null(candidates):
+    old, new = again(candidates[0], "old"), again(candidates[1], "new")
+    del old.parameters["refine"]["max_steps"]
+    assert new.parameters["refine"]["max_steps"] is None
+    [group] = compare.group([old, new])
+    assert [c.name for c in group.candidates] == ["old", "new"]
+    new.parameters["refine"]["max_steps"] = 3
+    assert [g.label for g in compare.group([old, new])] == ["clip_refine", "clip_refine, max_steps 3"]
+
+
+def test_two_folders_of_one_name_keep_their_own_numbers(folders, tmp_path):
+    """Equal parameters and names, other weights: every table tells them apart."""
+    for place, gain in (("a", 1.0), ("b", -1.0)):
+        example_results.write(tmp_path / place / "run", gain=gain)
+    found = [compare.read_folder("run", tmp_path / place / "run") for place in ("a", "b")]
+    ranking = board.make(compare.group(found), folders / "worse" / "params.yaml")
+    assert {g.label for g in ranking.groups} == {"clip_refine (run)", "clip_refine (run 2)"}
+    for group, candidate in zip(ranking.groups, found, strict=True):
+        entry = ranking.entries["val"][group.label][HEADLINE]
+        assert entry.values == (value(candidate, "val"),)
+    assert [row.cells[0].text for row in board._runs(ranking).rows] == ["run", "run 2"]
+
+
+def test_labels_are_unique_whatever_differs(candidates):
+    """Parameters of one last name: the candidates' names tell apart what these do not."""
+    one, other = again(candidates[0], "one"), again(candidates[0], "other")
+    one.parameters["base"]["twist"] = other.parameters["shard"]["twist"] = 1
+    labels = [group.label for group in compare.group([one, other])]
+    assert labels == ["clip_refine, twist 1 (one)", "clip_refine, twist 1 (other)"]
+
+
+def test_a_board_of_equal_labels_is_a_mistake(candidates, folders):
+    groups = [dataclasses.replace(one, label="same") for one in compare.group(candidates)]
+    with pytest.raises(AssertionError, match="same"):
+        board.make(groups, folders / "worse" / "params.yaml")
+
+
 # ---- the board ----
 
 

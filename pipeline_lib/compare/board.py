@@ -160,6 +160,8 @@ def make(groups: Sequence[Group], params_file: Path) -> Board:
     Raises:
         UserError: The groups share no set.
     """
+    labels = [group.label for group in groups]
+    assert len(set(labels)) == len(labels), f"groups share a label, by which entries are found: {labels}"
     evaluate = config.load(params_file, "evaluate")
     board = Board(groups, Settings(evaluate.confidence, evaluate.bootstrap_samples, evaluate.seed))
     if not board.sets:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +36,19 @@ class Candidate:
 
     @property
     def configuration(self) -> dict[str, Any]:
-        """Everything but the seed and what is measured beside the numbers compared, as dotted keys."""
-        return {key: value for key, value in results.flat(self.parameters).items() if key not in APART}
+        """Everything but the seed and what is measured beside the numbers compared, as dotted keys.
+
+        What is null is left out, so that a key that older parameters lack is one that is null.
+        """
+        values = {key: _plain(value) for key, value in results.flat(self.parameters).items() if key not in APART}
+        return {key: value for key, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Group:
     """The seeds of one configuration."""
 
-    label: str  # what sets it apart from the other groups
+    label: str  # what sets it apart from the other groups; no two have the same
     varied: dict[str, Any]  # the parameters that do
     candidates: tuple[Candidate, ...]  # by seed
 
@@ -86,24 +91,30 @@ def group(candidates: Iterable[Candidate]) -> list[Group]:
     """Candidates by configuration, seeds together, labelled by the parameters in which the groups differ.
 
     Where one seed of a configuration gave two different models (other code, another machine), parameters do not tell
-    them apart: each candidate of it stands alone, under its own name.
+    them apart: each candidate of it stands alone, under its own name. Candidates of one name are numbered.
     """
     found: dict[str, dict[int, Candidate]] = {}
     clashes = set()
     candidates = list(candidates)
+    names = _numbered([candidate.name for candidate in candidates])
+    candidates = [replace(candidate, name=name) for candidate, name in zip(candidates, names, strict=True)]
     for candidate in candidates:
         key = artifacts.digest(candidate.configuration)
         twin = found.setdefault(key, {}).setdefault(candidate.seed, candidate)
         if twin.refined.results["weights_digest"] != candidate.refined.results["weights_digest"]:
             clashes.add(key)
-    members = [([seeds[seed] for seed in sorted(seeds)], "") for key, seeds in found.items() if key not in clashes]
-    alone = [c for c in candidates if artifacts.digest(c.configuration) in clashes]
-    members += [([candidate], f" ({candidate.name})") for candidate in alone]
-    varied = _varied([one[0] for one, _ in members])
-    return [
-        Group(_label(one[0], different) + suffix, different, tuple(one))
-        for (one, suffix), different in zip(members, varied, strict=True)
-    ]
+    members = [[seeds[seed] for seed in sorted(seeds)] for key, seeds in found.items() if key not in clashes]
+    members += [[c] for c in candidates if artifacts.digest(c.configuration) in clashes]
+    varied = _varied([one[0] for one in members])
+    labels = _labels([one[0] for one in members], varied)
+    return [Group(label, different, tuple(one)) for label, different, one in zip(labels, varied, members, strict=True)]
+
+
+def _plain(value: Any) -> Any:
+    """A value with whole numbers as such, also where they were written with a point."""
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _varied(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
@@ -116,6 +127,26 @@ def _varied(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
             if any(rival.configuration.get(key) != value for rival in rivals):
                 own[key] = value
         found.append(own)
+    return found
+
+
+def _labels(candidates: Sequence[Candidate], varied: Sequence[dict[str, Any]]) -> list[str]:
+    """A label for each; those that parameters do not tell apart get the candidate's name."""
+    labels = [_label(*one) for one in zip(candidates, varied, strict=True)]
+    named = [f"{label} ({one.name})" for label, one in zip(labels, candidates, strict=True)]
+    return _numbered([n if labels.count(label) > 1 else label for label, n in zip(labels, named, strict=True)])
+
+
+def _numbered(texts: Sequence[str]) -> list[str]:
+    """The texts, each that came before with a number.
+
+    >>> _numbered(["a", "b", "a"])
+    ['a', 'b', 'a 2']
+    """
+    found: list[str] = []
+    for text in texts:
+        tries = itertools.chain([text], (f"{text} {number}" for number in itertools.count(2)))
+        found.append(next(one for one in tries if one not in found))
     return found
 
 
