@@ -31,7 +31,8 @@ def run_command(*command: str, capture: bool = True) -> str:
             process.wait()
             raise
     if process.returncode:
-        reason = (errors or "see above").strip().splitlines()[-1]
+        said = (errors or "").strip().splitlines()
+        reason = said[-1] if said else f"exit code {process.returncode}"
         raise UserError(f"{' '.join(command).removeprefix(f'{sys.executable} -m ')}: {reason}")
     return output or ""
 

@@ -15,6 +15,7 @@ import pytest
 
 from pipeline_lib import artifacts, compare, page, recipes, revisions
 from pipeline_lib.compare import ablate, board
+from pipeline_lib.compare.__main__ import _folder as read_argument
 from pipeline_lib.compare.__main__ import main
 from pipeline_lib.errors import UserError
 from tests import example_results
@@ -256,6 +257,14 @@ def test_command_line_takes_named_folders(folders, tmp_path, capsys, monkeypatch
     assert max(len(line) for line in printed.splitlines()) <= 100
 
 
+def test_a_folder_may_have_an_equals_sign_in_its_name(folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folders / "refine-0", tmp_path / "runs/lr=5e-5")
+    assert read_argument("runs/lr=5e-5").name == "lr=5e-5"
+    named = read_argument("first=runs/lr=5e-5")
+    assert (named.name, named.refined.directory) == ("first", Path("runs/lr=5e-5/data/eval/refined"))
+
+
 def test_folder_without_an_evaluation_is_named(tmp_path):
     shutil.copy(ROOT / "params.yaml", tmp_path)
     with pytest.raises(UserError, match=r"data/eval/base/manifest\.json: no such file"):
@@ -269,8 +278,12 @@ def test_seeds():
     assert ablate.parse_seeds("0..2") == [0, 1, 2]
     assert ablate.parse_seeds("4") == [4]
     assert ablate.parse_seeds("3,1") == [3, 1]
+    assert ablate.parse_seeds("2..2") == [2]
+    assert ablate.parse_seeds("1,0,01,0") == [1, 0]
     with pytest.raises(UserError, match="--seeds"):
         ablate.parse_seeds("0-2")
+    with pytest.raises(UserError, match=r"--seeds: 2\.\.0 holds no seed; write 0\.\.2"):
+        ablate.parse_seeds("2..0")
 
 
 OF_THE_USER = {  # parameters of somebody with a GPU, a server and other habits
@@ -400,12 +413,15 @@ def test_plan_is_told_with_what_is_there():
 
 @pytest.fixture
 def dvc(monkeypatch):
-    """The commands that would run, with `there` by name before and `made` after; a command with `failing` fails."""
+    """The commands that would run, with `there` by name before and `made` after (None: made but not listed); a command
+    with `failing` fails.
+    """
     fake = SimpleNamespace(commands=[], there={}, made={}, failing="nothing")
 
     def run_dvc(*arguments, capture=True):
         fake.commands.append(" ".join(arguments))
-        fake.there |= {name: fake.made.get(name, ablate.Found("3" * 40, [])) for name in arguments[4:5]}
+        made = {name: fake.made.get(name, ablate.Found("3" * 40, [])) for name in arguments[4:5]}
+        fake.there |= {name: found for name, found in made.items() if found}
         if fake.failing in arguments:
             raise UserError("failed")
 
@@ -431,6 +447,23 @@ def test_the_grid_stops_where_parameters_or_code_changed_under_it(dvc):
     with pytest.raises(UserError, match=r"contrastive-seed0: got refine.epochs=2, .* run this again"):
         ablate.run(ROOT / "params.yaml", ROOT / "ablations", [0])
     assert "contrastive-seed0" in dvc.commands[-1]
+
+
+def test_the_grid_stops_where_another_commit_was_made_under_it(dvc):
+    """The experiment ran, but belongs to the commit before."""
+    dvc.made = {"contrastive-seed0": None}
+    with pytest.raises(UserError, match=r"contrastive-seed0: .* not among .* current commit.*run this again"):
+        ablate.run(ROOT / "params.yaml", ROOT / "ablations", [0])
+    assert "contrastive-seed0" in dvc.commands[-1]
+
+
+@pytest.mark.parametrize(
+    ("printed", "reason"), [("", "exit code 3"), ("\n  \n", "exit code 3"), ("first\nlast\n", "last")]
+)
+def test_a_command_that_fails_is_told_by_its_last_line(printed, reason):
+    code = f"import sys; sys.stderr.write({printed!r}); sys.exit(3)"
+    with pytest.raises(UserError, match=rf": {reason}$"):
+        revisions.run_command(sys.executable, "-c", code)
 
 
 # ---- real DVC ----

@@ -55,7 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _folder(argument: str) -> candidates.Candidate:
-    name, _, path = argument.rpartition("=")
+    """`DIR` or `NAME=DIR`, where both may hold `=`: the longest DIR that is there."""
+    splits = [("", argument), *((argument[:at], argument[at + 1 :]) for at, c in enumerate(argument) if c == "=")]
+    name, path = next((split for split in splits if Path(split[1]).is_dir()), splits[-1])
     return compare.read_folder(name or Path(path).resolve().name, Path(path))
 
 

@@ -47,19 +47,22 @@ class Found:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """`0`, `0,1,5` or `0..2` as whole numbers.
+    """`0`, `0,1,5` or `0..2` as whole numbers, each once.
 
     >>> parse_seeds("0..2"), parse_seeds("3,1")
     ([0, 1, 2], [3, 1])
 
     Raises:
-        UserError: It is none of these.
+        UserError: It is none of these, or a range that holds none.
     """
     if found := re.fullmatch(r"(\d+)\.\.(\d+)", text):
-        return list(range(int(found[1]), int(found[2]) + 1))
+        first, last = int(found[1]), int(found[2])
+        if first > last:
+            raise UserError(f"--seeds: {text} holds no seed; write {last}..{first}")
+        return list(range(first, last + 1))
     if not re.fullmatch(r"\d+(,\d+)*", text):
         raise UserError(f"--seeds: {text!r} is neither like 0, nor 0,1,5, nor 0..2")
-    return [int(seed) for seed in text.split(",")]
+    return list(dict.fromkeys(int(seed) for seed in text.split(",")))
 
 
 # ---- the plan ----
@@ -223,16 +226,26 @@ def run(params_file: Path, folder: Path, seeds: Sequence[int]) -> list[str]:
 
 
 def _execute(planned: Planned, outdated: Found | None) -> bool:
-    """Run one experiment; whether it succeeded."""
+    """Run one experiment; whether it succeeded.
+
+    Raises:
+        UserError: Parameters, code or commit changed meanwhile.
+    """
     if outdated:
         run_dvc("exp", "rename", planned.name, _kept(planned.name, outdated))
     try:
         run_dvc("exp", "run", "--temp", "--name", planned.name, *_arguments(planned.changes), capture=False)
     except UserError:
         return False
-    if found := look([planned])[planned.name].differences:
+    made = look([planned]).get(planned.name)
+    if made is None:
         raise UserError(
-            f"{planned.name}: got {', '.join(found)}, which changed after the plan was made; run this again"
+            f"{planned.name}: ran, but is not among the experiments of the current commit: another was made or checked "
+            "out meanwhile; stay on it or go back (`git log`), and run this again"
+        )
+    if made.differences:
+        raise UserError(
+            f"{planned.name}: got {', '.join(made.differences)}, which changed after the plan was made; run this again"
         )
     return True
 
