@@ -370,6 +370,9 @@ def test_rows_may_leave_a_column_empty(served):
         ({"image": [picture()]}, {"classes": ["a"], "templates": ["no place"]}, "needs {} once"),
         ({"text": ["a"]}, {"classes": ["a"]}, "every row needs `image`"),
         ({"text": [None]}, {}, "no `image` and no `text`"),
+        ({"image": pd.Series([], dtype=object)}, {}, "no `image` and no `text`"),
+        ({"image": pd.Series([], dtype=object)}, {"classes": ["a"]}, "no `image` and no `text`"),
+        ({"image": [None]}, {"classes": ["a"]}, "no `image` and no `text`"),
     ],
 )
 def test_requests_that_cannot_be_answered_are_refused(served, table, params, message):

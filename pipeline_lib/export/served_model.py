@@ -52,6 +52,8 @@ class ServedClip(mlflow.pyfunc.PythonModel):
         params = params or {}
         images, texts = (_given(model_input, name) for name in ("image", "text"))
         classes, templates = list(params.get("classes", [])), list(params.get("templates", []))
+        if not images and not texts:
+            raise _refuse("no `image` and no `text` in any row")
         if classes:
             return self._classify(model_input, images, texts, classes, templates)
         unit = bool(params.get("normalize", True))
@@ -60,8 +62,6 @@ class ServedClip(mlflow.pyfunc.PythonModel):
             columns["image_embedding"] = self._spread(model_input, images, self.embed_images, unit)
         if "text" in model_input:
             columns["text_embedding"] = self._spread(model_input, texts, self.embed_texts, unit)
-        if not images and not texts:
-            raise _refuse("no `image` and no `text` in any row")
         return pd.DataFrame(columns, index=model_input.index)
 
     def embed_images(self, images: Sequence[bytes]) -> torch.Tensor:
