@@ -465,7 +465,7 @@ def build(
             measured["weight_displacement"],
         )
     if world.is_main:
-        digest = _publish(refiner, paths, manifest["digest"])
+        digest = _publish(refiner, paths, manifest["digest"], blocks[settings.recipe])
     world.barrier()
     return {"digest": digest, "metrics": measured} if world.is_main else {}
 
@@ -495,8 +495,20 @@ def _write_trained_on(refiner: Refiner, before: Path, target: Path) -> None:
     artifacts.write_jsonl(target, itertools.chain(known, ({"key": e.key, "sha256": e.sha256} for e in entries)))
 
 
-def _publish(refiner: Refiner, paths: config.Paths, cache_digest: str) -> str:
+def _made_with(settings: config.Refine, block: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that decide the weights, in the places that they have in params.yaml."""
+    deciding = {key: value for key, value in dataclasses.asdict(settings).items() if key != "step0_tolerance"}
+    return {"refine": deciding, "recipes": {settings.recipe: block}}
+
+
+def _publish(refiner: Refiner, paths: config.Paths, cache_digest: str, block: Mapping[str, Any]) -> str:
     """Save the student, load it back, compare features, write the manifest, move it to `paths.refined`.
+
+    Args:
+        refiner: After its last step.
+        paths: Where base and result are.
+        cache_digest: Of the teacher cache.
+        block: The recipe's own parameters, as in params.yaml.
 
     Raises:
         UserError: The saved model differs, or MLflow is required and failed: then the last step has a checkpoint.
@@ -515,7 +527,8 @@ def _publish(refiner: Refiner, paths: config.Paths, cache_digest: str) -> str:
     _write_trained_on(refiner, paths.base / artifacts.TRAINED_ON, target / artifacts.TRAINED_ON)
     origin = {k: v for k, v in student.facts.items() if k not in saved.facts}
     facts = {**origin, **saved.facts, "refined_from": student.facts["weights_digest"]}
-    digest = artifacts.write_manifest(target, "refine", model=facts, recipe=refiner.settings.recipe, cache=cache_digest)
+    made_with = _made_with(refiner.settings, block)
+    digest = artifacts.write_manifest(target, "refine", model=facts, parameters=made_with, cache=cache_digest)
     artifacts.publish(target, paths.refined)
     shutil.rmtree(refiner.work)
     return digest

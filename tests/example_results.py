@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from pipeline_lib import artifacts, config, evaluation, shards
+from pipeline_lib import artifacts, config, evaluation, results, shards
 from pipeline_lib.distributed import World
 from pipeline_lib.evaluation import EmbeddedSet, EmbeddedTask, scoring
 from pipeline_lib.evaluation.run import Inputs
@@ -72,7 +72,7 @@ def build(root: Path, *, gain=1.0, loss=1.0, with_captions=True, with_task=True,
                 for x in settings.wise_ft
             ]
         evaluation.write(found, data / "eval" / model, data / "eval" / f"{model}.json")
-    write_models(data, seed, refined)
+    write_models(data, refined, results.read_parameters(params_file))
 
 
 def embed(part, gain, loss, luck):
@@ -119,7 +119,7 @@ def digest(model):
     return artifacts.sha256_bytes(model.encode())
 
 
-def write_models(data, seed, refined):
+def write_models(data, refined, parameters):
     """Folders of base, refined and teacher: manifests and history, no weights."""
     facts = {
         "source": {"source": "demo"},
@@ -127,7 +127,7 @@ def write_models(data, seed, refined):
         "embed_dim": WIDTH,
         "config_digest": digest("config"),
     }
-    noise = np.random.default_rng(seed).normal(size=8).tolist()
+    noise = np.random.default_rng(parameters["refine"]["seed"]).normal(size=8).tolist()
     rows = [
         {"step": i, "epoch": 0, "loss": 5 - i / 9, "hycd_loss": 3 - i / 9 + x / 9, "rafa_loss": 2 - x / 9}
         for i, x in enumerate(noise)
@@ -139,9 +139,11 @@ def write_models(data, seed, refined):
         ("teacher", "cache_teacher", "base"),
     ):
         (data / folder).mkdir()
+        made_with = {}
         if stage == "refine":
             (data / folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        artifacts.write_manifest(data / folder, stage, model={**facts, "weights_digest": digest(model)})
+            made_with = {"parameters": {name: parameters[name] for name in ("refine", "recipes")}}
+        artifacts.write_manifest(data / folder, stage, model={**facts, "weights_digest": digest(model)}, **made_with)
 
 
 def write_part(directory, size, *, with_captions, with_task):

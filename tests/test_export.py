@@ -244,6 +244,24 @@ def test_a_model_that_was_not_the_evaluated_one_is_refused(evaluated, tmp_path):
             subject()
 
 
+def test_a_recipe_rate_or_seed_that_did_not_make_the_weights_is_refused(evaluated, tmp_path):
+    """params.yaml was edited after the evaluation, and `dvc repro` was not run."""
+    with inside(shutil.copytree(evaluated, tmp_path / "edited")) as folder:
+        for changes, said in (
+            ({"refine__learning_rate": 0.5, "refine__seed": 7}, "refine.seed is 7, was 0; refine.learning_rate is 0.5"),
+            ({"refine__recipe": "hycd"}, "refine.recipe is hycd, was clip_refine"),
+            ({"recipes__clip_refine__alpha": 0.25}, "recipes.clip_refine.alpha is 0.25, was 0.5"),
+        ):
+            tiny_project.write_params(folder, evaluate__wise_ft=WISE_FT, **changes)
+            for mix in (None, 0.5):
+                with pytest.raises(UserError, match=rf"params\.yaml: .*{said}.*run `dvc repro`"):
+                    subject(mix=mix)
+        tiny_project.write_params(
+            folder, evaluate__wise_ft=WISE_FT, refine__step0_tolerance=0.5, recipes__hycd__alpha=0.25
+        )
+        card.render(subject(mix=0.5), "mix")
+
+
 # ---- the card ----
 
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipeline_lib import artifacts, figures, page, provenance, report, results, tracking
+from pipeline_lib import artifacts, config, figures, page, provenance, report, results, tracking
 from pipeline_lib.errors import UserError
 from pipeline_lib.page import Gallery, Table
 from pipeline_lib.report import pictures, tables, verdict
@@ -242,6 +242,55 @@ def test_other_pictures_than_those_evaluated_are_refused(tmp_path, monkeypatch):
     facts = {key: value for key, value in manifest.items() if key not in {"stage", "files", "digest", "source"}}
     artifacts.write_manifest(path, "shard", **facts, source={"format": "jsonl"})
     with pytest.raises(UserError, match="data/eval/base: `eval` is not what lies in data/shards/eval"):
+        read(tmp_path, monkeypatch)
+
+
+PRIOR = {"kind": "normal", "mean": 0, "std": 1, "shared": True, "decay": "none"}
+
+
+def change(root, **changes):
+    """params.yaml of `root` with other values of `refine`, or of the recipe's block."""
+    params = config.read_params(root / "params.yaml")
+    for key, value in changes.items():
+        block = params["refine"] if key in params["refine"] else params["recipes"]["clip_refine"]
+        assert key in block
+        block[key] = value
+    (root / "params.yaml").write_text(yaml.safe_dump(params))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seed": 7}, "refine.seed is 7, was 0"),
+        ({"learning_rate": 0.5, "epochs": 3}, "refine.epochs is 3, was 1; refine.learning_rate is 0.5, was 5e-05"),
+        ({"betas": [0.9, 0.98]}, r"refine.betas is \[0.9, 0.98\], was \[0.9, 0.999\]"),
+        ({"alpha": 0.25}, "recipes.clip_refine.alpha is 0.25, was 0.5"),
+        ({"prior": {**PRIOR, "kind": "uniform"}}, "recipes.clip_refine.prior.kind is uniform, was normal"),
+        ({"recipe": "hycd"}, "refine.recipe is hycd, was clip_refine"),
+    ],
+)
+def test_parameters_that_did_not_make_the_refined_model_are_refused(tmp_path, monkeypatch, changes, said):
+    example_results.write(tmp_path)
+    change(tmp_path, **changes)
+    message = rf"params\.yaml: not what made the weights in data/refined: .*{said}; run `dvc repro`"
+    with pytest.raises(UserError, match=message):
+        read(tmp_path, monkeypatch)
+
+
+def test_the_same_parameters_in_another_spelling_are_the_same(tmp_path, monkeypatch):
+    example_results.write(tmp_path)
+    change(tmp_path, rafa_weight=1, alpha=0.50, eps=0.00000001, prior=PRIOR)
+    assert read(tmp_path, monkeypatch).parameters["recipes"]["clip_refine"]["rafa_weight"] == 1
+
+
+def test_an_older_refined_model_is_held_against_its_recipe_alone(tmp_path, monkeypatch):
+    example_results.write(tmp_path)
+    folder = tmp_path / "data/refined"
+    artifacts.write_manifest(folder, "refine", model=artifacts.read_manifest(folder)["model"], recipe="clip_refine")
+    change(tmp_path, seed=7)
+    assert read(tmp_path, monkeypatch).parameters["refine"]["seed"] == 7
+    change(tmp_path, recipe="hycd")
+    with pytest.raises(UserError, match=r"refine\.recipe is hycd, was clip_refine; run"):
         read(tmp_path, monkeypatch)
 
 

@@ -147,6 +147,10 @@ def test_history_and_result(cached):
     assert manifest["model"]["refined_from"] == clip.facts["weights_digest"]
     assert manifest["model"]["weights_digest"] == mine.facts["weights_digest"] != clip.facts["weights_digest"]
     assert mine.facts["logit_scale"] == clip.facts["logit_scale"]  # frozen by default
+    params = config.read_params(cached / "params.yaml")
+    made_with = {key: value for key, value in params["refine"].items() if key != "step0_tolerance"}
+    assert manifest["parameters"]["refine"] == made_with
+    assert manifest["parameters"]["recipes"] == {"clip_refine": params["recipes"]["clip_refine"]}
     trained_on = [
         json.loads(line)["key"] for line in (cached / "data/refined/trained_on.jsonl").read_text().splitlines()
     ]

@@ -73,7 +73,8 @@ def read(params_file: Path) -> Inputs:
     """Read what the stages before have written, as `paths` says.
 
     Raises:
-        UserError: Something is missing, or what was evaluated is not what lies in `paths.base` and `paths.refined`.
+        UserError: Something is missing, what was evaluated is not what lies in `paths.base` and `paths.refined`, or
+            params.yaml is not what the refined model was made with.
     """
     paths, evaluate, shown = (config.load(params_file, name) for name in ("paths", "evaluate", "report"))
     base, refined = (Evaluation(paths.eval / name) for name in ("base", "refined"))
@@ -84,6 +85,12 @@ def read(params_file: Path) -> Inputs:
             raise UserError(
                 f"{evaluation.directory}: evaluated other weights than those in {folders[stage]}; dvc repro"
             )
+    parameters = results.read_parameters(params_file)
+    if found := differences(manifests["refine"], parameters):
+        raise UserError(
+            f"{params_file}: not what made the weights in {paths.refined}: {'; '.join(found)}; run `dvc repro`, or put "
+            "the former values back"
+        )
     parts = {name: shards.read_part(paths.shards / name) for name in refined.sets}
     for evaluation in (base, refined):
         for name, part in parts.items():
@@ -95,11 +102,23 @@ def read(params_file: Path) -> Inputs:
         history=list(artifacts.read_jsonl(paths.refined / artifacts.HISTORY)),
         parts=parts,
         manifests=manifests,
-        parameters=results.read_parameters(params_file),
+        parameters=parameters,
         evaluate=Settings(evaluate.confidence, evaluate.bootstrap_samples, evaluate.seed),
         num_examples=shown.num_examples,
         title=shown.title,
     )
+
+
+def differences(refined: Mapping[str, Any], parameters: Mapping[str, Any]) -> list[str]:
+    """What `parameters` say otherwise than those that made the refined model, a key each with both values.
+
+    Args:
+        refined: Manifest of the refined model; an older one knows the recipe's name and no more.
+        parameters: The sections of params.yaml that decide results.
+    """
+    made_with = results.flat(refined.get("parameters") or {"refine": {"recipe": refined["recipe"]}})
+    now = results.flat(parameters)
+    return [f"{key} is {now[key]}, was {was}" for key, was in made_with.items() if key in now and now[key] != was]
 
 
 def steps(history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
