@@ -471,6 +471,29 @@ def test_a_command_that_fails_is_told_by_its_last_line(printed, reason):
 STAGE = "import sys; from pathlib import Path; from tests import example_results; example_results.build(Path())"
 
 
+def test_data_that_an_experiment_would_lack_are_refused_before_the_first(tmp_path, monkeypatch):
+    """DVC copies to an experiment's folder what git or itself has: tracked, added to DVC, or elsewhere is well."""
+    monkeypatch.chdir(tmp_path)
+    subprocess.run(["git", "init", "-q"], check=True)
+    params = tmp_path / "params.yaml"
+    shutil.copyfile(ROOT / "params.yaml", params)
+    text = params.read_text()
+    assert "root: data/openmoji" in text
+    ablate.check_inputs(params)  # what is not there at all is for the stage to say
+    (tmp_path / "data/openmoji").mkdir(parents=True)
+    (tmp_path / "data/openmoji/mine.jpg").touch()
+    with pytest.raises(UserError, match=r"data\.root `data/openmoji` .*\(data/openmoji/mine\.jpg\).*absolute path"):
+        ablate.check_inputs(params)
+    (tmp_path / "data/openmoji.dvc").touch()
+    ablate.check_inputs(params)
+    (tmp_path / "data/openmoji.dvc").unlink()
+    params.write_text(text.replace("root: data/openmoji", f"root: {tmp_path}/data/openmoji"))
+    ablate.check_inputs(params)
+    params.write_text(text)
+    subprocess.run(["git", "add", "data"], check=True)
+    ablate.check_inputs(params)
+
+
 @pytest.fixture
 def dvc_project(tmp_path, monkeypatch):
     """A git and DVC repository with one stage that makes data/eval from params.yaml."""

@@ -26,6 +26,7 @@ from pipeline_lib.revisions import current_experiments, open_revision, run_comma
 
 NAMED = "# Differs from params.yaml in: "  # begins an ablation; then its keys
 FREE = ("refine.", "recipes.")  # what an ablation may set and still share base, shards and teacher cache
+INPUTS = ("data.root", "data.evaluation_root", "base.path", "cache_teacher.teacher")  # may be paths of the user
 CODE = ("dvc.yaml", "stages", "pipeline_lib", ":!pipeline_lib/compare")  # git's names of what makes results
 
 
@@ -209,9 +210,10 @@ def run(params_file: Path, folder: Path, seeds: Sequence[int]) -> list[str]:
     """Say what is planned, run what is missing, and return the names of all experiments planned.
 
     Raises:
-        UserError: DVC refused, or an experiment failed.
+        UserError: DVC refused, an experiment failed, or it would lack its data.
     """
     planned, notes = plan(params_file, folder, seeds)
+    check_inputs(params_file)
     found = look(planned)
     print("\n\n".join([describe(planned, found), *notes]), flush=True)
     missing = [one for one in planned if one.name not in found or found[one.name].differences]
@@ -223,6 +225,27 @@ def run(params_file: Path, folder: Path, seeds: Sequence[int]) -> list[str]:
     if failed:
         raise UserError(f"{', '.join(failed)}: failed, as said above; correct the cause, then run this again")
     return [one.name for one in planned]
+
+
+def check_inputs(params_file: Path) -> None:
+    """Refuse data and weights that a temporary folder would lack: DVC copies there what git or itself has.
+
+    Raises:
+        UserError: A relative path holds files that neither has.
+    """
+    params = results.flat(config.read_params(params_file))
+    for key in INPUTS:
+        value = params.get(key)
+        if not isinstance(value, str) or Path(value).is_absolute() or not Path(value).exists():
+            continue
+        path = Path(value)
+        if any(place.with_name(f"{place.name}.dvc").is_file() for place in (path, *path.parents) if place.name):
+            continue
+        if unknown := run_command("git", "ls-files", "--others", "--", value).splitlines():
+            raise UserError(
+                f"{params_file}: {key} `{value}` holds files that git does not have ({unknown[0]}), and experiments "
+                f"run in a copy of what git and DVC have; write an absolute path, or `dvc add {value}` and commit"
+            )
 
 
 def _execute(planned: Planned, outdated: Found | None) -> bool:
