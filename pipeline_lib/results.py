@@ -38,6 +38,30 @@ def read_parameters(params_file: Path) -> dict[str, Any]:
     return {**parameters, "recipes": {recipe: config.raw_section(params_file, "recipes").get(recipe)}}
 
 
+def check_parameters(
+    params_file: Path, parameters: Mapping[str, Any], refined: Path, manifest: Mapping[str, Any]
+) -> None:
+    """Refuse parameters that are not those which made the refined model.
+
+    Args:
+        params_file: params.yaml, for the message.
+        parameters: What `read_parameters` gave.
+        refined: Folder of the refined model, for the message.
+        manifest: That of the refined model; an older one knows the recipe's name and no more.
+
+    Raises:
+        UserError: They differ; names each key with both values.
+    """
+    made_with = flat(manifest.get("parameters") or {"refine": {"recipe": manifest["recipe"]}})
+    now = flat(parameters)
+    found = [f"{key} is {now[key]}, was {was}" for key, was in made_with.items() if key in now and now[key] != was]
+    if found:
+        raise UserError(
+            f"{params_file}: not what made the weights in {refined}: {'; '.join(found)}; run `dvc repro`, or put the "
+            "former values back"
+        )
+
+
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as dotted keys: {"a": {"b": 1}} -> {"a.b": 1}."""
     result: dict[str, Any] = {}

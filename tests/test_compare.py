@@ -471,6 +471,17 @@ def test_a_command_that_fails_is_told_by_its_last_line(printed, reason):
 STAGE = "import sys; from pathlib import Path; from tests import example_results; example_results.build(Path())"
 
 
+def test_a_folder_whose_parameters_were_changed_after_its_run_is_refused(tmp_path):
+    example_results.write(tmp_path)
+    assert compare.read_folder("mine", tmp_path).seed == 0
+    params = tmp_path / "params.yaml"
+    text = params.read_text()
+    assert text.count("recipe: clip_refine\n") == 1
+    params.write_text(text.replace("recipe: clip_refine\n", "recipe: hycd\n"))
+    with pytest.raises(UserError, match=r"params\.yaml: not what made .*refine\.recipe is hycd, was clip_refine"):
+        compare.read_folder("mine", tmp_path)
+
+
 def test_data_that_an_experiment_would_lack_are_refused_before_the_first(tmp_path, monkeypatch):
     """DVC copies to an experiment's folder what git or itself has: tracked, added to DVC, or elsewhere is well."""
     monkeypatch.chdir(tmp_path)

@@ -57,12 +57,15 @@ def read_folder(name: str, root: Path) -> Candidate:
     """An evaluated project folder: params.yaml and the evaluations that its `paths.eval` names.
 
     Raises:
-        UserError: Something is missing.
+        UserError: Something is missing, or params.yaml is not what the refined model was made with.
     """
     params_file = root / "params.yaml"
-    evaluations = root / config.load(params_file, "paths").eval
-    base, refined = (Evaluation(evaluations / model) for model in ("base", "refined"))
-    return Candidate(name, results.read_parameters(params_file), base, refined)
+    paths, parameters = config.load(params_file, "paths"), results.read_parameters(params_file)
+    refined = root / paths.refined
+    if (refined / artifacts.MANIFEST).is_file():  # a revision's evaluation comes without
+        manifest = artifacts.read_manifest(refined, stage="refine")
+        results.check_parameters(params_file, parameters, paths.refined, manifest)
+    return Candidate(name, parameters, *(Evaluation(root / paths.eval / model) for model in ("base", "refined")))
 
 
 def read_revisions(revisions: Sequence[str], scratch: Path) -> list[Candidate]:

@@ -86,11 +86,7 @@ def read(params_file: Path) -> Inputs:
                 f"{evaluation.directory}: evaluated other weights than those in {folders[stage]}; dvc repro"
             )
     parameters = results.read_parameters(params_file)
-    if found := differences(manifests["refine"], parameters):
-        raise UserError(
-            f"{params_file}: not what made the weights in {paths.refined}: {'; '.join(found)}; run `dvc repro`, or put "
-            "the former values back"
-        )
+    results.check_parameters(params_file, parameters, paths.refined, manifests["refine"])
     parts = {name: shards.read_part(paths.shards / name) for name in refined.sets}
     for evaluation in (base, refined):
         for name, part in parts.items():
@@ -107,18 +103,6 @@ def read(params_file: Path) -> Inputs:
         num_examples=shown.num_examples,
         title=shown.title,
     )
-
-
-def differences(refined: Mapping[str, Any], parameters: Mapping[str, Any]) -> list[str]:
-    """What `parameters` say otherwise than those that made the refined model, a key each with both values.
-
-    Args:
-        refined: Manifest of the refined model; an older one knows the recipe's name and no more.
-        parameters: The sections of params.yaml that decide results.
-    """
-    made_with = results.flat(refined.get("parameters") or {"refine": {"recipe": refined["recipe"]}})
-    now = results.flat(parameters)
-    return [f"{key} is {now[key]}, was {was}" for key, was in made_with.items() if key in now and now[key] != was]
 
 
 def steps(history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
