@@ -25,6 +25,7 @@ from pipeline_lib.errors import UserError
 
 STAGE = "shard"
 TRAINING_PARTS = ("refine", "val")  # what `cache_teacher` and `refine` read: never evaluated on, nor their pictures
+LEARNED_FROM = ("base", "refine")  # parts that models are trained on: nothing is chosen there
 
 
 def key_digest(key: str) -> bytes:

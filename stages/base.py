@@ -5,13 +5,14 @@ Reads section `base` (and, for the demo base, part `base` of the source data); w
 
 from pathlib import Path
 
-from pipeline_lib import artifacts, base, config, runtime, tracking
+from pipeline_lib import artifacts, base, config, precheck, runtime, tracking
 
 SECTIONS = ("paths", "data", "base", "runtime", "tracking")
 
 
 def main(params_file: Path = Path("params.yaml")) -> None:
     """Write the base model and its manifest."""
+    precheck.check(params_file)
     paths, data, settings, how = (config.load(params_file, name) for name in SECTIONS[:4])
     seed = settings.demo.seed if settings.demo else 0  # published weights are not drawn
     runtime.prepare(seed=seed, num_threads=how.num_threads, deterministic=how.deterministic)

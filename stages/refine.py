@@ -8,7 +8,7 @@ The recipe's loss on part `val` is logged before the first step and after the la
 
 from pathlib import Path
 
-from pipeline_lib import artifacts, config, distributed, provenance, tracking, training
+from pipeline_lib import artifacts, config, distributed, precheck, provenance, tracking, training
 from pipeline_lib.runtime import prepare, run_stage
 
 SECTIONS = ("paths", "cache_teacher", "refine", "recipes", "runtime", "tracking")
@@ -16,6 +16,7 @@ SECTIONS = ("paths", "cache_teacher", "refine", "recipes", "runtime", "tracking"
 
 def main(params_file: Path = Path("params.yaml")) -> None:
     """Check the cache against the student, run the loop, save, load back and compare."""
+    precheck.check(params_file)
     how = config.load(params_file, "runtime")
     paths, settings, cache = (config.load(params_file, name) for name in ("paths", "refine", "cache_teacher"))
     blocks = config.raw_section(params_file, "recipes")

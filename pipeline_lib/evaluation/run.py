@@ -33,10 +33,9 @@ from pipeline_lib.evaluation.embedding import EmbeddedSet, Embedder, labels
 from pipeline_lib.evaluation.forgetting import Labelled
 from pipeline_lib.evaluation.scoring import Block, Items, Stopwatch
 from pipeline_lib.features import l2_normalize
-from pipeline_lib.shards import TRAINING_PARTS, Part, read_part
+from pipeline_lib.shards import LEARNED_FROM, TRAINING_PARTS, Part, read_part
 
 log = logging.getLogger(__name__)
-LEARNED_FROM = ("base", "refine")  # parts that models are trained on: nothing is chosen there
 COMMON_ITEMS = ("text_image_index", ".label", ".image_index")  # per-item arrays that every variant has alike
 CENTRING_SAMPLES = 4096  # pictures that the means are taken over: as much work as one evaluation set, at most
 LIKE_BASE = ("preprocess", "quick_gelu", "tokenizer_digest", "config_digest")  # refinement changes weights only

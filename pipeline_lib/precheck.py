@@ -1,0 +1,54 @@
+"""What is wrong with params.yaml as a whole, said before any work: every section, and what they say of one another.
+
+Each stage loads its own sections, so that a mistake in a late one would be found only after the epoch. Stages `base`
+and `refine` ask here first.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline_lib import config, recipes
+from pipeline_lib.errors import UserError
+from pipeline_lib.shards import LEARNED_FROM, TRAINING_PARTS
+
+
+def check(params_file: Path) -> None:
+    """Refuse what a later stage would refuse, as far as it can be told without data.
+
+    A stage may read sections here that dvc.yaml does not list for it: they only stop it, and change nothing it makes.
+
+    Args:
+        params_file: params.yaml.
+
+    Raises:
+        UserError: A section does not load, the recipe cannot be built, or parts and evaluation do not fit together.
+    """
+    sections = {name: config.load(params_file, name) for name in config.SECTIONS}
+    recipes.build(sections["refine"].recipe, config.raw_section(params_file, "recipes"), str(params_file))
+    _check_parts(sections["data"], sections["evaluate"].selection, params_file)
+    prompt = sections["evaluate"].prompt
+    if prompt.count("{}") != 1:
+        raise UserError(f"{params_file}: evaluate.prompt: {prompt!r} must hold {{}} once, for the class name")
+
+
+def _check_parts(data: config.Data, selection: str, params_file: Path) -> None:
+    parts = [part for part, share in data.parts.items() if share != 0]
+    if "refine" not in parts:
+        raise UserError(
+            f"{params_file}: data.parts.refine: missing; training takes the part of this name, and there are only "
+            f"{', '.join(parts) or 'none'}; add it (`refine: 0.8`)"
+        )
+    names = [*parts, *data.evaluation]
+    free = [name for name in names if name not in LEARNED_FROM]
+    if selection not in free:
+        why = "models are trained on" if selection in names else "there is no part or set"
+        raise UserError(
+            f"{params_file}: evaluate.selection: {why} `{selection}`; name one that none is trained on: "
+            f"{', '.join(free) or 'add `val: 0.1` to data.parts'}"
+        )
+    if not set(names) - {*LEARNED_FROM, *TRAINING_PARTS, selection}:
+        raise UserError(
+            f"{params_file}: data.parts: nothing to evaluate on; beside refine, val and the selection part add a part "
+            "(`eval: 0.2`), or a set to data.evaluation"
+        )
