@@ -44,6 +44,7 @@ import open_clip.transform
 import open_clip.transformer
 import safetensors
 import safetensors.torch
+import timm.models
 import torch
 from PIL import Image
 from torch import nn
@@ -301,32 +302,45 @@ class Clip:
     def lock_image(self, unlocked_groups: int) -> None:
         """Freeze the image tower but its last groups, counted as open_clip does.
 
+        Its own ViTs have a group per layer, one of what comes before and one of the projection; timm's as timm counts.
+
         Raises:
-            UserError: The tower can only be frozen whole.
+            UserError: The tower can only be frozen whole, or has fewer groups.
         """
-        if unlocked_groups and isinstance(self.module.visual, open_clip.modified_resnet.ModifiedResNet):
+        visual = self.module.visual
+        if unlocked_groups and isinstance(visual, open_clip.modified_resnet.ModifiedResNet):
             raise UserError(
                 f"refine.lock_image_unlocked_groups: {unlocked_groups}, but open_clip's ResNet towers lock whole; set 0"
             )
-        self.module.visual.lock(unlocked_groups=unlocked_groups)
+        if unlocked_groups:
+            if isinstance(visual, open_clip.timm_model.TimmModel):
+                groups = 1 + max(timm.models.group_parameters(visual.trunk, visual.trunk.group_matcher()))
+            else:
+                groups = len(visual.transformer.resblocks) + 2
+            _check_unlocked("refine.lock_image_unlocked_groups", unlocked_groups, groups)
+        visual.lock(unlocked_groups=unlocked_groups)
 
     def lock_text(self, unlocked_layers: int) -> None:
         """Freeze the text tower but its last layers, counted as open_clip does; a projection on top stays free.
 
-        For its own towers open_clip counts the projection as the first layer from the end. On Hugging Face towers its
-        `lock` fails for n > 0 (open_clip 3.3 looks for names that its table does not hold), so layers are found here.
+        For its own towers open_clip counts the projection as the first layer from the end, and the embeddings as the
+        last. On Hugging Face towers its `lock` fails for n > 0 (open_clip 3.3 looks for names that its table does not
+        hold), so layers are found here.
 
         Raises:
             UserError: The tower has fewer layers.
         """
+        key = "refine.lock_text_unlocked_layers"
         if not (unlocked_layers and isinstance(self._text, open_clip.hf_model.HFTextEncoder)):
+            if unlocked_layers:
+                projections = int(self._text.text_projection is not None)
+                _check_unlocked(key, unlocked_layers, len(self._text.transformer.resblocks) + 1 + projections)
             lock = self.module.lock_text_tower if self._text is self.module else self._text.lock  # CoCa has the latter
             lock(unlocked_layers=unlocked_layers)
             return
         self._text.transformer.requires_grad_(False)
         layers = self._hf_layers()
-        if unlocked_layers > len(layers):
-            raise UserError(f"refine.lock_text_unlocked_layers: {unlocked_layers}, but the tower has {len(layers)}")
+        _check_unlocked(key, unlocked_layers, len(layers))
         for layer in layers[-unlocked_layers:]:
             layer.requires_grad_(True)
 
@@ -366,6 +380,13 @@ class Clip:
         image = ("visual.proj", "visual.head.", "visual.attnpool.c_proj.")
         text = ("text_projection", "text.text_projection", "text.proj.")
         return [name for name, _ in self.module.named_parameters() if name.startswith(image + text)]
+
+
+def _check_unlocked(key: str, unlocked: int, there: int) -> None:
+    """Refuse to leave more parts of a tower unlocked than it has: open_clip would then train it whole."""
+    if unlocked > there:
+        lock = key.partition("_unlocked_")[0]
+        raise UserError(f"{key}: {unlocked}, but the tower has {there}; lower it, or set {lock} to false")
 
 
 def load(

@@ -264,6 +264,30 @@ def test_towers_of_coca_can_be_locked(side, layers, tower, open_parts, settings,
         trained(clip, settings, lock_image=True, lock_text=True)
 
 
+@pytest.mark.parametrize(
+    ("write", "side", "parts", "there"),
+    [
+        (write_tiny_clip, "image", "groups", 4),  # two layers, what comes before them, the projection
+        (write_tiny_clip, "text", "layers", 4),
+        (write_tiny_timm_clip, "image", "groups", 5),
+        (write_tiny_hf_clip, "text", "layers", 2),
+    ],
+)
+def test_more_parts_than_a_tower_has_are_refused(write, side, parts, there, settings, tmp_path):
+    """open_clip would train the whole tower."""
+    clip = model.load(write(tmp_path / "clip"))
+    everything = trained(clip, settings)
+    key = f"lock_{side}_unlocked_{parts}"
+    with pytest.raises(
+        UserError,
+        match=rf"^refine\.{key}: {there + 1}, but the tower has {there}; lower it, or set refine.lock_{side} to",
+    ):
+        trained(clip, settings, **{f"lock_{side}": True, key: there + 1})
+    found = trained(clip, settings, **{f"lock_{side}": True, key: there})
+    assert trained(clip, settings, **{f"lock_{side}": True, key: there - 1}) < found
+    assert found == everything or write is write_tiny_hf_clip  # whose embeddings stay locked
+
+
 def test_a_resnet_of_open_clip_is_locked_whole_or_not_at_all(settings, tmp_path):
     clip = custom(tmp_path / "clip", vision={"layers": [1, 1, 1, 1], "width": 8})
     assert not any(name.startswith("visual.") for name in trained(clip, settings, lock_image=True))

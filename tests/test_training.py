@@ -367,10 +367,11 @@ def test_measuring_the_loss_on_val_leaves_the_run_as_it_is(sharded, values):
     found = []
     for held_out in ("val", "other"):
         parts = {"refine": 0.5, held_out: 0.2, "eval": 0.3}
-        write_params(sharded, data__parts=parts, **values)
+        changed = {"data__parts": parts, "evaluate__selection": held_out, **values}
+        write_params(sharded, **changed)
         for name in ("shard", "cache_teacher"):
             run_stage(name, sharded)
-        metrics = measured(sharded, data__parts=parts, **values)
+        metrics = measured(sharded, **changed)
         assert ({"val_loss_before", "val_loss_after"} <= metrics.keys()) == (held_out == "val")
         found.append((weights(sharded), history(sharded)))
     assert equal(found[0][0], found[1][0])
