@@ -161,7 +161,7 @@ def tower_features(
     owners: list[int] = []
     trained_on: list[dict[str, str]] = []
     bad: list[str] = []
-    for sample in runtime.progress(samples, label="decode", enabled=progress):
+    for sample in runtime.until_stopped(runtime.progress(samples, label="decode", enabled=progress)):
         try:
             data = sample.image.read()
             image = clip.decode(data, MAX_PIXELS)
@@ -192,7 +192,12 @@ def tower_features(
 def _embed_images(clip: model.Clip, pixels: list[torch.Tensor], progress: bool) -> torch.Tensor:
     starts = range(0, len(pixels), CHUNK)
     chunks = runtime.progress(starts, label="embed images", enabled=progress)
-    return torch.cat([clip.encode_image(torch.stack(pixels[i : i + CHUNK]).to(clip.device)).cpu() for i in chunks])
+    return torch.cat(
+        [
+            clip.encode_image(torch.stack(pixels[i : i + CHUNK]).to(clip.device)).cpu()
+            for i in runtime.until_stopped(chunks)
+        ]
+    )
 
 
 @torch.no_grad()
@@ -202,7 +207,10 @@ def _embed_texts(clip: model.Clip, captions: list[str], progress: bool) -> torch
     lengths = clip.text_lengths(token_ids)
     order = lengths.argsort(stable=True)
     chunks = runtime.progress(order.split(CHUNK), label="embed captions", enabled=progress)
-    features = [clip.encode_text(token_ids[rows, : int(lengths[rows].max())].to(clip.device)).cpu() for rows in chunks]
+    features = [
+        clip.encode_text(token_ids[rows, : int(lengths[rows].max())].to(clip.device)).cpu()
+        for rows in runtime.until_stopped(chunks)
+    ]
     return torch.cat(features)[order.argsort()]
 
 
@@ -237,7 +245,7 @@ def train_heads(pairs: Pairs, settings: config.DemoBase) -> Heads:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs * batches)
     captions = _captions_by_image(pairs.text_image_index, num_images)
     losses = []
-    for _ in range(settings.epochs):
+    for _ in runtime.until_stopped(range(settings.epochs)):
         order = torch.randperm(num_images, generator=generator)
         drawn = torch.stack([own[torch.randint(len(own), (), generator=generator)] for own in captions])
         total = 0.0

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from pipeline_lib import runtime
 from pipeline_lib.distributed import World
 from pipeline_lib.features import Inputs
 from pipeline_lib.sampling import caption_choice, epoch_order
@@ -100,4 +101,11 @@ def read_steps(
     epoch, done = divmod(step, plan.steps_per_epoch)
     batches = plan.batches(epoch)[done : done + plan.num_steps - step]
     steps = _Steps(part, batches, epoch, plan.seed, world)
-    return DataLoader(steps, batch_size=None, collate_fn=_keep, num_workers=num_workers, pin_memory=pin_memory)
+    return DataLoader(
+        steps,
+        batch_size=None,
+        collate_fn=_keep,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        worker_init_fn=runtime.leave_ctrl_c_to_parent,
+    )

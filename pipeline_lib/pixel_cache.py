@@ -69,7 +69,13 @@ def decoded(part: shards.Part, todo: Sequence[int], student: Clip, teacher: Clip
         for start in range(0, part.shards[index].num_samples, chunk)
     ]
     dataset = _ImageRows(part, student, teacher)
-    return DataLoader(dataset, batch_sampler=places, num_workers=workers, collate_fn=_keep)
+    return DataLoader(
+        dataset,
+        batch_sampler=places,
+        num_workers=workers,
+        collate_fn=_keep,
+        worker_init_fn=runtime.leave_ctrl_c_to_parent,
+    )
 
 
 @contextmanager

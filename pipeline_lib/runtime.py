@@ -1,8 +1,9 @@
 """How a stage runs: command line, logging, errors, signals, device, threads, determinism. Nothing here knows CLIP.
 
 `run_stage` is the shell around every `stages/<name>.py`: it turns a `UserError` into one line and exit code 1, lets
-every other exception through with its traceback, and makes SIGTERM (and the death of the parent, on Linux) an orderly
-end: loops ask `stop_requested()` between steps and write a checkpoint. torch is imported only by those who need it.
+every other exception through with its traceback, and makes SIGTERM (and the death of the parent, on Linux) and Ctrl-C
+an orderly end: loops ask `stop_requested()` between steps and write a checkpoint. torch is imported only by those who
+need it.
 """
 
 from __future__ import annotations
@@ -59,14 +60,22 @@ def run_stage(
     chosen = getattr(options, choice[0]) if choice else None
     with one_line_errors(debug=options.debug):
         main(options.params, chosen) if chosen else main(options.params)
+        _end_repro()
     sys.exit(0)
+
+
+def _end_repro() -> None:
+    """After Ctrl-C in the last moments of a stage, do not end in success: dvc would go on with the next stage."""
+    if _stop_signal == signal.SIGINT and "DVC_STAGE" in os.environ:
+        log.warning("the stage is done; `dvc commit %s` keeps what it made", os.environ["DVC_STAGE"])
+        raise Stopped
 
 
 @contextmanager
 def one_line_errors(*, debug: bool = False, level: int = logging.INFO) -> Iterator[None]:
     """Around a command: its log goes to standard error, and what the user can mend is one line there and exit code 1.
 
-    With `debug`, all log lines, and every error has its traceback.
+    Ctrl-C is one line as well. With `debug`, all log lines, and every error has its traceback.
     """
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr, force=True)
     for own in ("pipeline_lib", "stages"):
@@ -79,19 +88,28 @@ def one_line_errors(*, debug: bool = False, level: int = logging.INFO) -> Iterat
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 def install_signals() -> None:
-    """SIGTERM asks for an orderly stop; the death of the parent process sends SIGTERM (Linux only)."""
+    """SIGTERM and Ctrl-C ask for an orderly stop; the death of the parent process sends SIGTERM (Linux only).
+
+    A second signal ends the process where it is.
+    """
 
     def handle(number: int, _frame: object) -> None:
         global _stop_signal
         if _stop_signal is not None:
-            raise Stopped
+            raise KeyboardInterrupt if number == signal.SIGINT else Stopped
         _stop_signal = number
         log.warning("signal %s: stopping at the next step (a second one stops at once)", signal.Signals(number).name)
 
     signal.signal(signal.SIGTERM, handle)
+    signal.signal(signal.SIGINT, handle)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
@@ -99,6 +117,23 @@ def install_signals() -> None:
 def stop_requested() -> bool:
     """Whether a signal asked this process to end; a loop then checkpoints and raises `Stopped`."""
     return _stop_signal is not None
+
+
+def until_stopped(items: Iterable[T]) -> Iterator[T]:
+    """The items, as long as no signal asks this process to end: for loops that have nothing to write before they do.
+
+    Raises:
+        Stopped: A signal did.
+    """
+    for item in items:
+        if stop_requested():
+            raise Stopped
+        yield item
+
+
+def leave_ctrl_c_to_parent(_worker: int = 0) -> None:
+    """In a worker process: Ctrl-C reaches it as well, but the stage decides what becomes of its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def progress(items: Iterable[T] | None, *, label: str, enabled: bool = True, **options: Any) -> Any:

@@ -15,7 +15,6 @@ import logging
 import multiprocessing
 import os
 import shutil
-import signal
 import sys
 import threading
 from collections import Counter, deque
@@ -47,7 +46,7 @@ _NAMED = 5  # bad samples named in a message
 def _start_worker() -> None:
     """A worker ends with its parent, leaves Ctrl-C to it, and does without torch, which webdataset would import."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    runtime.leave_ctrl_c_to_parent()
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
 
 

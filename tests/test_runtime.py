@@ -71,12 +71,67 @@ WAIT = (
 )
 
 
-def test_sigterm_is_an_orderly_end():
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_an_orderly_end(number):
     process = subprocess.Popen(start(WAIT.strip() + "\n"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
     assert process.stdout.readline() == b"ready\n"
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=20)
-    assert process.returncode == 128 + signal.SIGTERM
+    assert process.returncode == 128 + number
+    assert b"stopping at the next step" in errors
+    assert len(errors.splitlines()) == 1
+
+
+def test_a_second_ctrl_c_ends_at_once_in_one_line():
+    process = subprocess.Popen(start("time.sleep(60)"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(signal.SIGINT)
+    assert b"stopping at the next step" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors) == (128 + signal.SIGINT, b"interrupted\n")
+
+
+@pytest.mark.parametrize(("stage", "code"), [("refine", 128 + signal.SIGINT), (None, 0)])
+def test_ctrl_c_at_the_very_end_keeps_dvc_from_the_next_stage(stage, code):
+    """dvc itself ignores Ctrl-C while a stage runs, and takes exit code 0 as a reason to go on."""
+    environment = {**os.environ, **({"DVC_STAGE": stage} if stage else {})}
+    done = run("import os, signal; os.kill(os.getpid(), signal.SIGINT)", env=environment)
+    assert done.returncode == code
+    assert ("`dvc commit refine` keeps what it made" in done.stderr) == bool(stage)
+
+
+def test_loops_without_a_checkpoint_end_at_the_next_item(monkeypatch):
+    items = runtime.until_stopped(range(3))
+    assert next(items) == 0
+    monkeypatch.setattr(runtime, "_stop_signal", signal.SIGINT)
+    with pytest.raises(runtime.Stopped) as ended:
+        next(items)
+    assert ended.value.code == 128 + signal.SIGINT
+
+
+def test_ctrl_c_of_a_terminal_leaves_the_workers_to_the_stage(tmp_path):
+    """It reaches the whole process group: no worker says a word, and the loop ends in order."""
+    script = tmp_path / "stage.py"
+    script.write_text(
+        "import time\nimport torch\nfrom pipeline_lib import runtime\n"
+        "class Slow(torch.utils.data.Dataset):\n"
+        "    def __len__(self): return 1000\n"
+        "    def __getitem__(self, index):\n        time.sleep(0.05)\n        return index\n"
+        "def main(params_file):\n"
+        "    quiet = runtime.leave_ctrl_c_to_parent\n"
+        "    loader = torch.utils.data.DataLoader(Slow(), num_workers=2, worker_init_fn=quiet)\n"
+        "    for index in runtime.until_stopped(loader):\n        print(int(index), flush=True)\n"
+        "runtime.run_stage(main, None)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment, "start_new_session": True}
+    process = subprocess.Popen([sys.executable, str(script)], **options)
+    assert process.stdout.readline() == b"0\n"
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGINT
+    assert errors.count(b"\n") == 1, errors
     assert b"stopping at the next step" in errors
 
 

@@ -647,16 +647,17 @@ def test_killed_at_random_steps_it_ends_with_the_same_weights(cached):
 
 
 @pytest.mark.slow
-def test_sigterm_writes_a_checkpoint_and_ends_the_stage(cached):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_writes_a_checkpoint_and_ends_the_stage(cached, number):
     write_params(cached, refine__epochs=400, **QUIET)
     process = stage_process(cached, "refine")
     while not list((cached / ".checkpoints").rglob(artifacts.HISTORY)):
         assert process.poll() is None
         time.sleep(0.05)
     time.sleep(0.5)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM
+    assert process.returncode == 128 + number
     assert "checkpoint written at step" in output
     assert list((cached / ".checkpoints").rglob(training.CHECKPOINT))
 

@@ -183,7 +183,11 @@ class Embedder:
     def _run_images(self, part: Part, places: Sequence[tuple[Shard, IndexEntry]]) -> torch.Tensor:
         images = _Images(places, self.clip.preprocess, part.max_image_pixels)
         loader = DataLoader(
-            images, batch_size=self.batch_size, num_workers=min(self.num_workers, len(places)), collate_fn=_collate
+            images,
+            batch_size=self.batch_size,
+            num_workers=min(self.num_workers, len(places)),
+            collate_fn=_collate,
+            worker_init_fn=runtime.leave_ctrl_c_to_parent,
         )
         features, reasons = [], []
         label = f"{part.name}: images"
