@@ -69,7 +69,7 @@ def section(kind: type[T]) -> type[T]:
 
 @section
 class Paths:
-    """Where each stage writes (relative to the folder of params.yaml)."""
+    """Where each stage writes, relative to the current folder (dvc runs stages in the project's)."""
 
     base: Path  # the pre-trained model, an open_clip folder
     shards: Path  # images and captions as tars, a folder per part and evaluation set

@@ -18,7 +18,8 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 
-from pipeline_lib import runtime
+from pipeline_lib import config, runtime
+from pipeline_lib.errors import UserError
 
 BUCKET_ELEMENTS = 2**24  # gradients are summed in flat buckets of this many numbers
 
@@ -92,17 +93,46 @@ def _sum_bucket(bucket: Sequence[torch.Tensor]) -> None:
         gradient.copy_(summed.view_as(gradient))
 
 
-def join() -> World:
-    """The world that torchrun (RANK, WORLD_SIZE) or srun (SLURM_PROCID, SLURM_NTASKS and MASTER_ADDR) started."""
+def join(device: str = "auto") -> World:
+    """The world that torchrun (RANK, WORLD_SIZE) or srun (SLURM_PROCID, SLURM_NTASKS and MASTER_ADDR) started.
+
+    Args:
+        device: `runtime.device`; on `cuda` each process takes the GPU of its number on this machine.
+
+    Raises:
+        UserError: The device cannot be shared out, see `check_device`.
+    """
     rank, size, local_rank = runtime.world_environment() or (0, 1, 0)
     if size == 1:
         return World()
     if not dist.is_initialized():
-        cuda = torch.cuda.is_available()
+        cuda = check_device(device, local_rank + 1) == "cuda"
         if cuda:
             torch.cuda.set_device(local_rank)
         dist.init_process_group("nccl" if cuda else "gloo", rank=rank, world_size=size)
     return World(rank, size, local_rank)
+
+
+def check_device(device: str, processes: int) -> str:
+    """The kind of device that several processes, `processes` of them on this machine, compute on: `cuda` or `cpu`.
+
+    Raises:
+        UserError: `device` is one that they cannot share out, or there are fewer GPUs than processes.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if device not in ("cuda", "cpu"):
+        raise UserError(
+            f"runtime.device: `{device}` is for one process; for several write `cuda`, on which each takes a GPU of "
+            "its own, or `cpu`, or set runtime.processes to 1"
+        )
+    there = torch.cuda.device_count()
+    if device == "cuda" and processes > there:
+        raise UserError(
+            f"runtime.processes: {processes} processes on this machine, but {there} GPUs; set it to at most that, or "
+            "runtime.device to cpu"
+        )
+    return device
 
 
 def leave() -> None:
@@ -111,13 +141,17 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def relaunch_if_asked(processes: int, module: str, params_file: Path, *arguments: str) -> None:
+def relaunch_if_asked(how: config.Runtime, module: str, params_file: Path, *arguments: str) -> None:
     """With `runtime.processes` > 1 and no world around us, replace this process by torchrun over `module`.
 
     The stage's command in dvc.yaml stays the same (a changed command would re-run the stage).
+
+    Raises:
+        UserError: See `check_device`.
     """
-    if processes > 1 and runtime.world_environment() is None:
-        _exec_torchrun(processes, module, ["--params", str(params_file), *arguments])
+    if how.processes > 1 and runtime.world_environment() is None:
+        check_device(how.device, how.processes)
+        _exec_torchrun(how.processes, module, ["--params", str(params_file), *arguments])
 
 
 def _exec_torchrun(processes: int, module: str, arguments: list[str]) -> NoReturn:

@@ -171,10 +171,12 @@ def pick_device(name: str) -> torch.device:
     """`auto` as cuda, else mps, else cpu; any other name as it is.
 
     Raises:
-        UserError: The device is not there.
+        UserError: There is no device of this name, or it is not there.
     """
     import torch
 
+    if name.partition(":")[0] not in ("auto", "cpu", "cuda", "mps"):
+        raise UserError(f"runtime.device: `{name}` is no device; write cpu, cuda (or cuda:1), mps or auto")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:

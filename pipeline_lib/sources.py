@@ -168,7 +168,7 @@ def _known_answer(path: Path, metric: str, answer: Any) -> dict[str, Any]:
 
 def _open(name: str, place: _Place, key: str) -> Source:
     if not place.root.exists():
-        raise UserError(f"{place.name}.{key}: {place.root} does not exist; it is relative to the folder of params.yaml")
+        raise UserError(f"{place.name}.{key}: {place.root} does not exist; it is relative to the current folder")
     if place.limit is not None and place.limit < 1:
         raise UserError(f"{place.name}.limit: expected at least 1, found {place.limit}; null takes all")
     for unused in ("images", "annotations"):

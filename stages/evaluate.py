@@ -18,9 +18,9 @@ MODELS = ("base", "refined")
 def main(params_file: Path = Path("params.yaml"), chosen: str | None = None) -> None:
     """Evaluate the chosen model, or both if none is named."""
     settings, how = config.load(params_file, "evaluate"), config.load(params_file, "runtime")
-    distributed.relaunch_if_asked(how.processes, "stages.evaluate", params_file, *([chosen] if chosen else []))
+    distributed.relaunch_if_asked(how, "stages.evaluate", params_file, *([chosen] if chosen else []))
     prepare(seed=settings.seed, num_threads=how.num_threads, deterministic=how.deterministic)
-    world = distributed.join()
+    world = distributed.join(how.device)
     for name in [chosen] if chosen else MODELS:
         evaluate(name, params_file, world)
     distributed.leave()

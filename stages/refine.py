@@ -20,11 +20,11 @@ def main(params_file: Path = Path("params.yaml")) -> None:
     how = config.load(params_file, "runtime")
     paths, settings, cache = (config.load(params_file, name) for name in ("paths", "refine", "cache_teacher"))
     blocks = config.raw_section(params_file, "recipes")
-    distributed.relaunch_if_asked(how.processes, "stages.refine", params_file)
+    distributed.relaunch_if_asked(how, "stages.refine", params_file)
     prepare(seed=settings.seed, num_threads=how.num_threads, deterministic=how.deterministic)
     inputs = {"base": paths.base, "shard": paths.shards, "cache_teacher": paths.teacher}
     upstream = {name: artifacts.read_manifest(path)["digest"] for name, path in inputs.items()}
-    world = distributed.join()
+    world = distributed.join(how.device)
     with tracking.stage_run("refine", params_file, upstream=upstream) as run:
         run.dataset("refine", artifacts.read_manifest(paths.shards / "refine")["digest"], "refine")
         made = training.build(paths, settings, cache, blocks, how, world, run, provenance.stage_digest("refine"))

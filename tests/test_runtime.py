@@ -171,7 +171,9 @@ def test_devices():
     assert runtime.pick_device("auto").type in ("cpu", "cuda", "mps")
     with pytest.raises(UserError, match=r"runtime\.device: `cuda:99` is not usable here"):
         runtime.pick_device("cuda:99")
-    with pytest.raises(UserError, match=r"runtime\.device: `gpu` is not usable here"):
+    with pytest.raises(
+        UserError, match=r"runtime\.device: `gpu` is no device; write cpu, cuda \(or cuda:1\), mps or auto$"
+    ):
         runtime.pick_device("gpu")
 
 
