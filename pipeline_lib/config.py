@@ -99,7 +99,9 @@ class Data:
     root: str  # folder or file that holds the set; a dependency of `base` and `shard`
     images: str | None  # coco, flickr, jsonl: image folder relative to root's folder; null: the format's own place
     annotations: str | None  # coco, flickr, jsonl: captions file relative to root; null: the format's usual name
-    parts: Mapping[str, float | str]  # part name -> list file below root, or share of the samples that no list claims
+    parts: Mapping[str, float | str]  # part name -> list file below root, or share of the samples that no list claims;
+    # `base` trains the demo base, `refine` is what refinement trains on, `val` gives its loss on pairs not trained on
+    # (and is the usual evaluate.selection); every other part is evaluated
     limit: AtLeastOne | None  # use the first N samples only (a trial run); null: all
     evaluation_root: str  # folder that holds the sets of `evaluation`; a dependency of `shard`
     evaluation: Mapping[str, EvaluationSet]  # name -> set; {}: evaluate on the parts alone
@@ -266,10 +268,12 @@ class Yaml12Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """As the parent, but a key that stands twice is an error instead of being overwritten."""
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        double = {str(key) for key in keys if keys.count(key) > 1}
-        if double:
-            raise UserError(f"{node.start_mark.name}: key `{sorted(double)[0]}` stands twice in one block")
+        keys: list[Any] = []
+        for key_node, _ in node.value:
+            key, mark = self.construct_object(key_node, deep=True), key_node.start_mark
+            if key in keys:
+                raise UserError(f"{mark.name}: line {mark.line + 1}: key `{key}` stands twice in one block; delete one")
+            keys.append(key)
         return super().construct_mapping(node, deep)
 
 
@@ -315,8 +319,10 @@ def read_params(params_file: Path) -> dict[str, Any]:
         raise UserError(f"{params_file}: not valid YAML: {' '.join(str(error).split())}") from None
     finally:
         loader.dispose()
+    if params is None:
+        raise UserError(f"{params_file}: the file is empty; compare with the params.yaml of the project")
     if not isinstance(params, dict):
-        raise UserError(f"{params_file}: expected sections such as `refine:`, found {type(params).__name__}")
+        raise UserError(f"{params_file}: expected sections such as `refine:`, found {_show(params)}")
     known = [*SECTIONS, *UNTYPED]
     for name in params:
         if name not in known:
@@ -344,6 +350,8 @@ def raw_section(params_file: Path, name: str) -> Any:
 
 def build(kind: type[T], value: Any, path: str) -> T:
     """`value` as dataclass `kind`, strictly; `path` is the dotted path that errors name."""
+    if value is None:
+        raise UserError(f"{path}: is empty; write its keys below it, indented ({', '.join(_required(kind))})")
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a block of keys, found {_show(value)}")
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
@@ -358,6 +366,11 @@ def build(kind: type[T], value: Any, path: str) -> T:
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise UserError(f"{path}.{name}: missing; add it ({_describe(hints[name])})")
     return kind(**filled)
+
+
+def _required(kind: Any) -> list[str]:
+    """Names of the fields that have no default."""
+    return [field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING]
 
 
 def convert(kind: Any, value: Any, path: str) -> Any:
@@ -423,7 +436,8 @@ def _convert_literal(kind: Any, value: Any, path: str) -> Any:
     allowed = typing.get_args(kind)
     if any(value == one and type(value) is type(one) for one in allowed):
         return value
-    hint = _did_you_mean(value, allowed) if isinstance(value, str) else ""
+    close = difflib.get_close_matches(str(value), map(str, allowed), n=1)
+    hint = f"; did you mean `{close[0]}`?" if close else ""
     raise UserError(f"{path}: {_show(value)} is not one of {', '.join(map(str, allowed))}{hint}")
 
 

@@ -71,6 +71,7 @@ def test_pyyaml_alone_would_read_a_string():
         ("  learning_rate: 5e-5 #", '  learning_rate: "5e-5" #', "refine.learning_rate: expected a number, found str '5e-5'"),  # noqa: E501
         ("  recipe: clip_refine\n", "", "refine.recipe: missing; add it (text)"),
         ("  schedule: constant", "  schedule: cosin", "refine.schedule: str 'cosin' is not one of constant, cosine; did you mean `cosine`?"),  # noqa: E501
+        ("  schedule: constant", "  schedule: stairs", "refine.schedule: str 'stairs' is not one of constant, cosine"),
         ("  lock_text: false", "  lock_text: 0", "refine.lock_text: expected true or false, found int 0"),
         ("  epochs: 1\n", "  epochs: true\n", "refine.epochs: expected a whole number, found bool True"),
         ("  epochs: 1\n", "  epochs: 1.5\n", "refine.epochs: expected a whole number, found float 1.5"),
@@ -89,7 +90,7 @@ def test_pyyaml_alone_would_read_a_string():
 )  # fmt: skip
 def test_mistakes_are_named_by_path(tmp_path, old, new, message):
     path = params_with(tmp_path, (old, new))
-    with pytest.raises(UserError, match=re.escape(f"{path}: {message}")):
+    with pytest.raises(UserError, match=f"^{re.escape(f'{path}: {message}')}$"):
         config.load(path, "refine")
 
 
@@ -156,8 +157,9 @@ def test_every_field_is_explained_beside_it():
     [
         ("refin: {}\n", "unknown section `refin`; did you mean `refine`?"),
         ("a: [1\n", "not valid YAML"),
-        ("- 1\n", "expected sections"),
-        ("recipes: {a: 1, a: 2}\n", "key `a` stands twice"),
+        ("- 1\n", "expected sections such as `refine:`, found a list"),
+        ("# nothing yet\n", "params.yaml: the file is empty"),
+        ("recipes:\n  a: 1\n  a: 2\n", "params.yaml: line 3: key `a` stands twice in one block; delete one"),
         ("recipes: !!python/object/apply:os.system [ls]\n", "not valid YAML"),
     ],
 )
@@ -166,6 +168,15 @@ def test_broken_files(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(UserError, match=re.escape(message)):
         config.read_params(path)
+
+
+def test_an_empty_section_is_called_so(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text("report:\n")
+    with pytest.raises(
+        UserError, match=r"params.yaml: report: is empty; write its keys below .*\(num_examples, title\)$"
+    ):
+        config.load(path, "report")
 
 
 def test_missing_file_and_section(tmp_path):
