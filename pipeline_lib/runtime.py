@@ -50,7 +50,9 @@ def run_stage(
         description: The stage's docstring, shown by `--help`.
         choice: Name and values of an optional positional argument, such as `("model", ("base", "refined"))`.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog=_command(main), description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameters (default: %(default)s)")
     parser.add_argument("--debug", action="store_true", help="traceback for user errors, more log lines")
     if choice:
@@ -62,6 +64,12 @@ def run_stage(
         main(options.params, chosen) if chosen else main(options.params)
         _end_repro()
     sys.exit(0)
+
+
+def _command(main: Callable[..., None]) -> str | None:
+    """How a user calls the module of `main`: `python -m stages.base`; None where it was not called as a module."""
+    spec = getattr(main, "__globals__", {}).get("__spec__")
+    return f"python -m {spec.name.removesuffix('.__main__')}" if spec else None
 
 
 def _end_repro() -> None:

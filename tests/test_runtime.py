@@ -236,3 +236,9 @@ def test_several_tasks_of_srun_without_a_meeting_place_are_refused(monkeypatch):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     with pytest.raises(UserError, match="MASTER_ADDR and MASTER_PORT"):
         runtime.world_environment()
+
+
+def test_usage_names_the_command():
+    command = [sys.executable, "-m", "pipeline_lib.report", "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert shown.startswith("usage: python -m pipeline_lib.report [-h]")
