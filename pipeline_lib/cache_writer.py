@@ -279,7 +279,10 @@ def build(
     if settings.mode == "cached":
         cached = CachedPart(work / "teacher", None, parts[0], student)
         difference = cache_check.verify(cached, teacher, settings)
-        log.info("verified %d rows: %s", difference["rows"], difference)
+        log.info(
+            "%d rows computed again: relative difference of features up to %.1e, of the loss %.1e, its gradient %.1e",
+            *(difference[name] for name in ("rows", "features", "loss", "gradient")),
+        )
         measured |= {f"verify_{name}": value for name, value in difference.items()}
         del cached
     if pixels:

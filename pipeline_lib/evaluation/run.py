@@ -115,9 +115,9 @@ def evaluate(embedder: Embedder, name: str, inputs: Inputs, settings: config.Eva
 
 
 def _log_times(name: str, seconds: Mapping[str, float]) -> None:
-    """How long each part took, and its share of the time of embedding."""
-    parts = (f"{part} {value:.1f} s ({value / seconds['embed']:.1%})" for part, value in seconds.items())
-    log.info("%s: time of each part, and against embedding: %s", name, ", ".join(parts))
+    """How long each part took, the longest first."""
+    longest = sorted(seconds.items(), key=lambda item: -item[1])
+    log.info("%s: time of each part: %s", name, ", ".join(f"{part} {value:.1f} s" for part, value in longest))
 
 
 # ---- scores ----
