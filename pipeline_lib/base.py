@@ -130,14 +130,20 @@ def _checkpoint(settings: config.Base, work: Path) -> Made:
     name, architecture = _architecture(settings)
     record = _tag(settings, name, architecture)[1] if settings.pretrained else _only_preprocess(name)
     tensors = checkpoints.read(path)
-    clip = _assemble(work, architecture, record, tensors, f"base.path: {path}: weights of base.model `{name}`")
+    origin = f"base.path: {path}: weights of base.model `{name}`"
+    clip = _assemble(work, architecture, record, tensors, origin, "; check base.model")
     return Made(clip, {"kind": "checkpoint", "file": path.name, "model": name}, "that of the checkpoint")
 
 
 def _hugging_face(folder: Path, work: Path) -> Made:
     if (folder / model.CONFIG).is_file():
         raise UserError(f"base.source: {folder} is an open_clip directory; use `source: local_dir`")
-    converted = checkpoints.read_hugging_face(folder)
+    if not (folder / model.TOWER_CONFIG).is_file():
+        raise UserError(f"base.path: {folder} is no Hugging Face CLIPModel folder (no {model.TOWER_CONFIG})")
+    try:
+        converted = checkpoints.read_hugging_face(folder)
+    except UserError as error:
+        raise UserError(f"base.path: {error}") from error
     converted.model_config["text_cfg"].update(_tokenizer_of(folder, converted.model_config, work))
     clip = _assemble(work, converted.model_config, converted.preprocess, converted.tensors, f"base.path: {folder}")
     return Made(clip, {"kind": "hugging_face", "folder": folder.name}, "that of the checkpoint")
@@ -165,7 +171,7 @@ def _local_dir(settings: config.Base, work: Path) -> Made:
     weights = model.weights_file(folder)
     if weights is None:
         raise UserError(f"base.path: {folder} holds no weights")
-    found = artifacts.read_json(folder / model.CONFIG)
+    found = model.read_config(folder)
     for name in (model.TOWER_CONFIG, *model.TOKENIZER_FILES):
         if (folder / name).is_file():
             shutil.copyfile(folder / name, work / name)
@@ -184,11 +190,12 @@ def _assemble(
     preprocess: Mapping[str, Any],
     tensors: Mapping[str, torch.Tensor],
     origin: str,
+    remedy: str = "",
 ) -> model.Clip:
     """The model in memory, with its configuration and the files it needs in `work`."""
     model.write_config(work, model_config, preprocess)
     clip = model.build(work)
-    model.load_weights(clip, tensors, origin)
+    model.load_weights(clip, tensors, origin, remedy)
     return clip
 
 

@@ -50,6 +50,7 @@ def read(path: Path) -> Tensors:
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file")
+    _refuse_other_files(path)
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     content = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not content:
@@ -61,6 +62,20 @@ def read(path: Path) -> Tensors:
         )
     tensors = {_bare(str(name)): value for name, value in content.items()}
     return {name: value for name, value in tensors.items() if name not in _NOT_WEIGHTS}
+
+
+def _refuse_other_files(path: Path) -> None:
+    """Refuse by its first bytes what is no checkpoint at all, so that nobody is told how to make a text file load."""
+    with path.open("rb") as file:
+        start = file.read(64)
+    if start.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path}: a Git LFS pointer, not the weights; fetch them with `git lfs pull`")
+    if path.suffix == ".safetensors":
+        kind, fits = "safetensors", start[8:9] == b"{"
+    else:
+        kind, fits = "PyTorch", start[:1] in (b"\x80", b"") or start[:2] == b"PK"
+    if not fits:
+        raise UserError(f"{path}: not a {kind} checkpoint; was it downloaded whole, and is the name's ending right?")
 
 
 def _bare(name: str) -> str:
@@ -120,7 +135,7 @@ def read_hugging_face(folder: Path) -> Converted:
     config = _complete_config(folder)
     model_config = _model_config(config, path)
     preprocess = _preprocess(folder / "preprocessor_config.json")
-    return Converted(model_config, preprocess, convert_hugging_face(_read_folder(folder)))
+    return Converted(model_config, preprocess, convert_hugging_face(_read_folder(folder), folder))
 
 
 def _complete_config(folder: Path) -> Any:
@@ -212,8 +227,8 @@ def vocabulary(folder: Path) -> dict[str, int]:
     return {}
 
 
-def convert_hugging_face(tensors: Mapping[str, torch.Tensor]) -> Tensors:
-    """CLIPModel's tensors under open_clip's names.
+def convert_hugging_face(tensors: Mapping[str, torch.Tensor], folder: Path = Path()) -> Tensors:
+    """CLIPModel's tensors under open_clip's names; `folder` is where they come from, for the message.
 
     Raises:
         UserError: A tensor is missing, or belongs to no part of a CLIPModel.
@@ -222,9 +237,9 @@ def convert_hugging_face(tensors: Mapping[str, torch.Tensor]) -> Tensors:
     try:
         converted = dict(_convert(left))
     except KeyError as error:
-        raise UserError(f"model.safetensors: tensor {error} is missing; not a whole CLIPModel") from None
+        raise UserError(f"{folder}: tensor {error} is missing; not a whole CLIPModel") from None
     if left:
-        raise UserError(f"model.safetensors: tensor `{next(iter(left))}` belongs to no part of a CLIPModel")
+        raise UserError(f"{folder}: tensor `{next(iter(left))}` belongs to no part of a CLIPModel")
     return converted
 
 

@@ -428,11 +428,8 @@ def build(directory: Path, *, load_weights: bool = False) -> Clip:
     Raises:
         UserError: The configuration, a file it needs, or the weights are missing or do not fit together.
     """
-    config = artifacts.read_json(directory / CONFIG)
-    found = config.get("model_cfg") if isinstance(config, dict) else None
-    if not isinstance(found, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= found.keys():
-        raise UserError(f"{directory / CONFIG}: no `model_cfg` with embed_dim, vision_cfg and text_cfg")
-    place, text_config = str(directory.resolve()), dict(found["text_cfg"])
+    config = read_config(directory)
+    place, text_config = str(directory.resolve()), dict(config["model_cfg"]["text_cfg"])
     if text_config.get("hf_model_name"):
         if not (directory / TOWER_CONFIG).is_file():
             raise UserError(f"{directory / TOWER_CONFIG}: no such file; the text tower's configuration belongs there")
@@ -447,7 +444,20 @@ def build(directory: Path, *, load_weights: bool = False) -> Clip:
     return Clip(module.eval().requires_grad_(True), config, directory)
 
 
-def load_weights(clip: Clip, state_dict: Mapping[str, torch.Tensor], origin: str) -> None:
+def read_config(directory: Path) -> dict[str, Any]:
+    """The content of `directory/open_clip_config.json`.
+
+    Raises:
+        UserError: The file is missing, or describes no model.
+    """
+    config = artifacts.read_json(directory / CONFIG)
+    found = config.get("model_cfg") if isinstance(config, dict) else None
+    if not isinstance(found, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= found.keys():
+        raise UserError(f"{directory / CONFIG}: no `model_cfg` with embed_dim, vision_cfg and text_cfg")
+    return config
+
+
+def load_weights(clip: Clip, state_dict: Mapping[str, torch.Tensor], origin: str, remedy: str = "") -> None:
     """Copy `state_dict` into `clip`: every tensor of the model, each in its shape, and nothing else.
 
     open_clip's own conversions apply (older names of separate text towers, Apple's MobileCLIP names); a position table
@@ -457,6 +467,7 @@ def load_weights(clip: Clip, state_dict: Mapping[str, torch.Tensor], origin: str
         clip: A model from `build`.
         state_dict: Tensors by open_clip's names, of any floating type.
         origin: What to name in an error.
+        remedy: What to add to it.
 
     Raises:
         UserError: It does not fit; names the first tensors that are missing, unexpected or of another shape.
@@ -471,7 +482,7 @@ def load_weights(clip: Clip, state_dict: Mapping[str, torch.Tensor], origin: str
             tensors[name] = tensors[name].reshape(own[name].shape)
     problems = _misfits(own, tensors)
     if problems:
-        raise UserError(f"{origin}: does not fit the architecture: {'; '.join(problems)}")
+        raise UserError(f"{origin}: does not fit the architecture: {'; '.join(problems)}{remedy}")
     clip.module.load_state_dict(tensors)
 
 

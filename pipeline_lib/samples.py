@@ -233,7 +233,10 @@ class Splitter:
 
     def _claim(self, part: str, path: Path, name: str) -> None:
         if not path.is_file():
-            raise UserError(f"{name}: list file {path} of part `{part}` does not exist")
+            raise UserError(
+                f"{name}: list file {path} of part `{part}` does not exist; name one below the set's folder, or write "
+                "a share such as 0.8"
+            )
         for line in read_lines(path):
             if self.claims.setdefault(line, part) != part:
                 raise UserError(f"{path}: {line} stands in the lists of parts `{self.claims[line]}` and `{part}`")
@@ -286,6 +289,8 @@ def check_keys(named: Callable[[], Iterable[tuple[str, str]]], name: str) -> Non
     for key, where in named() if suspects else ():
         if _hash64(key) in suspects:
             if key in seen:
+                if seen[key] == where:
+                    raise UserError(f"{name}: key `{key}`: the line of {where} is there twice; delete one")
                 raise UserError(f"{name}: key `{key}` stands twice: {seen[key]} and {where}; rename one of them")
             seen[key] = where
 

@@ -175,7 +175,7 @@ class SetWriter:
         """Run all jobs.
 
         Raises:
-            UserError: A key stands twice, a part is empty, or too many samples are bad.
+            UserError: A key stands twice, the set or a part is empty, or too many samples are bad.
         """
         self.records = {part: [] for part in self.parts}
         if not self.source.tars:
@@ -187,6 +187,8 @@ class SetWriter:
             self.check_keys()
         if self.resumed:
             log.info("%s: resumed, %d shards were finished", self.source.name, self.resumed)
+        if next(iter(self.source.samples), None) is None:
+            raise UserError(f"{self.source.name}: the set in {self.source.samples.folder} holds no samples")
         for part in self.parts:
             self._check_bad(part)
 

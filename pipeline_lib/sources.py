@@ -245,7 +245,6 @@ def _openmoji(place: _Place) -> Source:
 def _coco(place: _Place) -> Source:
     path = _find_file(place, ("annotations/captions_*.json", "captions_*.json", "captions.json"))
     split = path.stem.removeprefix("captions_")
-    folder = _find_images(place, (split, f"images/{split}", f"../{split}", f"../images/{split}", "images"))
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         files = {image["id"]: str(image["file_name"]) for image in content["images"]}
@@ -257,6 +256,7 @@ def _coco(place: _Place) -> Source:
             f"{path}: not a COCO captions file ({type(error).__name__}: {error}); expected "
             '{"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}'
         ) from None
+    folder = _find_images(place, (split, f"images/{split}", f"../{split}", f"../images/{split}", "images"))
 
     def make() -> Iterator[Sample]:
         for identity, name in files.items():
@@ -325,11 +325,13 @@ def _jsonl(place: _Place) -> Source:
     path = _find_file(place, ("*.jsonl",))
     folder = str(place.folder if place.images is None else _find_images(place, ()))
     names: dict[str, set[str]] = {}
-    captioned = False
+    number, captioned = 0, False
     for number, row in _jsonl_rows(path):
         captioned = captioned or "caption" in row or "captions" in row
         for task, name in _jsonl_labels(path, number, row).items():
             names.setdefault(task, set()).add(name)
+    if number and not captioned and not place.evaluated_only:
+        raise UserError(f'{path}: no line has captions to train on; write {{"image": "a.jpg", "captions": ["..."]}}')
     tasks = {task: Task(tuple(sorted(found))) for task, found in sorted(names.items())}
     indices = {task: {name: index for index, name in enumerate(tasks[task].classnames)} for task in tasks}
 
@@ -338,6 +340,8 @@ def _jsonl(place: _Place) -> Source:
             image = row["image"]
             key = row.get("key", os.path.splitext(os.path.basename(image) if os.path.isabs(image) else image)[0])
             captions = row.get("captions", [row["caption"]] if "caption" in row else [])
+            if isinstance(row.get("caption"), list):
+                raise UserError(f"{path}: line {number}: `caption` must be text; a list of texts is called `captions`")
             if not isinstance(key, str) or not isinstance(captions, list):
                 raise UserError(f"{path}: line {number}: `key` must be text and `captions` a list of texts")
             labels = {task: indices[task][name] for task, name in _jsonl_labels(path, number, row).items()}
@@ -428,7 +432,9 @@ def _clip_benchmark(place: _Place) -> Source:
     tars = _sorted_tars(folder)
     counted = folder / "nshards.txt"
     expected = read_lines(counted) if counted.is_file() else [str(len(tars))]
-    if not tars or expected != [str(len(tars))]:
+    if not tars:
+        raise UserError(f"{place.name}: no *.tar in {folder}")
+    if expected != [str(len(tars))]:
         raise UserError(f"{place.name}: {folder} holds {len(tars)} tars, {' '.join(expected) or 'none'} expected")
     classes = (place.root / "classnames.txt").is_file()
     tasks = {CLASS_TASK: _task(place, (), "zeroshot_classification_templates.txt")} if classes else {}

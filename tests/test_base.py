@@ -17,6 +17,7 @@ from pipeline_lib.errors import UserError
 from tests.tiny_model import tiny_config, write_tiny_clip, write_tiny_hf_clip
 
 CPU = torch.device("cpu")
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 605157884\n"
 CAPTIONS = ["a cat", "two dogs on a hill"]
 
 
@@ -168,14 +169,22 @@ def cut_zip(path: Path) -> None:
         ("openai.pt", scripted, "TorchScript archive.*pretrained: openai.*save_file"),
         ("run.pt", lambda p: torch.save({"state_dict": {}, "args": argparse.Namespace(lr=1)}, p), "argparse.Namespace"),
         ("whole.pt", lambda p: torch.save(torch.nn.Linear(2, 2), p), "Python objects .torch.nn.modules.linear.Linear"),
-        ("noise.pt", lambda p: p.write_bytes(b"\x00\x01 no checkpoint"), "noise.pt"),
+        ("noise.pt", lambda p: p.write_bytes(b"\x00\x01 no checkpoint"), "noise.pt: not a PyTorch checkpoint"),
+        ("text.pt", lambda p: p.write_text("<html>not found</html>"), "text.pt: not a PyTorch checkpoint"),
+        (
+            "text.safetensors",
+            lambda p: p.write_text("<html>not found"),
+            "text.safetensors: not a safetensors checkpoint",
+        ),
+        ("lfs.pt", lambda p: p.write_text(POINTER), "a Git LFS pointer, not the weights; .* `git lfs pull`"),
+        ("lfs.safetensors", lambda p: p.write_text(POINTER), "a Git LFS pointer, not the weights"),
         ("empty.pt", lambda p: p.write_bytes(b""), "not a whole PyTorch checkpoint"),
         ("cut.pt", cut_zip, "not a whole PyTorch checkpoint"),
         ("cut.safetensors", cut, "not a whole safetensors file"),
         ("list.pt", lambda p: torch.save([torch.ones(1)], p), "holds no weights"),
         ("nothing.pt", lambda p: torch.save({}, p), "holds no weights"),
         ("model.pt", lambda p: torch.save({"model": {"a": torch.ones(1)}}, p), "`model` is not a tensor"),
-        ("other.pt", lambda p: torch.save({"a": torch.ones(1)}, p), "1 unexpected .a."),
+        ("other.pt", lambda p: torch.save({"a": torch.ones(1)}, p), r"1 unexpected \(a\); check base.model$"),
         ("missing.pt", lambda p: None, "no such file or folder"),
     ],
 )
@@ -214,13 +223,14 @@ def test_pickled_code_is_never_run(tmp_path):
     [
         ({"path": "x.pt"}, "base.path: x.pt: no such file"),
         ({"path": None, "model": "Tiny"}, "base.path: missing"),
-        ({"path": ".", "model": "Tiny"}, "config.json: no such file"),
+        ({"path": "."}, r"^base.path: . is no Hugging Face CLIPModel folder \(no config.json\)$"),
         ({"path": "w.pt"}, "base.model: missing"),
         ({"path": "w.pt", "model": "Tinny"}, "base.model: open_clip knows no `Tinny`; did you mean `Tiny`"),
         ({"path": "w.pt", "model": "qqq"}, "open_clip knows no `qqq`; known: "),
         ({"path": "w.pt", "model": "hf-hub:a/b"}, "names a place, not an architecture.*`source: local_dir`"),
         ({"path": "w.pt", "model": "ViT-L-14"}, "published weights of `ViT-L-14` differ in their preprocessing"),
         ({"path": "w.pt", "model": "Tiny", "pretrained": "openai"}, "trained with QuickGELU; use `Tiny-quickgelu`"),
+        ({"source": "local_dir", "path": "empty"}, r"^empty/open_clip_config.json: no `model_cfg` with embed_dim"),
         ({"source": "local_dir", "path": "."}, r"no open_clip_config.json; for other checkpoints"),
         ({"source": "open_clip", "model": "Tiny"}, "base.pretrained: missing; `Tiny` has own, openai"),
         ({"source": "open_clip", "model": "Tiny", "pretrained": "opnai"}, "no tag `opnai`; did you mean `openai`"),
@@ -230,6 +240,9 @@ def test_pickled_code_is_never_run(tmp_path):
 def test_wrong_settings_get_one_sentence(given, message, tmp_path, monkeypatch, tiny_architecture):
     monkeypatch.chdir(tmp_path)
     torch.save({"a": torch.ones(1)}, "w.pt")
+    Path("empty").mkdir()
+    Path("empty", model.CONFIG).write_text("{}")
+    save_file({"a": torch.ones(1)}, Path("empty", model.WEIGHTS))
     with pytest.raises(UserError, match=message):
         materialise(Path("base"), **given)
     assert_left_nothing(tmp_path)
@@ -426,7 +439,10 @@ def edit(path: Path, change) -> None:
         (lambda d: edit(d / "config.json", lambda c: c.update(model_type="siglip")), "model_type is `siglip`"),
         (lambda d: edit(d / "config.json", lambda c: c["text_config"].update(hidden_act="relu")), "hidden_act"),
         (lambda d: (d / "model.safetensors").unlink(), "no model.safetensors or pytorch_model.bin"),
-        (lambda d: save_file({"logit_scale": torch.ones(())}, d / "model.safetensors"), "is missing; not a whole"),
+        (
+            lambda d: save_file({"logit_scale": torch.ones(())}, d / "model.safetensors"),
+            "base.path: .*hf: tensor 'text_projection.weight' is missing; not a whole",
+        ),
         (lambda d: (d / "open_clip_config.json").write_text("{}"), "use `source: local_dir`"),
         (
             lambda d: save_file(

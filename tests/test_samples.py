@@ -72,6 +72,7 @@ def test_lists_claim_by_key_or_file_name_before_shares(tmp_path):
         ({"a": -0.1}, r"data.parts.a: a share must lie between 0 and 1, found -0.1"),
         ({"a": 1.5}, r"data.parts.a: a share must lie between 0 and 1"),
         ({"a": "missing.txt"}, "list file .*missing.txt of part `a` does not exist"),
+        ({"a": "80%"}, "list file .*80% of part `a` does not exist; .* or write a share such as 0.8"),
         ({"a": "one.txt", "b": "two.txt"}, "two.txt: y stands in the lists of parts `a` and `b`"),
     ],
 )
@@ -91,6 +92,8 @@ def test_doubled_keys_are_named_with_both_places():
     keys = [("a", "x/a.jpg"), ("b", "x/b.jpg"), ("a", "y/a.png")]
     with pytest.raises(UserError, match=r"data: key `a` stands twice: x/a.jpg and y/a.png"):
         check_keys(lambda: iter(keys), "data")
+    with pytest.raises(UserError, match=r"data: key `a`: the line of x/a.jpg is there twice; delete one$"):
+        check_keys(lambda: iter([*keys[:2], keys[0]]), "data")
     check_keys(lambda: iter(keys[:2]), "data")
 
 

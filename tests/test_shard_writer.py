@@ -266,6 +266,16 @@ def test_an_empty_part_is_refused():
         run(data(coco(Path("coco"), count=2), "coco", parts={"refine": 0.9999, "val": 0.0001}))
 
 
+def test_a_set_without_samples_is_refused():
+    write(Path("set/set.jsonl"), "")
+    with pytest.raises(UserError, match=r"^data: the set in set holds no samples$"):
+        run(data("set", "jsonl"))
+    for name in ("a", "b"):
+        Path("folder", name).mkdir(parents=True)
+    with pytest.raises(UserError, match=r"^data: the set in folder holds no samples$"):
+        run(data("folder", "image_folder"))
+
+
 def test_names_that_meet_or_cannot_be_folders_are_refused():
     with pytest.raises(UserError, match=r"data.evaluation.other: a part of `data.parts` has this name already"):
         run(data(coco(Path("coco")), "coco", parts={"other": 1.0}, evaluation=evaluation("coco", "coco").evaluation))
