@@ -1,7 +1,8 @@
 """Refine the base model with one recipe: data/base, data/shards and data/teacher -> data/refined.
 
-The result is an open_clip folder with `history.jsonl` (one row per step) and `history.csv` (the same, for plots). A killed
-run goes on at its last checkpoint. The recipe's loss on part `val` is logged before the first step and after the last.
+The result is an open_clip folder with `history.jsonl` (one row per step) and `history.csv` (the same, for plots). A
+killed run goes on at its last checkpoint. The recipe's loss on part `val` is logged before the first step and after the
+last.
 
     python -m stages.refine
 """
