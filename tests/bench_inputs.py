@@ -83,7 +83,7 @@ def project(root: Path, model_directory: Path, photos: int, **values: object) ->
     (root / "more").mkdir()
     os.symlink(model_directory, root / "clip")
     defaults = {
-        "data__parts": {"refine": 0.8, "val": 0.2},
+        "data__parts": {"refine": 0.8, "val": 0.1, "eval": 0.1},
         "runtime__num_threads": None,
         "shard__samples_per_shard": 128,
         "cache_teacher__chunk_size": 32,

@@ -82,7 +82,7 @@ def sharding(report: Report, root: Path) -> None:
                 )
                 file.write(json.dumps({"image": name, "captions": [f"picture {index}"]}) + "\n")
         os.symlink(write_tiny_clip(here / "tiny", seed=1), here / "clip")
-        write_params(here, data__parts={"refine": 0.98, "val": 0.02}, shard__samples_per_shard=100)
+        write_params(here, data__parts={"refine": 0.97, "val": 0.02, "eval": 0.01}, shard__samples_per_shard=100)
         run_stage("base", here)
         times = alternate(2, copy=lambda here=here: _copy(here), shard=lambda here=here: run_stage("shard", here))
         for name, value in times.items():
@@ -127,7 +127,7 @@ def growth(report: Report, root: Path, picture: Path, sizes: tuple[int, ...] = (
         os.symlink(clip, place / "clip")
         write_params(
             place,
-            data__parts={"refine": 0.98, "val": 0.02},
+            data__parts={"refine": 0.97, "val": 0.02, "eval": 0.01},
             shard__samples_per_shard=1000,
             cache_teacher__chunk_size=64,
             cache_teacher__verify_share=0.0,

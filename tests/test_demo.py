@@ -21,6 +21,7 @@ from stages import base as stage
 
 PROJECT = Path(__file__).parents[1]
 SHARED = PROJECT.parent / "shared" / "data"
+PARTS = {"base": 0.8, "refine": 0.1, "val": 0.05, "eval": 0.05}
 SETTINGS = config.DemoBase(
     image_size=64, embed_dim=16, epochs=30, batch_size=16, learning_rate=1e-2, weight_decay=0.01, dropout=0.5, seed=0
 )
@@ -272,7 +273,7 @@ def test_one_image_is_too_little():
 
 def write_params(folder: Path, root: Path, **demo_settings) -> None:
     params = config.read_params(PROJECT / "params.yaml")
-    params["data"] |= {"format": "jsonl", "root": str(root / "set.jsonl"), "parts": {"base": 0.8, "refine": 0.2}}
+    params["data"] |= {"format": "jsonl", "root": str(root / "set.jsonl"), "parts": PARTS}
     params["base"]["demo"] |= dataclasses.asdict(SETTINGS) | demo_settings
     params["runtime"] |= {"num_threads": 1, "progress": False}
     params["tracking"]["mode"] = "disabled"
@@ -316,7 +317,7 @@ def test_the_demo_base_needs_a_part_of_its_own(tmp_path, drawings, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_params(tmp_path, drawings)
     params = yaml.safe_load((tmp_path / "params.yaml").read_text())
-    params["data"]["parts"] = {"base": 0, "refine": 1.0}
+    params["data"]["parts"] = PARTS | {"base": 0}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     with pytest.raises(UserError, match=r"data\.parts\.base: no images"):
         stage.main()
