@@ -1,14 +1,14 @@
 """What is wrong with params.yaml as a whole, said before any work: every section, and what they say of one another.
 
 Each stage loads its own sections, so that a mistake in a late one would be found only after the epoch. Stages `base`
-and `refine` ask here first.
+and `refine` ask here first. The recipe's block is left to `refine`, so that a new recipe does not make a new base.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline_lib import config, recipes
+from pipeline_lib import config
 from pipeline_lib.errors import UserError
 from pipeline_lib.shards import LEARNED_FROM, TRAINING_PARTS
 
@@ -22,10 +22,9 @@ def check(params_file: Path) -> None:
         params_file: params.yaml.
 
     Raises:
-        UserError: A section does not load, the recipe cannot be built, or parts and evaluation do not fit together.
+        UserError: A section does not load, or parts and evaluation do not fit together.
     """
     sections = {name: config.load(params_file, name) for name in config.SECTIONS}
-    recipes.build(sections["refine"].recipe, config.raw_section(params_file, "recipes"), str(params_file))
     _check_parts(sections["data"], sections["evaluate"].selection, params_file)
     prompt = sections["evaluate"].prompt
     if prompt.count("{}") != 1:

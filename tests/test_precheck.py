@@ -31,8 +31,6 @@ def test_the_projects_own_params_pass(path):
         ("report", {"num_examples": -1}, "report.num_examples: -1 is out of range"),
         ("evaluate", {"bootstrap_samples": 0}, "evaluate.bootstrap_samples: 0 is out of range"),
         ("evaluate", {"prompt": "a photo"}, "evaluate.prompt: 'a photo' must hold {} once, for the class name"),
-        ("refine", {"recipe": "hicd"}, "refine.recipe: unknown recipe `hicd`"),
-        ("recipes", {"clip_refine": {"alpha": 0.5}}, "recipes.clip_refine.rafa_weight: missing"),
         ("data", {"parts": {"train": 0.5, "val": 0.1, "eval": 0.2}}, "data.parts.refine: missing; training takes the part of this name, and there are only train, val, eval"),  # noqa: E501
         ("data", {"parts": {"refine": 0, "val": 0.1, "eval": 0.2}}, "data.parts.refine: missing"),
         ("data", {"parts": {"refine": 0.5, "eval": 0.2}}, "evaluate.selection: there is no part or set `val`; name one that none is trained on: eval"),  # noqa: E501

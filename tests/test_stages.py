@@ -123,7 +123,6 @@ def test_the_result_differs_from_the_base(whole):
 
 MISTAKES = [
     ("base", {"base__path": "nowhere"}, "nowhere"),
-    ("base", {"refine__recipe": "clip_refin"}, "refine.recipe: unknown recipe `clip_refin`"),
     ("base", {"evaluate__selection": "vall"}, "evaluate.selection: there is no part or set `vall`"),
     ("refine", {"report__num_examples": "few"}, "report.num_examples: expected a whole number"),
     ("shard", {"data__annotations": "missing.jsonl"}, "missing.jsonl"),
