@@ -3,8 +3,8 @@
 show   each stage with its state in this configuration, the digest of its output and the MLflow run that made it;
        with --rev of a git revision or DVC experiment, read from there instead of from the workspace
 sync   send what was spooled while the tracking server was away, and complete this configuration's row with what came
-       from DVC's caches; with --all-exps the rows of all DVC experiments too; may be run as often as one likes
-check  every output folder against its manifest: exit code 1 and the list if a file is missing, changed or foreign
+       from DVC's caches; with --all-exps the rows of all DVC experiments too; safe to run again
+check  every output folder against its manifest: exit code 1 and the list if a file is missing, changed or unexpected
 """
 
 from __future__ import annotations
@@ -252,9 +252,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameters (default: %(default)s)")
     commands = parser.add_subparsers(dest="command", metavar="show | sync | check")
-    commands.add_parser("show").add_argument("--rev", help="git revision or DVC experiment")
-    commands.add_parser("sync").add_argument("--all-exps", action="store_true", help="rows of DVC experiments too")
-    commands.add_parser("check")
+    said = {
+        "show": "each stage with its state, the digest of its output and the MLflow run that made it",
+        "sync": "send what was spooled and complete the row of this configuration; safe to run again",
+        "check": "every output folder against its manifest; exit code 1 where a file is missing, changed or unexpected",
+    }
+    show, sync, _ = (commands.add_parser(name, help=text, description=text) for name, text in said.items())
+    show.add_argument("--rev", help="git revision or DVC experiment")
+    sync.add_argument("--all-exps", action="store_true", help="rows of DVC experiments too")
     return parser.parse_args(arguments)
 
 

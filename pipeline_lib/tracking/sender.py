@@ -198,7 +198,7 @@ def send(spool: Spool, store: Store) -> None:
 
 def close_killed(spool: Spool) -> None:
     """Write the end that a killed process could not write, if it is missing."""
-    if spool.last().get("op", "end") not in ("end", "dropped"):
+    if not _is_ended(spool):
         spool.append({"op": "end", "status": "KILLED", "message": "", "time": now()})
 
 
@@ -312,11 +312,21 @@ def _bury(job: Job) -> None:
     while os.getppid() == job.stage_process:
         time.sleep(0.05)  # the pipe is closed a little before the process is gone
     time.sleep(0.2)  # and its locks are freed a little later
-    if job.spool.path.exists() and job.spool.open(patience=1.0):
+    if _is_ended(job.spool) or not job.spool.open(patience=1.0):
+        return
+    if not job.spool.last():  # it was sent and removed in between, and we have just made it anew
+        job.spool.delete()
+    elif not _is_ended(job.spool):
         close_killed(job.spool)
         job.attempt(at_once=True)
         if job.state()["done"]:
             job.spool.delete()
+    job.spool.close()
+
+
+def _is_ended(spool: Spool) -> bool:
+    """Whether it is gone, or another process has resumed and ended the run."""
+    return spool.last().get("op", "end") in ("end", "dropped")
 
 
 class _Relay(logging.Handler):
