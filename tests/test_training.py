@@ -407,7 +407,7 @@ def test_a_set_smaller_than_the_batch_is_an_error(cached):
 def test_a_last_batch_with_fewer_rows_than_processes_is_refused_before_the_first_step(cached, monkeypatch):
     rest = len(open_cached(cached)[0].valid_rows) % 8
     assert rest > 1
-    monkeypatch.setattr(distributed, "join", lambda: World(0, rest + 1))
+    monkeypatch.setattr(distributed, "join", lambda *_: World(0, rest + 1))
     write_params(cached, refine__last_batch="keep")
     with pytest.raises(UserError, match=rf"a batch of {rest} pairs, too few for {rest + 1} processes; .*to drop"):
         run_stage("refine", cached)
