@@ -57,7 +57,9 @@ ablate: $(STAMP) ## run every ablation on top of params.yaml (SEEDS=0..2 for sev
 ui: $(STAMP) ## the MLflow UI on http://127.0.0.1:5000 (takes half a minute to start)
 	@case "$$MLFLOW_TRACKING_URI" in \
 	http*) echo "The runs are on the server that MLFLOW_TRACKING_URI names; open it in a browser.";; \
-	*) mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}";; esac
+	*) view='http://127.0.0.1:5000/#/experiments/1/runs?viewStateShareKey='; \
+	  echo "Configurations:  $${view}configurations"; echo "Training curves: $${view}curves"; \
+	  mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}";; esac
 
 clean: ## remove outputs and checkpoints, keep .venv, the DVC cache and mlflow.db
 	rm -rf data/base data/shards data/teacher data/pixels data/refined data/eval data/report data/report.json data/compare \
