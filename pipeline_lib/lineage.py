@@ -90,10 +90,11 @@ def _states(snapshot: Snapshot, store: tracking.Store | None, row: tracking.Reco
         name, made = tracking.safe_name(stage), digests.get(stage, "")
         tags = row.tags if row else {}
         state, run_id = tags.get(f"stage.{name}", ""), tags.get(f"stage.{name}.run_id", "")
-        if made and tags.get(f"stage.{name}.digest") != made and state in ("", *tracking.DONE):
-            state, run_id = "there", ""  # the row's own output is not what lies there now
-        elif made and tags.get(f"stage.{name}.digest") != made:
-            made = ""  # the stage failed or is running, and an earlier output lies there
+        if made and tags.get(f"stage.{name}.digest") != made:  # what lies there is not the row's own
+            if state in ("", *tracking.DONE):
+                state, run_id = "there", ""
+            else:
+                made = ""  # its own failed, or is on its way
         if store and made and run_id in ("", "unknown") and (producer := store.producer(name, made)):
             run_id = producer.run_id
         yield stage, state or "not made", made[:12], run_id or "unknown"

@@ -870,16 +870,16 @@ def test_names_with_an_apostrophe_are_found(tmp_path, monkeypatch):
 
 
 def test_parameters_hold_no_secret_and_no_absolute_path():
-    flat = flatten({"data": {"root": "/home/me/coco", "list": [1, "a"]}, "base": {"path": None}, "x@y": "~/z"})
+    flat = flatten({"data": {"root": "/data/coco", "list": [1, "a"]}, "base": {"path": None}, "x@y": "~/z"})
     assert flat == {"data.root": ".../coco", "data.list": '[1, "a"]', "base.path": "null", "x-y": ".../z"}
-    assert flatten({"a": ["/home/me/x", "http://a:b@c"]}) == {"a": '[".../x", "http://***@c"]'}
+    assert flatten({"a": ["/data/x", "http://a:b@c"]}) == {"a": '[".../x", "http://***@c"]'}
     assert public("https://me:secret@host/a") == "https://***@host/a"
     assert public("https://me:s@c/r?t@host/a") == "https://***@host/a"
     assert (
         public("GET http://host/a?run=1&api_token=abc&x=2 failed") == "GET http://host/a?run=1&api_token=***&x=2 failed"
     )
     assert public("GET http://host/a?pwd=abc&auth=x&page=2") == "GET http://host/a?pwd=***&auth=***&page=2"
-    assert public("[Errno 2] No such file: '/home/me/x.pt'") == "[Errno 2] No such file: '.../x.pt'"
+    assert public("[Errno 2] No such file: '/data/x.pt'") == "[Errno 2] No such file: '.../x.pt'"
     assert public("data/base and a/b: 3/4 of ../x") == "data/base and a/b: 3/4 of ../x"
     assert flatten({"a": "x" * 7000})["a"] == "x" * 6000
     assert resolved({"refine": {"recipe": "b"}, "recipes": {"a": 1, "b": 2}})["recipes"] == {"b": 2}

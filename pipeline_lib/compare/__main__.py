@@ -24,7 +24,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("folders", nargs="*", metavar="[NAME=]DIR", help="evaluated project folders, or: queue")
     parser.add_argument("--revs", nargs="+", default=[], metavar="REV", help="git revisions or DVC experiments")
     parser.add_argument("--experiments", action="store_true", help="all DVC experiments of the current commit")
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="confidence (default: %(default)s)")
+    parser.add_argument(
+        "--params",
+        type=Path,
+        default=Path("params.yaml"),
+        help="its section evaluate gives confidence and resampling (default: %(default)s)",
+    )
     parser.add_argument("--output", type=Path, default=Path("data/compare"), help="folder (default: %(default)s)")
     parser.add_argument("--seeds", default="0", help="with queue: 0, 0,1,5 or 0..2 (default: %(default)s)")
     parser.add_argument("--ablations", type=Path, default=Path("ablations"), help="with queue (default: %(default)s)")
