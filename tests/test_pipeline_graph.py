@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ruamel.yaml import YAML
 
 from pipeline_lib import config, provenance
 
@@ -59,6 +60,15 @@ def test_nothing_persists_and_small_files_are_metrics_or_plots():
             options = next(iter(out.values())) if isinstance(out, dict) else {}
             assert not {"persist", "cache"} & set(options), name
         assert not stage(name).get("always_changed")
+
+
+@pytest.mark.parametrize("path", ["dvc.lock", "dvc.yaml", "params.yaml"])
+def test_dvc_reads_its_files_with_the_parser_in_c_and_reads_the_same(path):
+    """In Python, reading dvc.lock twice is nearly half of a `dvc repro` with nothing to do."""
+    text = (ROOT / path).read_text(encoding="utf-8")
+    in_c, in_python = YAML(typ="safe"), YAML(typ="safe", pure=True)
+    assert in_c.Parser is not in_python.Parser
+    assert repr(in_c.load(text)) == repr(in_python.load(text)) != "None"
 
 
 def test_each_path_is_typed_once():

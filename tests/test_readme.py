@@ -69,7 +69,7 @@ def test_the_dependencies_are_those_of_pyproject():
     wanted = {"": project["dependencies"], **project["optional-dependencies"]}
     table = README.split("## Dependencies, and why each")[1].split("\n## ")[0]
     found = {extra: set() for extra in wanted}
-    for extra, names in re.findall(r"^\| (?:extra `(\w+)`: )?([\w, -]+) \| ", table, re.MULTILINE)[1:]:
+    for extra, names in re.findall(r"^\| (?:extra `(\w+)`: )?([\w., -]+) \| ", table, re.MULTILINE)[1:]:
         found[extra] |= set(names.split(", "))
-    names = {extra: {re.match(r"[\w-]+", each)[0] for each in wanted[extra]} for extra in wanted}
+    names = {extra: {re.match(r"[\w.-]+", each)[0] for each in wanted[extra]} for extra in wanted}
     assert found == {extra: those - {project["name"]} for extra, those in names.items()}
