@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import torch
 
-from pipeline_lib import config, losses
+from pipeline_lib import losses, schema
 from pipeline_lib.errors import UserError
 from pipeline_lib.features import Features
 from pipeline_lib.sampling import Draws
@@ -29,13 +29,13 @@ Recipe = Callable[[Features, Features, Draws], Terms]
 Logits = Literal["raw", "scaled_cosine"]
 
 
-@config.section
+@schema.section
 class Prior:
     """The law of RaFA's reference vectors."""
 
     kind: Literal["normal", "uniform", "teacher"]  # teacher: per-dimension mean and deviation of the teacher's features
     mean: float  # added to the prior's mean
-    std: config.NotNegative  # factor on its deviation; 0: no noise, the mean itself
+    std: schema.NotNegative  # factor on its deviation; 0: no noise, the mean itself
     shared: bool  # one vector per pair (the paper) or one per modality
     decay: Literal["none", "linear"]  # weight of the RaFA term over the run
 
@@ -97,8 +97,8 @@ def hycd(
     teacher: Features,
     draws: Draws,
     *,
-    alpha: config.Share,
-    temperature: config.Positive,
+    alpha: schema.Share,
+    temperature: schema.Positive,
     logits: Logits,
 ) -> Terms:
     """L = HyCD(f gᵀ, F Gᵀ)."""
@@ -111,10 +111,10 @@ def clip_refine(
     teacher: Features,
     draws: Draws,
     *,
-    rafa_weight: config.NotNegative,
-    hycd_weight: config.NotNegative,
-    alpha: config.Share,
-    temperature: config.Positive,
+    rafa_weight: schema.NotNegative,
+    hycd_weight: schema.NotNegative,
+    alpha: schema.Share,
+    temperature: schema.Positive,
     logits: Logits,
     reduction: losses.Reduction,
     prior: Prior,
@@ -134,10 +134,10 @@ def clip_refine_no_noise(
     teacher: Features,
     draws: Draws,
     *,
-    rafa_weight: config.NotNegative,
-    hycd_weight: config.NotNegative,
-    alpha: config.Share,
-    temperature: config.Positive,
+    rafa_weight: schema.NotNegative,
+    hycd_weight: schema.NotNegative,
+    alpha: schema.Share,
+    temperature: schema.Positive,
     logits: Logits,
     reduction: losses.Reduction,
 ) -> Terms:
@@ -157,7 +157,7 @@ def clip_refine_no_noise(
 
 
 def self_kd(
-    student: Features, teacher: Features, draws: Draws, *, temperature: config.Positive, logits: Logits
+    student: Features, teacher: Features, draws: Draws, *, temperature: schema.Positive, logits: Logits
 ) -> Terms:
     """L = T² KL(softmax(S/T) ‖ softmax(s/T)): HyCD with α = 0."""
     terms = hycd(student, teacher, draws, alpha=0.0, temperature=temperature, logits=logits)
@@ -169,7 +169,7 @@ def contrastive(student: Features, teacher: Features, draws: Draws) -> Terms:
     return {"contrastive_loss": losses.contrastive_loss(similarity(student, "scaled_cosine"))}
 
 
-def contrastive_raw(student: Features, teacher: Features, draws: Draws, *, scale: config.Positive) -> Terms:
+def contrastive_raw(student: Features, teacher: Features, draws: Draws, *, scale: schema.Positive) -> Terms:
     """L = InfoNCE(scale · f gᵀ) on raw features: what the published code's contrastive baseline computes."""
     return {"contrastive_loss": losses.contrastive_loss(scale * similarity(student, "raw"))}
 
@@ -179,10 +179,10 @@ def hycd_align(
     teacher: Features,
     draws: Draws,
     *,
-    alpha: config.Share,
-    temperature: config.Positive,
+    alpha: schema.Share,
+    temperature: schema.Positive,
     logits: Logits,
-    align_weight: config.NotNegative,
+    align_weight: schema.NotNegative,
 ) -> Terms:
     """L = HyCD + λ mean ‖f̂ − ĝ‖²: closing the gap by force."""
     terms = hycd(student, teacher, draws, alpha=alpha, temperature=temperature, logits=logits)
@@ -191,7 +191,7 @@ def hycd_align(
 
 
 def m2_mix(
-    student: Features, teacher: Features, draws: Draws, *, beta: config.Positive, mix_weight: config.NotNegative
+    student: Features, teacher: Features, draws: Draws, *, beta: schema.Positive, mix_weight: schema.NotNegative
 ) -> Terms:
     """L = InfoNCE + λ InfoNCE with geodesic mixtures as negatives, mixing share ~ Beta(β, β) per step."""
     mix = torch.tensor(draws.beta(beta)).to(student.raw_image_features)
@@ -254,7 +254,7 @@ def build(name: str, blocks: dict[str, Any], where: str = "params.yaml") -> Reci
     for key in wanted:
         if key not in blocks[name]:
             raise UserError(f"{path}.{key}: missing; add it")
-    values = {key: config.convert(hints[key], blocks[name][key], f"{path}.{key}") for key in wanted}
+    values = {key: schema.convert(hints[key], blocks[name][key], f"{path}.{key}") for key in wanted}
     recipe = functools.partial(function, **values)
     try_out(recipe, path)
     return recipe

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline_lib import artifacts, base, checkpoints, config, model
+from pipeline_lib import artifacts, base, checkpoints, config, model, schema
 from pipeline_lib.errors import UserError
 from tests.tiny_model import tiny_config, write_tiny_clip, write_tiny_hf_clip
 
@@ -68,7 +68,7 @@ def settings(**given) -> config.Base:
         "seed": 0,
     }
     section["demo"] = demo | section.get("demo", {})
-    return config.build(config.Base, section, "params.yaml: base")
+    return schema.build(config.Base, section, "params.yaml: base")
 
 
 def data(root: Path = Path(), **given) -> config.Data:
@@ -83,7 +83,7 @@ def data(root: Path = Path(), **given) -> config.Data:
         "evaluation": {},
         **given,
     }
-    return config.build(config.Data, section, "params.yaml: data")
+    return schema.build(config.Data, section, "params.yaml: data")
 
 
 def materialise(target: Path, **given) -> model.Clip:

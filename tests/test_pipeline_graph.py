@@ -8,7 +8,7 @@ import pytest
 import yaml
 from ruamel.yaml import YAML
 
-from pipeline_lib import config, provenance
+from pipeline_lib import config, provenance, yaml12
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("base", "shard", "cache_teacher", "refine", "evaluate", "report")
@@ -16,7 +16,7 @@ FREE = {"paths", "runtime", "tracking"}  # where and how, not what: in no stage'
 
 
 def graph():
-    return yaml.load((ROOT / "dvc.yaml").read_text(), config.Yaml12Loader)
+    return yaml.load((ROOT / "dvc.yaml").read_text(), yaml12.Yaml12Loader)
 
 
 def stage(name):
