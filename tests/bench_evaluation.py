@@ -22,6 +22,7 @@ import torch
 from pipeline_lib import config, evaluation, metrics, runtime
 from pipeline_lib import report as page
 from pipeline_lib.evaluation import EmbeddedSet, EmbeddedTask, Embedder, run, scoring
+from pipeline_lib.evaluation.inputs import open_inputs, open_model
 from tests.bench_inputs import Report, paths_of
 from tests.tiny_project import ROOT
 
@@ -50,8 +51,8 @@ def default_set(report: Report, root: Path) -> None:
     imports = time.perf_counter() - start
     params = root / "params.yaml"
     settings, paths = config.load(params, "evaluate"), paths_of(root)
-    clip, base_weights = run.open_model("refined", paths, torch.device("cpu"))
-    inputs = dataclasses.replace(run.open_inputs(paths.shards, settings), base_weights=base_weights)
+    clip, base_weights = open_model("refined", paths, torch.device("cpu"))
+    inputs = dataclasses.replace(open_inputs(paths.shards, settings), base_weights=base_weights)
     embedder = Embedder(
         clip=clip,
         batch_size=settings.batch_size,

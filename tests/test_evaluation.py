@@ -20,8 +20,9 @@ from safetensors.numpy import load_file
 
 from pipeline_lib import artifacts, config, evaluation, metrics, model, runtime, shards
 from pipeline_lib.errors import UserError
-from pipeline_lib.evaluation import EmbeddedSet, EmbeddedTask, Embedder, forgetting, run, scoring
-from pipeline_lib.evaluation.forgetting import Labelled
+from pipeline_lib.evaluation import EmbeddedSet, EmbeddedTask, Embedder, probes, run, scoring, wise_ft
+from pipeline_lib.evaluation.inputs import Inputs, check_known_answers, open_inputs, open_model
+from pipeline_lib.evaluation.probes import Labelled
 from pipeline_lib.statistics import Mean
 from stages import evaluate as evaluate_stage
 from stages import shard as shard_stage
@@ -122,7 +123,7 @@ def test_a_task_with_an_image_without_a_label_is_scored_and_says_so(inside, capl
     one = embedder(inside).embed(part)
     assert one.tasks["class"].labels[3] == -1
     assert (one.tasks["class"].labels >= 0).sum() == 49
-    scored = evaluation.evaluate(embedder(inside), "refined", run.Inputs([part], read_part(inside, "val")), SETTINGS)
+    scored = evaluation.evaluate(embedder(inside), "refined", Inputs([part], read_part(inside, "val")), SETTINGS)
     assert "eval: 1 of 50 images have no label of `class`: not scored" in caplog.text
     found = scored.results["sets"]["eval"]["variants"]["plain"]["zero_shot"]["class"]["ensemble"]
     assert sum(row["num_images"] for row in found["per_class"]) == 49
@@ -196,9 +197,9 @@ def test_known_answers_are_those_of_the_model_that_they_name():
     def check(name="recall", number=0.5, known_by=None, **answer):
         answers = {name: [{"value": 0.51, "tolerance": 0.02, "model": known_by, **answer}]}
         part = SimpleNamespace(name="eval", manifest={"known_answers": answers})
-        run.check_known_answers(part, {"recall": number}, facts)
+        check_known_answers(part, {"recall": number}, facts)
 
-    run.check_known_answers(SimpleNamespace(name="eval", manifest={}), {"recall": 0.5}, facts)
+    check_known_answers(SimpleNamespace(name="eval", manifest={}), {"recall": 0.5}, facts)
     check()
     for model_name in (None, "ab12ab12", "ViT-B-32/tag"):
         check(known_by=model_name)
@@ -219,11 +220,11 @@ def test_known_answers_are_those_of_the_model_that_they_name():
 
 def test_stratified_halves_share_out_every_class():
     labels = np.array([0] * 5 + [1] * 4 + [2])
-    first, second = forgetting.stratified_halves(labels, seed=0)
+    first, second = probes.stratified_halves(labels, seed=0)
     assert sorted([*first, *second]) == list(range(10))
     assert np.bincount(labels[first]).tolist() == [3, 2, 1]
     assert np.bincount(labels[second]).tolist() == [2, 2]
-    assert not np.array_equal(first, forgetting.stratified_halves(labels, seed=1)[0])
+    assert not np.array_equal(first, probes.stratified_halves(labels, seed=1)[0])
 
 
 def test_linear_probe_equals_scikit_learn_with_the_chosen_strength():
@@ -235,12 +236,12 @@ def test_linear_probe_equals_scikit_learn_with_the_chosen_strength():
     labels = generator.integers(3, size=240)
     features = centres[labels] + 3 * generator.normal(size=(240, 20))
     train, validation, test = (Labelled(features[rows], labels[rows]) for rows in np.split(np.arange(240), [80, 140]))
-    probe = forgetting.linear_probe(train, validation, test, np.arange(140, 240))
+    probe = probes.linear_probe(train, validation, test, np.arange(140, 240))
     scaler = StandardScaler().fit(train.features)
     accuracies = {
         c: LogisticRegression(C=c, max_iter=1000).fit(scaler.transform(train.features), train.labels)
         .score(scaler.transform(validation.features), validation.labels)
-        for c in forgetting.STRENGTHS
+        for c in probes.STRENGTHS
     }  # fmt: skip
     assert accuracies[probe.strength] == max(accuracies.values())
     scaler = StandardScaler().fit(features[:140])
@@ -542,7 +543,7 @@ def test_of_a_large_training_part_a_fixed_sample_is_embedded(inside, monkeypatch
     assert torch.allclose(sample.raw_text_features, whole.raw_text_features[kept], atol=1e-6)
     assert [rows[i] for i in sample.text_image_index.tolist()] == whole.text_image_index[kept].tolist()
     paths, maker = config.load(Path("params.yaml"), "paths"), embedder(inside)
-    inputs = run.open_inputs(paths.shards, SETTINGS)
+    inputs = open_inputs(paths.shards, SETTINGS)
     monkeypatch.setattr(run, "CENTRING_SAMPLES", 5)
     selection = maker.embed(inputs.selection)
     assert run._centring(maker, inputs, selection).num_images == 5
@@ -582,10 +583,10 @@ def test_wise_ft_mixes_are_evaluated_on_every_set_and_leave_the_model_as_it_was(
 def test_the_ends_of_the_wise_ft_sweep_are_the_two_models(evaluated, monkeypatch):
     monkeypatch.chdir(evaluated)
     paths = config.load(Path("params.yaml"), "paths")
-    clip, base_weights = run.open_model("refined", paths, torch.device("cpu"))
+    clip, base_weights = open_model("refined", paths, torch.device("cpu"))
     before = model.weights_digest(clip.module.state_dict())
-    inputs = dataclasses.replace(run.open_inputs(paths.shards, SETTINGS), base_weights=base_weights)
-    rows = run._wise_ft(embedder(evaluated, clip=clip), inputs, dataclasses.replace(SETTINGS, wise_ft=(0.0, 1.0)))
+    inputs = dataclasses.replace(open_inputs(paths.shards, SETTINGS), base_weights=base_weights)
+    rows = wise_ft.sweep(embedder(evaluated, clip=clip), inputs, dataclasses.replace(SETTINGS, wise_ft=(0.0, 1.0)))
     assert model.weights_digest(clip.module.state_dict()) == before
     for row, name in zip(rows, ("base", "refined"), strict=True):
         results = artifacts.read_json(evaluated / f"data/eval/{name}/results.json")
@@ -684,7 +685,7 @@ def test_a_model_refined_from_another_base_is_refused(inside):
     write_model(inside / "data/stranger", "refine", seed=3, refined_from="0" * 64)
     paths = dataclasses.replace(config.load(inside / "params.yaml", "paths"), refined=Path("data/stranger"))
     with pytest.raises(UserError, match="was not refined from the model in data/base"):
-        run.open_model("refined", paths, torch.device("cpu"))
+        open_model("refined", paths, torch.device("cpu"))
 
 
 def test_a_refined_model_with_other_preprocessing_or_activation_is_refused(inside):
@@ -702,7 +703,7 @@ def test_a_refined_model_with_other_preprocessing_or_activation_is_refused(insid
         facts = model.load(path.parent).facts
         artifacts.write_manifest(path.parent, "refine", model={**facts, "refined_from": base})
         with pytest.raises(UserError, match=rf"data/{name}: .*{named}.* differ from what data/base recorded"):
-            run.open_model("refined", dataclasses.replace(paths, refined=Path("data", name)), torch.device("cpu"))
+            open_model("refined", dataclasses.replace(paths, refined=Path("data", name)), torch.device("cpu"))
 
 
 def test_weights_changed_after_they_were_written_are_refused(inside):
@@ -713,29 +714,29 @@ def test_weights_changed_after_they_were_written_are_refused(inside):
     model.save_weights(clip.module.state_dict(), inside / "data/edited" / model.WEIGHTS)
     paths = dataclasses.replace(config.load(inside / "params.yaml", "paths"), base=Path("data/edited"))
     with pytest.raises(UserError, match="weights_digest"):
-        run.open_model("base", paths, torch.device("cpu"))
+        open_model("base", paths, torch.device("cpu"))
 
 
 def test_selection_part_and_sets_must_be_there(inside):
     with pytest.raises(UserError, match=r"evaluate\.selection: `calib` is not among the parts.*refine, val, eval"):
-        run.open_inputs(inside / "data/shards", dataclasses.replace(SETTINGS, selection="calib"))
+        open_inputs(inside / "data/shards", dataclasses.replace(SETTINGS, selection="calib"))
     (inside / "data/only_training").mkdir()
     artifacts.write_manifest(inside / "data/only_training", "shard", parts={"refine": "", "val": ""})
     with pytest.raises(UserError, match="nothing to evaluate on"):
-        run.open_inputs(inside / "data/only_training", SETTINGS)
+        open_inputs(inside / "data/only_training", SETTINGS)
 
 
 @pytest.mark.parametrize("name", ["refine", "base"])
 def test_nothing_is_chosen_on_what_a_model_was_trained_on(inside, name):
     """Such a ranking would call itself honest."""
     with pytest.raises(UserError, match=rf"evaluate\.selection: models are trained on `{name}`.*such as `val`"):
-        run.open_inputs(inside / "data/shards", dataclasses.replace(SETTINGS, selection=name))
+        open_inputs(inside / "data/shards", dataclasses.replace(SETTINGS, selection=name))
 
 
 def test_training_parts_are_never_evaluated_on(inside):
-    inputs = run.open_inputs(inside / "data/shards", SETTINGS)
+    inputs = open_inputs(inside / "data/shards", SETTINGS)
     assert [part.name for part in inputs.sets] == ["eval", "colours"]
-    inputs = run.open_inputs(inside / "data/shards", dataclasses.replace(SETTINGS, selection="eval"))
+    inputs = open_inputs(inside / "data/shards", dataclasses.replace(SETTINGS, selection="eval"))
     assert [part.name for part in inputs.sets] == ["colours"]
 
 

@@ -2,14 +2,18 @@
 
 embedding    the only part that runs the model: images, captions and prompts of a set -> `EmbeddedSet`
 scoring      retrieval, zero-shot, gap suite, mean-centred variant, intervals -> numbers and per-item arrays
-forgetting   linear probe on frozen features; interpolation between base and refined weights (WiSE-FT)
-run          the order of it all, the guards, and what is written to data/eval/<model>/
+inputs       the model and what it is evaluated on; guards: one refined from this base, known answers met
+probes       linear probes on the frozen image features
+wise_ft      models between the base and the refined one, by their weights
+run          the order of it all, and what is written to data/eval/<model>/
 """
 
 from pipeline_lib.evaluation.embedding import EmbeddedSet, EmbeddedTask, Embedder
-from pipeline_lib.evaluation.forgetting import interpolate, linear_probe
-from pipeline_lib.evaluation.run import Evaluated, Inputs, build, evaluate, flat_metrics, write
+from pipeline_lib.evaluation.inputs import Inputs
+from pipeline_lib.evaluation.probes import linear_probe
+from pipeline_lib.evaluation.run import Evaluated, build, evaluate, flat_metrics, write
 from pipeline_lib.evaluation.scoring import headlines, score
+from pipeline_lib.evaluation.wise_ft import interpolate
 
 __all__ = [
     "EmbeddedSet",
