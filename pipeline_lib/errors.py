@@ -4,6 +4,14 @@ Programmer errors stay `ValueError`, `AssertionError` and the like and keep thei
 printed by `runtime.run_stage` as a single line, exit code 1 (the traceback appears with `--debug`).
 """
 
+from __future__ import annotations
+
 
 class UserError(Exception):
     """Something the user can mend: bad input, bad parameters, a missing file."""
+
+
+def first_lines(error: BaseException, count: int = 3) -> str:
+    """The first lines of another library's error that say something, as one line of 500 characters at most."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return " ".join([line for line in lines if line][:count])[:500]

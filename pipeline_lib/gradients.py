@@ -1,4 +1,4 @@
-"""Exact gradients of a whole batch (gradient caching, data parallelism), and what is trained with them.
+"""Exact gradients of a whole batch: gradient caching, data parallelism.
 
 `backward` has three phases, the same for one process or many, one chunk or several:
 
@@ -13,21 +13,17 @@ every process evaluates alike: its gradient is taken once and not summed.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 
-from pipeline_lib import config, recipes, runtime
+from pipeline_lib import recipes, runtime
 from pipeline_lib.distributed import World
-from pipeline_lib.errors import UserError
 from pipeline_lib.features import Features, Inputs
-from pipeline_lib.model import Clip
+from pipeline_lib.model import SCALARS, Clip
 from pipeline_lib.sampling import Draws
-
-SCALARS = ("logit_scale", "logit_bias")  # parameters that the loss itself uses, outside the towers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,59 +120,3 @@ def _set_random_state(device: torch.device, state: list[torch.Tensor]) -> None:
     torch.set_rng_state(state[0])
     if device.type == "cuda":
         torch.cuda.set_rng_state(state[1], device)
-
-
-def select_trainable(student: Clip, settings: config.Refine) -> None:
-    """Set `requires_grad` by `trainable`, `lock_*` and `train_logit_scale`, and the mode of every layer.
-
-    Raises:
-        UserError: Nothing is left to train, or a tower cannot be locked or checkpointed as asked.
-    """
-    module = student.module.requires_grad_(True)
-    _set_mode(student, settings.stochastic_layers)
-    if settings.lock_image:
-        student.lock_image(settings.lock_image_unlocked_groups)
-    if settings.lock_text:
-        student.lock_text(settings.lock_text_unlocked_layers)
-    projections = set(student.projection_names())
-    for name, parameter in module.named_parameters():
-        if settings.trainable == "projections" and name not in projections:
-            parameter.requires_grad_(False)
-        if name in SCALARS:
-            parameter.requires_grad_(settings.train_logit_scale)
-        if name.startswith("text_decoder."):  # CoCa's captioner, which no feature passes through
-            parameter.requires_grad_(False)
-    if settings.grad_checkpointing:
-        student.checkpoint_activations()
-    if not any(parameter.requires_grad for parameter in module.parameters()):
-        raise UserError("refine: every weight is locked; unlock something (trainable, lock_image, lock_text)")
-
-
-def _set_mode(student: Clip, stochastic_layers: bool) -> None:
-    """Eval mode: dropout and drop-path off, batch-norm statistics fixed; the latter stay fixed in any case."""
-    student.module.train(stochastic_layers)
-    for layer in student.module.modules():
-        if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
-            layer.eval()
-
-
-def learning_rate(settings: config.Refine, step: int, num_steps: int) -> float:
-    """Learning rate of a step: linear warm-up, then constant or half a cosine to 0."""
-    if step < settings.warmup_steps:
-        return settings.learning_rate * (step + 1) / settings.warmup_steps
-    if settings.schedule == "constant":
-        return settings.learning_rate
-    share = (step - settings.warmup_steps) / max(1, num_steps - settings.warmup_steps)
-    return settings.learning_rate * (1 + math.cos(math.pi * share)) / 2
-
-
-def make_optimizer(student: Clip, settings: config.Refine) -> torch.optim.AdamW:
-    """AdamW over the trainable weights, one weight decay for all as in the published code; fused where it exists."""
-    return torch.optim.AdamW(
-        [parameter for parameter in student.module.parameters() if parameter.requires_grad],
-        lr=settings.learning_rate,
-        betas=settings.betas,
-        eps=settings.eps,
-        weight_decay=settings.weight_decay,
-        fused=student.device.type in ("cpu", "cuda"),
-    )

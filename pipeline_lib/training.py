@@ -29,8 +29,9 @@ from pipeline_lib.distributed import World
 from pipeline_lib.epochs import Plan, StepData, read_steps
 from pipeline_lib.errors import UserError
 from pipeline_lib.features import Features, Inputs, raw_norms_problem
-from pipeline_lib.gradients import Encoders, backward, learning_rate, make_optimizer, select_trainable
+from pipeline_lib.gradients import Encoders, backward
 from pipeline_lib.model import Clip
+from pipeline_lib.optimiser import learning_rate, make_optimizer, select_trainable
 from pipeline_lib.sampling import Draws
 from pipeline_lib.teacher import Teacher
 from pipeline_lib.teacher_cache import CachedPart, cut_length, embed_images, embed_texts, fingerprint

@@ -14,7 +14,8 @@ import torch
 from pipeline_lib import config, model, recipes, training
 from pipeline_lib.distributed import World
 from pipeline_lib.features import Features, Inputs
-from pipeline_lib.gradients import Encoders, backward, make_optimizer, select_trainable
+from pipeline_lib.gradients import Encoders, backward
+from pipeline_lib.optimiser import make_optimizer, select_trainable
 from pipeline_lib.teacher import Teacher
 from pipeline_lib.teacher_cache import embed_images, embed_texts, open_parts
 from tests.bench_inputs import Report, alternate, paths_of

@@ -281,7 +281,7 @@ def custom(directory: Path, *, vision: dict | None = None, **config) -> model.Cl
     torch.manual_seed(0)
     clip = model.build(directory)
     with torch.no_grad():
-        clip._text.token_embedding.weight.mul_(20)
+        clip.text_tower.token_embedding.weight.mul_(20)
     clip.module.double()
     return clip
 
@@ -320,7 +320,7 @@ def test_cut_texts_give_the_same_features(config, tmp_path):
     assert clip.text_cut_refusal is None
     assert clip.text_lengths(token_ids).tolist() == [4, 8, 8, 2]
     full = clip.encode_text(token_ids)
-    weight = clip._text.token_embedding.weight
+    weight = clip.text_tower.token_embedding.weight
     gradient = torch.autograd.grad(full.pow(2).sum(), weight)[0]
     for length in (8, 16, 76):
         cut = clip.encode_text(token_ids[:, :length])
@@ -359,7 +359,7 @@ def test_where_cutting_is_refused_it_would_change_the_features(config, tmp_path)
     clip = custom(tmp_path / "model", **config)
     token_ids = clip.tokenize(CAPTIONS)
     full = clip.encode_text(token_ids)
-    if clip._text is clip.module:  # open_clip.CLIP takes no cut ids itself
+    if clip.text_tower is clip.module:  # open_clip.CLIP takes no cut ids itself
         cut = clip._encode_cut_text(token_ids[:, :16])
     else:
         cut = clip.module.encode_text(token_ids[:, :16], normalize=False)
@@ -501,8 +501,8 @@ def test_older_names_of_a_separate_text_tower_are_accepted(tmp_path, tiny):
 
 
 def test_projections_are_found_by_name(tiny, tiny_hf):
-    assert sorted(model.load(tiny).projection_names()) == ["text_projection", "visual.proj"]
-    assert sorted(model.load(tiny_hf).projection_names()) == ["text.proj.weight", "visual.proj"]
+    assert sorted(model.projection_names(model.load(tiny))) == ["text_projection", "visual.proj"]
+    assert sorted(model.projection_names(model.load(tiny_hf))) == ["text.proj.weight", "visual.proj"]
 
 
 def test_the_standard_vocabulary_and_templates():

@@ -1,0 +1,77 @@
+"""One dual encoder as an open_clip directory: load, encode, describe, save. The only importer of open_clip.
+
+preprocess   open_clip's evaluation transform, cut in two where pixels are uint8
+clip         the loaded model: pictures and captions to raw features, tokenizer, logit scale
+facts        what decides its features, by digest; compared with what a folder's manifest recorded
+folder       open_clip directories: load, build, save
+towers       locked whole or in part, with less memory, for training
+published    architectures, published weights, vocabulary and prompt templates that open_clip knows
+
+`export.served_model`, which MLflow runs without this package, imports open_clip too.
+"""
+
+from pipeline_lib.model.clip import SCALARS, Clip
+from pipeline_lib.model.facts import (
+    GUARDED,
+    TOKENIZER_FILES,
+    TOWER_CONFIG,
+    compare_facts,
+    describe,
+    recorded_facts,
+    weights_digest,
+)
+from pipeline_lib.model.folder import (
+    CONFIG,
+    WEIGHTS,
+    build,
+    load,
+    load_weights,
+    read_config,
+    save,
+    save_weights,
+    weights_file,
+    write_config,
+)
+from pipeline_lib.model.preprocess import Preprocess
+from pipeline_lib.model.published import (
+    architecture,
+    architectures,
+    download,
+    imagenet_templates,
+    pretrained_tags,
+    standard_vocabulary,
+)
+from pipeline_lib.model.towers import checkpoint_activations, lock_image, lock_text, projection_names
+
+__all__ = [
+    "CONFIG",
+    "GUARDED",
+    "SCALARS",
+    "TOKENIZER_FILES",
+    "TOWER_CONFIG",
+    "WEIGHTS",
+    "Clip",
+    "Preprocess",
+    "architecture",
+    "architectures",
+    "build",
+    "checkpoint_activations",
+    "compare_facts",
+    "describe",
+    "download",
+    "imagenet_templates",
+    "load",
+    "load_weights",
+    "lock_image",
+    "lock_text",
+    "pretrained_tags",
+    "projection_names",
+    "read_config",
+    "recorded_facts",
+    "save",
+    "save_weights",
+    "standard_vocabulary",
+    "weights_digest",
+    "weights_file",
+    "write_config",
+]

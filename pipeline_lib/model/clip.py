@@ -1,0 +1,183 @@
+"""One loaded dual encoder: pictures and captions to raw features, its tokenizer, its logit scale."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import open_clip.hf_model
+import open_clip.transformer
+import torch
+from torch import nn
+
+from pipeline_lib.model.preprocess import Preprocess, preprocess_config
+
+SCALARS = ("logit_scale", "logit_bias")  # parameters that the loss itself uses, outside the towers
+_POOLERS_THAT_IGNORE_PADDING = {"MeanPooler", "ClsPooler", "ClsLastHiddenStatePooler"}  # MaxPooler raises
+_TOWERS_THAT_MASK_PADDING = {"bert", "roberta", "xlm-roberta", "mt5"}
+
+
+class Clip:
+    """A loaded model with its preprocessing and tokenizer. B images or captions, D = `embed_dim`."""
+
+    def __init__(self, module: nn.Module, config: Mapping[str, Any], directory: Path) -> None:
+        """Wrap `module`; use `load` or `build`."""
+        self.module: Any = module  # an nn.Module; Any because open_clip's towers are told apart by their attributes
+        self.config = config
+        self.directory = directory
+        self.facts: dict[str, Any] = {}
+        self.preprocess = Preprocess(preprocess_config(module))
+        self.context_length: int = config["model_cfg"]["text_cfg"].get("context_length", 77)
+        self.embed_dim: int = config["model_cfg"]["embed_dim"]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the input."""
+        return self.preprocess.image_size
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Channel means that `normalize` subtracts."""
+        return tuple(self.preprocess.config["mean"])
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Channel deviations that `normalize` divides by."""
+        return tuple(self.preprocess.config["std"])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.module.logit_scale.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights."""
+        return self.module.logit_scale.dtype
+
+    @property
+    def logit_scale(self) -> torch.Tensor:
+        """Scalar multiplier on cosines, already exponentiated; gradients reach the parameter."""
+        return self.module.logit_scale.exp().reshape(())
+
+    @property
+    def logit_bias(self) -> torch.Tensor | None:
+        """Scalar added to the logits (SigLIP), or None."""
+        return None if self.module.logit_bias is None else self.module.logit_bias.reshape(())
+
+    @property
+    def text_tower(self) -> Any:
+        """The text tower: CustomTextCLIP and CoCa keep it in `.text`, CLIP holds its parts itself."""
+        return getattr(self.module, "text", self.module)
+
+    def decode(self, image_bytes: bytes, max_pixels: int) -> np.ndarray:
+        """`Preprocess.decode`."""
+        return self.preprocess.decode(image_bytes, max_pixels)
+
+    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
+        """`Preprocess.normalize` in the type of the weights."""
+        return self.preprocess.normalize(pixels, self.dtype)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """open_clip's tokenizer for this directory."""
+        return open_clip.get_tokenizer(f"local-dir:{self.directory.resolve()}")
+
+    def tokenize(self, texts: list[str]) -> torch.Tensor:
+        """N captions -> token ids, int64 [N, context_length], padded, too long ones truncated."""
+        if not texts:
+            return torch.zeros(0, self.context_length, dtype=torch.int64)
+        return self.tokenizer(texts, context_length=self.context_length)
+
+    def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
+        """uint8 [B, 3, H, W] -> raw image features [B, D]."""
+        return self.module.encode_image(self.normalize(pixels), normalize=False)
+
+    def encode_text(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Token ids [B, L], L <= context_length -> raw text features [B, D].
+
+        Cut ids (L < context_length) give the features of the full ids to rounding if every caption's `text_lengths`
+        is at most L.
+
+        Raises:
+            ValueError: The ids are too long, or cut where that changes the result (`text_cut_refusal`).
+        """
+        length = token_ids.shape[1]
+        if length == self.context_length:
+            return self.module.encode_text(token_ids, normalize=False)
+        if length > self.context_length:
+            raise ValueError(f"{length} tokens, the model takes {self.context_length}")
+        if self.text_cut_refusal:
+            raise ValueError(f"token ids cannot be cut to {length}: {self.text_cut_refusal}")
+        if isinstance(self.text_tower, open_clip.hf_model.HFTextEncoder):
+            return self.module.encode_text(token_ids, normalize=False)
+        return self._encode_cut_text(token_ids)
+
+    def _encode_cut_text(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """open_clip's own operations on the first L positions; its text towers add the whole positional table."""
+        text, length = self.text_tower, token_ids.shape[1]
+        cast = text.transformer.get_cast_dtype()
+        x = text.token_embedding(token_ids).to(cast) + text.positional_embedding[:length].to(cast)
+        x = text.ln_final(text.transformer(x, attn_mask=text.attn_mask[:length, :length]))
+        pool_type, eos_id = self._text_pooling
+        x = open_clip.transformer.text_global_pool(x, token_ids, pool_type, eos_token_id=eos_id)
+        if text.text_projection is None:
+            return x
+        return text.text_projection(x) if isinstance(text.text_projection, nn.Linear) else x @ text.text_projection
+
+    @property
+    def _text_pooling(self) -> tuple[str, int | None]:
+        text = self.text_tower
+        if text is self.module:  # open_clip.CLIP
+            return text.text_pool_type, text.text_eos_id
+        return text.pool_type, text.eos_id
+
+    @cached_property
+    def text_cut_refusal(self) -> str | None:
+        """Why token ids must keep their full length; None where cutting behind the longest caption is exact.
+
+        Exact: a causal mask with pooling at the end-of-text token and no class embedding, or a Hugging Face tower that
+        masks padding (on the right) with a pooler that ignores it.
+        """
+        text = self.text_tower
+        if isinstance(text, open_clip.hf_model.HFTextEncoder):
+            return self._hf_cut_refusal(text)
+        if not isinstance(text, (open_clip.CLIP, open_clip.transformer.TextTransformer)):
+            return f"unknown text tower {type(text).__name__}"
+        if getattr(text, "cls_emb", None) is not None:
+            return "a class token stands behind the padding (embed_cls)"
+        if text.attn_mask is None:
+            return "the attention is not causal (no_causal_mask), so padding reaches the caption's tokens"
+        if self._text_pooling[0] not in ("argmax", "eos"):
+            return f"pooling `{self._text_pooling[0]}` is not at the end-of-text token"
+        return None
+
+    def _hf_cut_refusal(self, text: Any) -> str | None:
+        kind, pooler = text.config.model_type, type(text.pooler).__name__
+        if kind not in _TOWERS_THAT_MASK_PADDING:
+            return f"text tower type `{kind}` is not known to ignore padding"
+        if pooler not in _POOLERS_THAT_IGNORE_PADDING:
+            return f"pooler {pooler} is not known to ignore padding"
+        if self.tokenizer.tokenizer_mode or self.tokenizer.strip_sep_token:
+            return "the tokenizer writes tokens behind the padding or padding inside the caption"
+        inner = self.tokenizer.tokenizer
+        if inner.padding_side != "right" or inner.pad_token_id != text.config.pad_token_id:
+            return "the tokenizer does not pad on the right with the text tower's own padding token"
+        return None
+
+    def text_lengths(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Token ids [N, L] -> tokens each caption needs, end-of-text included, int64 [N]; L where no cut is exact."""
+        length = token_ids.shape[1]
+        if self.text_cut_refusal or not len(token_ids):
+            return torch.full((len(token_ids),), length, dtype=torch.int64, device=token_ids.device)
+        if isinstance(self.text_tower, open_clip.hf_model.HFTextEncoder):
+            real = (token_ids != self.text_tower.config.pad_token_id).long()
+            return length - real.flip(1).argmax(dim=1)
+        pool_type, eos_id = self._text_pooling
+        if pool_type == "argmax":
+            return token_ids.argmax(dim=1) + 1
+        return token_ids.eq(eos_id or 0).int().argmax(dim=1) + 1

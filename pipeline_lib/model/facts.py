@@ -1,0 +1,102 @@
+"""What decides a model's features: weights, configuration, preprocessing, activation, tokenizer, each by its digest.
+
+A folder with a manifest is compared with what that recorded, so that no stage runs a model whose parts do not fit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import open_clip.tokenizer
+import open_clip.transformer
+import torch
+
+from pipeline_lib import artifacts
+from pipeline_lib.errors import UserError
+from pipeline_lib.model.clip import Clip
+
+TOWER_CONFIG = "config.json"  # a Hugging Face text tower's own configuration
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "tokenizer.model",
+)
+GUARDED = ("config_digest", "preprocess", "quick_gelu", "tokenizer_digest", "weights_digest")
+
+
+def describe(clip: Clip) -> dict[str, Any]:
+    """What decides the model's features, as JSON values; computed from the loaded weights and files."""
+    model_config = clip.config["model_cfg"]
+    tower = clip.directory / TOWER_CONFIG
+    settings = {"model_cfg": model_config, "tower": artifacts.read_json(tower) if tower.is_file() else None}
+    size = clip.image_size
+    return {
+        "weights_digest": weights_digest(clip.module.state_dict()),
+        "config_digest": artifacts.digest(settings),
+        "preprocess": {**clip.preprocess.config, "size": list(size)},
+        "tokenizer_digest": _tokenizer_digest(clip),
+        "quick_gelu": any(isinstance(m, open_clip.transformer.QuickGELU) for m in clip.module.modules()),
+        "embed_dim": clip.embed_dim,
+        "context_length": clip.context_length,
+        "image_size": list(size),
+        "logit_scale": clip.logit_scale.item(),
+    }
+
+
+def weights_digest(state_dict: Mapping[str, torch.Tensor]) -> str:
+    """Hex SHA-256 over names, types, shapes and bytes of the tensors, in order of name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state_dict.items()):
+        data = tensor.detach().cpu().contiguous()
+        digest.update(artifacts.canonical_json([name, str(data.dtype), list(data.shape)]).encode())
+        digest.update(data.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _tokenizer_digest(clip: Clip) -> str:
+    """Hex SHA-256 of what decides token ids: the tokenizer's files, or open_clip's own vocabulary and class."""
+    text_config = clip.config["model_cfg"]["text_cfg"]
+    settings = {key: text_config.get(key) for key in ("tokenizer_mode", "tokenizer_kwargs")}
+    if text_config.get("hf_tokenizer_name"):
+        paths = [clip.directory / name for name in TOKENIZER_FILES]
+    else:
+        paths = [Path(open_clip.tokenizer.default_bpe())]
+    files = {path.name: artifacts.sha256_file(path) for path in paths if path.is_file()}
+    return artifacts.digest({"files": files, "context_length": clip.context_length, **settings})
+
+
+def recorded_facts(directory: Path) -> dict[str, Any]:
+    """The `model` block of the directory's manifest; empty where there is no manifest."""
+    if not (directory / artifacts.MANIFEST).is_file():
+        return {}
+    return artifacts.read_manifest(directory).get("model", {})
+
+
+def compare_facts(directory: Path, found: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:
+    """Refuse a model whose weights, configuration, preprocessing, activation or tokenizer are not the recorded ones.
+
+    Raises:
+        UserError: They differ; says in what.
+    """
+    differing = [key for key in GUARDED if key in recorded and found[key] != recorded[key]]
+    if differing:
+        what = "; ".join(f"{key} is {_short(found[key])}, recorded {_short(recorded[key])}" for key in differing)
+        raise UserError(
+            f"{directory}: not the model that its {artifacts.MANIFEST} describes: {what}; "
+            "the folder was changed after it was written, run `dvc repro -f` on the stage that writes it"
+        )
+
+
+def _short(value: Any) -> str:
+    text = artifacts.canonical_json(value).strip('"')
+    return text if len(text) <= 160 else f"{text[:160]}…"

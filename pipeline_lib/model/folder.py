@@ -1,0 +1,244 @@
+"""A model as an open_clip directory: load, build, save.
+
+It is self-contained: `open_clip_config.json`, `open_clip_model.safetensors` and, for Hugging Face text towers and
+tokenizers, their files beside them. Models with a native text tower load with plain
+`open_clip.create_model_and_transforms("local-dir:<directory>")`. A Hugging Face text tower would be looked up by its
+hub name there; `load` passes the directory's own path instead, so that a moved copy loads with no network.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import re
+import shutil
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import open_clip.factory
+import open_clip.model
+import open_clip.tokenizer
+import open_clip.transform
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from pipeline_lib import artifacts
+from pipeline_lib.errors import UserError, first_lines
+from pipeline_lib.model.clip import Clip
+from pipeline_lib.model.facts import TOKENIZER_FILES, TOWER_CONFIG, compare_facts, describe, recorded_facts
+
+CONFIG = "open_clip_config.json"
+WEIGHTS = "open_clip_model.safetensors"
+
+
+def load(
+    directory: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, verify: bool = True
+) -> Clip:
+    """Load an open_clip directory, from any working directory and with no network.
+
+    Args:
+        directory: Folder with `open_clip_config.json`, the weights, and the tower's and tokenizer's files if it needs
+            any.
+        device: Where to put the weights.
+        dtype: Type of the weights.
+        verify: Compute `Clip.facts` from what was loaded and compare them with the manifest's, where there is one.
+
+    Returns:
+        The model in eval mode, gradients on.
+
+    Raises:
+        UserError: A file is missing or broken, the weights do not fit, or the manifest says otherwise.
+    """
+    if not (directory / CONFIG).is_file() or not weights_file(directory):
+        raise UserError(f"{directory}: no {CONFIG} and weights in it; run `dvc repro`, or check the path")
+    clip = build(directory, load_weights=True)
+    recorded = recorded_facts(directory)
+    if verify or not recorded:
+        clip.facts = {**recorded, **describe(clip)}
+        compare_facts(directory, clip.facts, recorded)
+    else:
+        clip.facts = recorded
+    clip.module.to(device=device, dtype=dtype)
+    if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in clip.module.visual.modules()):
+        clip.module.visual.to(memory_format=torch.channels_last)  # half the time of a convolutional tower
+    return clip
+
+
+def build(directory: Path, *, load_weights: bool = False) -> Clip:
+    """The model that `directory/open_clip_config.json` describes, with random weights unless `load_weights`.
+
+    Raises:
+        UserError: The configuration, a file it needs, or the weights are missing or do not fit together.
+    """
+    config = read_config(directory)
+    place, text_config = str(directory.resolve()), dict(config["model_cfg"]["text_cfg"])
+    if text_config.get("hf_model_name"):
+        if not (directory / TOWER_CONFIG).is_file():
+            raise UserError(f"{directory / TOWER_CONFIG}: no such file; the text tower's configuration belongs there")
+        text_config |= {"hf_model_name": place, "hf_model_pretrained": False}
+    try:
+        with _quiet():
+            module = open_clip.create_model(
+                f"local-dir:{place}", load_weights=load_weights, pretrained_text=False, text_cfg=text_config
+            )
+    except (RuntimeError, ValueError, TypeError, OSError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
+        raise UserError(f"{directory}: does not load as an open_clip model: {first_lines(error)}") from error
+    return Clip(module.eval().requires_grad_(True), config, directory)
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The content of `directory/open_clip_config.json`.
+
+    Raises:
+        UserError: The file is missing, or describes no model.
+    """
+    config = artifacts.read_json(directory / CONFIG)
+    found = config.get("model_cfg") if isinstance(config, dict) else None
+    if not isinstance(found, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= found.keys():
+        raise UserError(f"{directory / CONFIG}: no `model_cfg` with embed_dim, vision_cfg and text_cfg")
+    return config
+
+
+def load_weights(clip: Clip, state_dict: Mapping[str, torch.Tensor], origin: str, remedy: str = "") -> None:
+    """Copy `state_dict` into `clip`: every tensor of the model, each in its shape, and nothing else.
+
+    open_clip's own conversions apply (older names of separate text towers, Apple's MobileCLIP names); a position table
+    of another length is refused instead of being interpolated, since that would be another model.
+
+    Args:
+        clip: A model from `build`.
+        state_dict: Tensors by open_clip's names, of any floating type.
+        origin: What to name in an error.
+        remedy: What to add to it.
+
+    Raises:
+        UserError: It does not fit; names the first tensors that are missing, unexpected or of another shape.
+    """
+    tensors = open_clip.factory.convert_state_dict(clip.module, dict(state_dict))
+    if "positional_embedding" in tensors and not hasattr(clip.module, "positional_embedding"):
+        tensors = open_clip.model.convert_to_custom_text_state_dict(tensors)
+    tensors.pop("text.transformer.embeddings.position_ids", None)  # a buffer that transformers < 4.31 saved
+    own = clip.module.state_dict()
+    for name in ("logit_scale", "logit_bias"):  # 0-d in some versions, 1-d in others
+        if name in tensors and name in own and tensors[name].numel() == own[name].numel():
+            tensors[name] = tensors[name].reshape(own[name].shape)
+    problems = _misfits(own, tensors)
+    if problems:
+        raise UserError(f"{origin}: does not fit the architecture: {'; '.join(problems)}{remedy}")
+    clip.module.load_state_dict(tensors)
+
+
+def _misfits(own: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> list[str]:
+    shapes = [
+        f"{name} {list(given[name].shape)} instead of {list(own[name].shape)}"
+        for name in own
+        if name in given and given[name].shape != own[name].shape
+    ]
+    groups = {
+        "missing": [name for name in own if name not in given],
+        "unexpected": [name for name in given if name not in own],
+        "of another shape": shapes,
+    }
+    return [f"{len(found)} {kind} ({_some(found)})" for kind, found in groups.items() if found]
+
+
+def _some(names: list[str], count: int = 2) -> str:
+    return ", ".join(names[:count]) + (", …" if len(names) > count else "")
+
+
+def save(clip: Clip, directory: Path) -> None:
+    """Write `clip` as an open_clip directory: configuration, weights, and its tower's and tokenizer's files."""
+    directory.mkdir(parents=True, exist_ok=True)
+    artifacts.write_json(directory / CONFIG, clip.config)
+    for name in (TOWER_CONFIG, *TOKENIZER_FILES):
+        source = clip.directory / name
+        if source.is_file() and clip.directory.resolve() != directory.resolve():
+            shutil.copyfile(source, directory / name)
+    save_weights(clip.module.state_dict(), directory / WEIGHTS)
+
+
+def save_weights(state_dict: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Write tensors as safetensors, atomically; tied ones are written under each of their names.
+
+    Raises:
+        OSError: The disk is full or not writable.
+    """
+    tensors, storages = {}, set()
+    for name, tensor in state_dict.items():
+        whole = tensor.detach().cpu().contiguous()
+        storage = whole.untyped_storage().data_ptr()
+        tensors[name] = whole.clone() if storage in storages else whole
+        storages.add(storage)
+    with artifacts.atomic_open(path) as file:
+        try:
+            safetensors.torch.save_file(tensors, file.name, metadata={"format": "pt"})
+        except safetensors.SafetensorError as error:
+            found = re.search(r"os error (\d+)", str(error))
+            if not found:
+                raise
+            raise OSError(int(found.group(1)), os.strerror(int(found.group(1))), str(path)) from error
+        # safetensors put a file of its own there, readable by the owner alone and not yet synced
+        os.chmod(file.name, stat.S_IMODE(os.fstat(file.fileno()).st_mode))
+        with open(file.name, "rb") as written:
+            os.fsync(written.fileno())
+
+
+def weights_file(directory: Path) -> Path | None:
+    """The checkpoint that open_clip would load from `directory`, or None."""
+    with _quiet():
+        found = open_clip.factory._find_checkpoint_in_dir(directory)
+    return Path(found) if found else None
+
+
+def write_config(directory: Path, model_config: Mapping[str, Any], preprocess: Mapping[str, Any]) -> None:
+    """Write `open_clip_config.json`, and fetch what a Hugging Face text tower or tokenizer needs beside it.
+
+    Files that are there already are kept, so that only a directory without them needs the network.
+
+    Args:
+        directory: Where the model is being put together.
+        model_config: open_clip's `model_cfg`.
+        preprocess: Keys of open_clip's `preprocess_cfg`; the rest take its defaults. The size is the image tower's.
+
+    Raises:
+        UserError: A file is missing and cannot be fetched.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    complete = open_clip.transform.merge_preprocess_dict(open_clip.transform.PreprocessCfg(), dict(preprocess))
+    complete["size"] = model_config["vision_cfg"].get("image_size", 224)
+    artifacts.write_json(directory / CONFIG, {"model_cfg": dict(model_config), "preprocess_cfg": complete})
+    text_config = model_config["text_cfg"]
+    tower, tokenizer = text_config.get("hf_model_name"), text_config.get("hf_tokenizer_name")
+    try:
+        if tower and not (directory / TOWER_CONFIG).is_file():
+            import transformers
+
+            transformers.AutoConfig.from_pretrained(tower).save_pretrained(directory)
+        if tokenizer and not any((directory / name).is_file() for name in TOKENIZER_FILES):
+            open_clip.tokenizer.HFTokenizer(tokenizer, **(text_config.get("tokenizer_kwargs") or {})).save_pretrained(
+                directory
+            )
+    except Exception as error:  # every HTTP and hub error, and a missing transformers package
+        raise UserError(f"{tower or tokenizer}: cannot be fetched: {first_lines(error)}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Drop open_clip's warnings on the root logger: `build` without weights is no mistake here."""
+
+    def errors_only(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
+
+    root = logging.getLogger()
+    root.addFilter(errors_only)
+    try:
+        yield
+    finally:
+        root.removeFilter(errors_only)

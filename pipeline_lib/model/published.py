@@ -1,0 +1,54 @@
+"""What open_clip knows without a folder: architectures, published weights, its vocabulary, its prompt templates."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import open_clip.factory
+import open_clip.tokenizer
+
+from pipeline_lib.errors import UserError, first_lines
+
+
+def architectures() -> list[str]:
+    """Names of the architectures that open_clip knows."""
+    return open_clip.list_models()
+
+
+def architecture(name: str) -> dict[str, Any] | None:
+    """open_clip's `model_cfg` for an architecture name, or None."""
+    return open_clip.get_model_config(name)
+
+
+def pretrained_tags(name: str) -> dict[str, dict[str, Any]]:
+    """The published weights of an architecture: open_clip's own record (preprocessing, quick_gelu, place) by tag."""
+    return {tag: open_clip.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)}
+
+
+def download(tag_config: Mapping[str, Any]) -> Path:
+    """Fetch the weights of a `pretrained_tags` record (or find them in the local cache); the only network access.
+
+    Raises:
+        UserError: They cannot be had.
+    """
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every retry, twice
+    try:
+        return Path(open_clip.factory.download_pretrained(dict(tag_config)))
+    except Exception as error:  # every HTTP, hub and cache error there is
+        place = tag_config.get("hf_hub") or tag_config.get("url")
+        raise UserError(f"{place}: download failed: {first_lines(error)}") from error
+
+
+def standard_vocabulary() -> dict[str, int]:
+    """Token ids by token of open_clip's own tokenizer, its two special tokens spelled as Hugging Face spells them."""
+    names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    return {names.get(token, token): row for token, row in open_clip.tokenizer.SimpleTokenizer().encoder.items()}
+
+
+def imagenet_templates() -> list[str]:
+    """open_clip's copy of the 80 ImageNet prompt templates, with {} for the class name."""
+    return [template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES]

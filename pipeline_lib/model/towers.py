@@ -1,0 +1,109 @@
+"""The towers of a model for training: locked whole or in part, with less memory, and what projects from them."""
+
+from __future__ import annotations
+
+import functools
+
+import open_clip.hf_model
+import open_clip.modified_resnet
+import open_clip.timm_model
+import timm.models
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from pipeline_lib.errors import UserError, first_lines
+from pipeline_lib.model.clip import Clip
+
+
+def lock_image(clip: Clip, unlocked_groups: int) -> None:
+    """Freeze the image tower but its last groups, counted as open_clip does.
+
+    Its own ViTs have a group per layer, one of what comes before and one of the projection; timm's as timm counts.
+
+    Raises:
+        UserError: The tower can only be frozen whole, or has fewer groups.
+    """
+    visual = clip.module.visual
+    if unlocked_groups and isinstance(visual, open_clip.modified_resnet.ModifiedResNet):
+        raise UserError(
+            f"refine.lock_image_unlocked_groups: {unlocked_groups}, but open_clip's ResNet towers lock whole; set 0"
+        )
+    if unlocked_groups:
+        if isinstance(visual, open_clip.timm_model.TimmModel):
+            groups = 1 + max(timm.models.group_parameters(visual.trunk, visual.trunk.group_matcher()))
+        else:
+            groups = len(visual.transformer.resblocks) + 2
+        _check_unlocked("refine.lock_image_unlocked_groups", unlocked_groups, groups)
+    visual.lock(unlocked_groups=unlocked_groups)
+
+
+def lock_text(clip: Clip, unlocked_layers: int) -> None:
+    """Freeze the text tower but its last layers, counted as open_clip does; a projection on top stays free.
+
+    For its own towers open_clip counts the projection as the first layer from the end, and the embeddings as the
+    last. On Hugging Face towers its `lock` fails for n > 0 (open_clip 3.3 looks for names that its table does not
+    hold), so layers are found here.
+
+    Raises:
+        UserError: The tower has fewer layers.
+    """
+    key, text = "refine.lock_text_unlocked_layers", clip.text_tower
+    if unlocked_layers and isinstance(text, open_clip.hf_model.HFTextEncoder):
+        layers = _hf_layers(clip)
+        _check_unlocked(key, unlocked_layers, len(layers))
+        text.transformer.requires_grad_(False)
+        for layer in layers[-unlocked_layers:]:
+            layer.requires_grad_(True)
+        return
+    if unlocked_layers:
+        projections = int(text.text_projection is not None)
+        _check_unlocked(key, unlocked_layers, len(text.transformer.resblocks) + 1 + projections)
+    lock = clip.module.lock_text_tower if text is clip.module else text.lock  # CoCa has the latter
+    lock(unlocked_layers=unlocked_layers)
+
+
+def _hf_layers(clip: Clip) -> nn.ModuleList:
+    """The layers of a Hugging Face text tower, in order."""
+    lists = (part for part in clip.text_tower.transformer.modules() if isinstance(part, nn.ModuleList))
+    return max(lists, key=len)
+
+
+def checkpoint_activations(clip: Clip) -> None:
+    """Keep only what enters each layer of both towers; the rest is computed again in the backward pass.
+
+    Hugging Face towers do so in train mode alone, which is not the mode in which they are refined, so their layers
+    are wrapped here; open_clip passes silently over the towers that cannot.
+
+    Raises:
+        UserError: A tower cannot.
+    """
+    visual, text = clip.module.visual, clip.text_tower
+    try:
+        if isinstance(visual, open_clip.modified_resnet.ModifiedResNet):
+            raise NotImplementedError("open_clip's ResNet")
+        tower = visual.trunk if isinstance(visual, open_clip.timm_model.TimmModel) else visual
+        tower.set_grad_checkpointing(True)
+    except Exception as error:  # timm's towers assert, raise, or have no such function
+        raise UserError(
+            f"refine.grad_checkpointing: true, but the image tower has no such mode ({first_lines(error)}); "
+            "set it to false, and refine.micro_batch to save memory"
+        ) from error
+    if isinstance(text, open_clip.hf_model.HFTextEncoder):
+        for layer in _hf_layers(clip):
+            layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
+    else:
+        text.transformer.grad_checkpointing = True
+
+
+def projection_names(clip: Clip) -> list[str]:
+    """Names of the parameters that project each tower into the shared space."""
+    image = ("visual.proj", "visual.head.", "visual.attnpool.c_proj.")
+    text = ("text_projection", "text.text_projection", "text.proj.")
+    return [name for name, _ in clip.module.named_parameters() if name.startswith(image + text)]
+
+
+def _check_unlocked(key: str, unlocked: int, there: int) -> None:
+    """Refuse to leave more parts of a tower unlocked than it has: open_clip would then train it whole."""
+    if unlocked > there:
+        lock = key.partition("_unlocked_")[0]
+        raise UserError(f"{key}: {unlocked}, but the tower has {there}; lower it, or set {lock} to false")

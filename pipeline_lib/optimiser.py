@@ -1,0 +1,67 @@
+"""What is trained, at which learning rate, by which optimiser."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from pipeline_lib import config, model
+from pipeline_lib.errors import UserError
+from pipeline_lib.model import Clip
+
+
+def select_trainable(student: Clip, settings: config.Refine) -> None:
+    """Set `requires_grad` by `trainable`, `lock_*` and `train_logit_scale`, and the mode of every layer.
+
+    Raises:
+        UserError: Nothing is left to train, or a tower cannot be locked or checkpointed as asked.
+    """
+    module = student.module.requires_grad_(True)
+    _set_mode(student, settings.stochastic_layers)
+    if settings.lock_image:
+        model.lock_image(student, settings.lock_image_unlocked_groups)
+    if settings.lock_text:
+        model.lock_text(student, settings.lock_text_unlocked_layers)
+    projections = set(model.projection_names(student))
+    for name, parameter in module.named_parameters():
+        if settings.trainable == "projections" and name not in projections:
+            parameter.requires_grad_(False)
+        if name in model.SCALARS:
+            parameter.requires_grad_(settings.train_logit_scale)
+        if name.startswith("text_decoder."):  # CoCa's captioner, which no feature passes through
+            parameter.requires_grad_(False)
+    if settings.grad_checkpointing:
+        model.checkpoint_activations(student)
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise UserError("refine: every weight is locked; unlock something (trainable, lock_image, lock_text)")
+
+
+def _set_mode(student: Clip, stochastic_layers: bool) -> None:
+    """Eval mode: dropout and drop-path off, batch-norm statistics fixed; the latter stay fixed in any case."""
+    student.module.train(stochastic_layers)
+    for layer in student.module.modules():
+        if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
+            layer.eval()
+
+
+def learning_rate(settings: config.Refine, step: int, num_steps: int) -> float:
+    """Learning rate of a step: linear warm-up, then constant or half a cosine to 0."""
+    if step < settings.warmup_steps:
+        return settings.learning_rate * (step + 1) / settings.warmup_steps
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    share = (step - settings.warmup_steps) / max(1, num_steps - settings.warmup_steps)
+    return settings.learning_rate * (1 + math.cos(math.pi * share)) / 2
+
+
+def make_optimizer(student: Clip, settings: config.Refine) -> torch.optim.AdamW:
+    """AdamW over the trainable weights, one weight decay for all as in the published code; fused where it exists."""
+    return torch.optim.AdamW(
+        [parameter for parameter in student.module.parameters() if parameter.requires_grad],
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+        fused=student.device.type in ("cpu", "cuda"),
+    )
