@@ -210,9 +210,7 @@ def publish(work: Path, target: Path) -> None:
 
 
 @contextmanager
-def output_directory(
-    target: Path, stage: str, *, known: Mapping[str, str] | None = None
-) -> Iterator[Callable[..., Path]]:
+def output_directory(target: Path, stage: str) -> Iterator[Callable[..., Path]]:
     """Build a small folder under a temporary name and publish it with its manifest when the block succeeds.
 
     Yields a function: `place("file.json")` is the path to write to, `place(**facts)` adds facts to the manifest.
@@ -231,7 +229,7 @@ def output_directory(
 
     try:
         yield place
-        write_manifest(work, stage, known=known, **facts)
+        write_manifest(work, stage, **facts)
         publish(work, target)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)

@@ -1,14 +1,13 @@
 """The pre-trained model, from wherever it comes, as one self-contained open_clip directory.
 
 Every later stage reads that directory and nothing else, so it needs no network, and a changed checkpoint is a changed
-dependency. One function per source, all of the same form; what was written is loaded back and compared before the
+dependency. One function per source; what was written is loaded back and compared before the
 directory gets its name.
 """
 
 from __future__ import annotations
 
 import difflib
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 
 from pipeline_lib import artifacts, checkpoints, config, demo, model, sources
 from pipeline_lib.errors import UserError
+from pipeline_lib.samples import split
 
 _PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode")
 
@@ -92,7 +92,7 @@ def _demo(settings: config.Base, data: config.Data, work: Path, device: torch.de
     """Two published towers joined, heads trained on part `base` of the data."""
     if settings.demo is None:
         raise UserError("base.demo: missing; `source: demo` needs it; copy the block from the project's params.yaml")
-    samples = sources.split(sources.open_source(data).samples, data.parts).get("base", [])
+    samples = split(sources.open_source(data).samples, data.parts).get("base", [])
     if not samples:
         raise UserError("data.parts.base: no images to train the demo base's heads on; give it a share, such as 0.45")
     clip, trained_on, losses = demo.train_demo(settings.demo, samples, work, device=device, progress=progress)
@@ -157,9 +157,7 @@ def _tokenizer_of(folder: Path, model_config: Mapping[str, Any], work: Path) -> 
         return {}
     if not vocabulary:
         raise UserError(f"{folder}: no tokenizer.json or vocab.json, and its vocabulary is not the standard CLIP one")
-    for name in (model.TOWER_CONFIG, *model.TOKENIZER_FILES):
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, work / name)
+    model.copy_files(folder, work)
     return {"hf_tokenizer_name": folder.name}
 
 
@@ -172,9 +170,7 @@ def _local_dir(settings: config.Base, work: Path) -> Made:
     if weights is None:
         raise UserError(f"base.path: {folder} holds no weights")
     found = model.read_config(folder)
-    for name in (model.TOWER_CONFIG, *model.TOKENIZER_FILES):
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, work / name)
+    model.copy_files(folder, work)
     clip = _assemble(work, found["model_cfg"], found.get("preprocess_cfg", {}), checkpoints.read(weights), str(folder))
     recorded = model.recorded_facts(folder)
     model.compare_facts(folder, model.describe(clip), recorded)

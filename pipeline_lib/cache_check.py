@@ -24,7 +24,7 @@ def check_unit(unit: dict[str, torch.Tensor], name: str) -> None:
             raise UserError(f"{name}: the teacher's {key} are not finite; check its weights and cache_teacher.dtype")
         if len(features) and not (features.norm(dim=-1) > 0).all():
             raise UserError(f"{name}: the teacher gives a zero vector among its {key}; check its weights")
-        if len(features) > 1 and bool((features == features[:1]).all()) and rows > 1:
+        if len(features) > 1 and bool((features == features[:1]).all()):
             raise UserError(
                 f"{name}: the teacher gives the same vector for all {rows} rows of {key}; check its weights"
             )

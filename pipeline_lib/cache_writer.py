@@ -216,8 +216,8 @@ class Writer:
         return {
             "caption_offsets": torch.tensor(counts).cumsum(0),
             "token_ids": token_ids.to(torch.int32),
-            "key_digests": digest_rows([shards.key_digest(entry.key) for entry in entries]),
-            "caption_digests": digest_rows([shards.caption_digest(caption) for caption in captions]),
+            "key_digests": digest_rows([shards.text_digest(entry.key) for entry in entries]),
+            "caption_digests": digest_rows([shards.text_digest(caption) for caption in captions]),
         }
 
 

@@ -5,6 +5,8 @@ No field that decides a result has a default here; params.yaml is the single pla
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -223,6 +225,9 @@ SECTIONS: dict[str, type] = {
 UNTYPED = ("recipes",)  # one block per recipe; the recipe function's signature is its schema
 
 
+_parsed = functools.lru_cache(maxsize=4)(yaml12.load)
+
+
 def read_params(params_file: Path) -> dict[str, Any]:
     """The whole of params.yaml as plain values.
 
@@ -233,7 +238,7 @@ def read_params(params_file: Path) -> dict[str, Any]:
         text = params_file.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{params_file}: {error.strerror}; run from the project's folder or pass --params") from None
-    params = yaml12.load(text, str(params_file))
+    params = copy.deepcopy(_parsed(text, str(params_file)))  # a stage asks for its sections one by one
     if params is None:
         raise UserError(f"{params_file}: the file is empty; compare with the params.yaml of the project")
     if not isinstance(params, dict):

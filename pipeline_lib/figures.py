@@ -300,7 +300,7 @@ def cosine_histogram(cosines: Mapping[str, Mapping[str, Array]]) -> Figure:
         "cosines",
         "How similar pairs are, and everything else",
         "Cosines of pictures with their own captions (pairs) and with other captions (non-pairs), and, as lines, among "
-        "pictures and among captions. Retrieval lives from pairs and non-pairs lying apart; where non-pairs lie to the "
+        "pictures and among captions. Retrieval needs pairs and non-pairs to lie apart; where non-pairs lie to the "
         "left of both lines, the two modalities keep to themselves: the gap.",
         tuple(panel(model) for model in cosines),
     )

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline_lib import artifacts, config, revisions, runtime, tracking
+from pipeline_lib import artifacts, config, revisions, runtime, shards, tracking
 from pipeline_lib.errors import UserError
 
 MODELS = ("base", "refined")
@@ -130,9 +130,12 @@ def check(params_file: Path) -> list[str]:
 
 def _verify(folder: Path) -> list[str]:
     try:
-        return artifacts.verify(folder)
+        problems = artifacts.verify(folder)
+        for name in artifacts.read_manifest(folder).get("parts", ()):  # tars of others, which shards only index
+            problems += shards.verify_in_place(shards.read_part(folder / name))
     except UserError as error:  # not there, no manifest, or one that was edited
         return [str(error)]
+    return problems
 
 
 def _open_store(params_file: Path, *, create: bool = False) -> tuple[tracking.Store | None, str]:

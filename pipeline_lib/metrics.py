@@ -12,7 +12,6 @@ Shapes: N images or pairs, M captions, K classes, D feature width, Q queries. No
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -212,18 +211,13 @@ def frechet_parts(image_features: torch.Tensor, text_features: torch.Tensor) -> 
     first. Source: Dowson & Landau 1982, as in FID (Heusel et al., NeurIPS 2017); covariances divide by N − 1.
     """
     image, text = (side.double() for side in _unit_pairs(image_features, text_features, minimum=2))
-    covariance_image, covariance_text = _covariance(image), _covariance(text)
+    covariance_image, covariance_text = torch.cov(image.T), torch.cov(text.T)
     values, vectors = torch.linalg.eigh(covariance_image)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     cross = torch.linalg.eigvalsh(root @ covariance_text @ root).clamp(min=0).sqrt().sum()
     shape = (covariance_image.trace() + covariance_text.trace() - 2 * cross).clamp(min=0)
     dtype = torch.float64 if image_features.dtype == torch.float64 else torch.float32
     return (image.mean(0) - text.mean(0)).square().sum().to(dtype), shape.to(dtype)
-
-
-def _covariance(rows: torch.Tensor) -> torch.Tensor:
-    centred = rows - rows.mean(0)
-    return centred.T @ centred / (len(rows) - 1)
 
 
 def modality_purity(image_features: torch.Tensor, text_features: torch.Tensor, *, neighbours: int = 10) -> torch.Tensor:
@@ -281,7 +275,7 @@ def logistic_regression(features: np.ndarray, labels: np.ndarray, *, strength: f
 
     classifier = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000))
     with threadpool_limits(limits=1), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # hardly regularised and separable: as far as it came
+        warnings.simplefilter("ignore", ConvergenceWarning)  # hardly regularised and separable: where it stopped
         return classifier.fit(features, labels)
 
 
@@ -368,25 +362,17 @@ class Ranks(NamedTuple):
     def expected(self) -> torch.Tensor:
         """Expected place of the best own candidate, 1 the first: better + (tied + 1)/(own_tied + 1), [Q] float64.
 
-        A query without own candidates stands behind the last place.
+        A query without own candidates comes after the last place.
         """
         return self.better + (self.tied + 1) / (self.own_tied + 1).double()
 
 
 def _distinct_rows(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rows that differ, how often each occurs, and which of them each row is: [U, D], [U] and [N]."""
-    index_of: dict[bytes, int] = {}
-    index: list[int] = []
-    for block in features.split(4096):
-        rows = (block + 0.0).cpu().numpy()  # + 0.0: a negative zero equals zero
-        digests = (hashlib.blake2b(row.data, digest_size=16).digest() for row in rows)
-        index += [index_of.setdefault(digest, len(index_of)) for digest in digests]
-    inverse = torch.tensor(index, dtype=torch.int64, device=features.device)
-    counts = torch.bincount(inverse, minlength=len(index_of))
-    if len(index_of) == len(features):
-        return features, counts, inverse
-    first = np.unique(index, return_index=True)[1]
-    return features[torch.as_tensor(first, device=features.device)], counts, inverse
+    distinct, inverse, counts = torch.unique(features, dim=0, return_inverse=True, return_counts=True)
+    if len(distinct) == len(features):
+        return features, counts, torch.arange(len(features), device=features.device)
+    return distinct, counts, inverse
 
 
 def _rank(queries: torch.Tensor, candidates: torch.Tensor, own: tuple[torch.Tensor, torch.Tensor]) -> Ranks:
@@ -411,7 +397,7 @@ def _rank(queries: torch.Tensor, candidates: torch.Tensor, own: tuple[torch.Tens
         best = torch.full((len(scores), 1), torch.inf, dtype=scores.dtype, device=scores.device)
         best[:, 0].scatter_reduce_(0, row, own_scores, "amax", include_self=False)
         ranks.better[rows] = (torch.gt(scores, best, out=flags) @ weights).long()
-        ranks.better[rows][best[:, 0].isinf()] = len(candidates)  # no own candidate: behind the last place
+        ranks.better[rows][best[:, 0].isinf()] = len(candidates)  # no own candidate: after the last place
         ranks.tied[rows] = (torch.eq(scores, best, out=flags) @ weights).long()
         ranks.own_tied[rows].index_add_(0, row, (own_scores == best[row, 0]).long())
     return ranks

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline_lib import config
 from pipeline_lib.errors import UserError
-from pipeline_lib.shards import LEARNED_FROM, TRAINING_PARTS
+from pipeline_lib.shards import check_names, evaluated_sets
 
 
 def check(params_file: Path) -> None:
@@ -38,16 +38,5 @@ def _check_parts(data: config.Data, selection: str, params_file: Path) -> None:
             f"{params_file}: data.parts.refine: missing; training takes the part of this name, and there are only "
             f"{', '.join(parts) or 'none'}; add it (`refine: 0.8`)"
         )
-    names = [*parts, *data.evaluation]
-    free = [name for name in names if name not in LEARNED_FROM]
-    if selection not in free:
-        why = "models are trained on" if selection in names else "there is no part or set"
-        raise UserError(
-            f"{params_file}: evaluate.selection: {why} `{selection}`; name one that none is trained on: "
-            f"{', '.join(free) or 'add `val: 0.1` to data.parts'}"
-        )
-    if not set(names) - {*LEARNED_FROM, *TRAINING_PARTS, selection}:
-        raise UserError(
-            f"{params_file}: data.parts: nothing to evaluate on; beside refine, val and the selection part add a part "
-            "(`eval: 0.2`), or a set to data.evaluation"
-        )
+    check_names(parts, data.evaluation)
+    evaluated_sets([*parts, *data.evaluation], selection, str(params_file))

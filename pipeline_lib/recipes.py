@@ -229,20 +229,19 @@ RECIPES: dict[str, Callable[..., Terms]] = {
 }
 
 
-def build(name: str, blocks: dict[str, Any], where: str = "params.yaml") -> Recipe:
+def build(name: str, blocks: dict[str, Any]) -> Recipe:
     """The recipe `name` with the parameters of its block in `recipes:`.
 
     Args:
         name: A key of `RECIPES`.
         blocks: The section `recipes` as plain values.
-        where: File named in errors.
 
     Raises:
         UserError: Unknown recipe, missing block, a key that does not fit the function's signature, or no loss left.
     """
     if name not in RECIPES:
-        raise UserError(f"{where}: refine.recipe: unknown recipe `{name}`; known: {', '.join(RECIPES)}")
-    path = f"{where}: recipes.{name}"
+        raise UserError(f"params.yaml: refine.recipe: unknown recipe `{name}`; known: {', '.join(RECIPES)}")
+    path = f"params.yaml: recipes.{name}"
     if not isinstance(blocks.get(name), dict):
         raise UserError(f"{path}: missing; add a block with the recipe's parameters ({{}} if it has none)")
     function = RECIPES[name]

@@ -175,6 +175,15 @@ def world_environment() -> tuple[int, int, int] | None:
     return rank, size, local_rank
 
 
+def resolve_device(name: str) -> str:
+    """`auto` as cuda, else mps, else cpu; any other name as it is."""
+    import torch
+
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
 def pick_device(name: str) -> torch.device:
     """`auto` as cuda, else mps, else cpu; any other name as it is.
 
@@ -185,8 +194,7 @@ def pick_device(name: str) -> torch.device:
 
     if name.partition(":")[0] not in ("auto", "cpu", "cuda", "mps"):
         raise UserError(f"runtime.device: `{name}` is no device; write cpu, cuda (or cuda:1), mps or auto")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    name = resolve_device(name)
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

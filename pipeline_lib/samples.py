@@ -130,7 +130,6 @@ class Sample:
     captions: tuple[str, ...] = ()  # stripped, none empty
     labels: Mapping[str, int] = field(default_factory=dict)  # task -> class index
     empty_captions: int = 0  # dropped
-    group: str = ""  # what is never torn apart by a split; empty: the key
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +204,7 @@ def read_lines(path: Path) -> list[str]:
 class Splitter:
     """Which part a sample belongs to: a pure function of its key, so that a growing set moves no sample.
 
-    List files claim samples by key or image file name. The others are shared out by a hash of their group: a number
+    List files claim samples by key or image file name. The others are shared out by a hash of their key: a number
     in [0, 1), cut into intervals of the shares' lengths in the order in which they are written.
     """
 
@@ -241,7 +240,7 @@ class Splitter:
             if self.claims.setdefault(line, part) != part:
                 raise UserError(f"{path}: {line} stands in the lists of parts `{self.claims[line]}` and `{part}`")
 
-    def part_of(self, key: str, file_name: str = "", group: str = "") -> str | None:
+    def part_of(self, key: str, file_name: str = "") -> str | None:
         """The part of a sample, or None if it is in none."""
         if self.claims:
             claimed = self.claims.get(key) or self.claims.get(file_name)
@@ -249,12 +248,12 @@ class Splitter:
                 return claimed
         if not self.bounds:
             return None
-        place = int.from_bytes(hashlib.blake2b((group or key).encode(), digest_size=8).digest(), "big") / 2**64
+        place = _hash64(key) / 2**64
         return next((part for bound, part in self.bounds if place < bound), None)
 
     def __call__(self, sample: Sample) -> str | None:
         """The part of `sample`, or None if it is in none."""
-        return self.part_of(sample.key, sample.image.name, sample.group)
+        return self.part_of(sample.key, sample.image.name)
 
 
 def split(samples: Samples, parts: Mapping[str, float | str]) -> dict[str, list[Sample]]:

@@ -1,7 +1,7 @@
 """Plain values to frozen dataclasses, strictly: the annotation of a field says what it takes, an error where it stands.
 
 Unknown, missing and mistyped keys are refused, with a suggestion where a name is close, and so are numbers outside the
-range that stands in the annotation. pydantic does the same in a quarter of a second of every stage's start.
+range that stands in the annotation. pydantic would do the same, at a quarter of a second of every stage's start.
 """
 
 from __future__ import annotations

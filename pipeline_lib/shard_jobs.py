@@ -29,7 +29,7 @@ from PIL import Image
 from pipeline_lib import artifacts, config
 from pipeline_lib.errors import UserError
 from pipeline_lib.samples import CLASS_TASK, Sample, Splitter, TarFile, TarImage, Task
-from pipeline_lib.shards import IndexEntry, caption_digest, key_digest
+from pipeline_lib.shards import IndexEntry, text_digest
 from pipeline_lib.tars import IMAGE_EXTENSIONS, list_tar
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
@@ -81,7 +81,7 @@ def escape_key(key: str) -> str:
     """
     escaped = urllib.parse.quote(key, safe="").replace(".", "%2E")
     if len(escaped) > _LONGEST_KEY:
-        return f"{escaped[: _LONGEST_KEY - 33]}~{key_digest(key).hex()}"
+        return f"{escaped[: _LONGEST_KEY - 33]}~{text_digest(key).hex()}"
     return escaped
 
 
@@ -120,7 +120,7 @@ class Record:
         self.max_caption_chars = max(self.max_caption_chars, *map(len, entry.captions), 0)
         self.pictures += picture_digest(entry.sha256)
         for caption in entry.captions:
-            self.captions += caption_digest(caption)
+            self.captions += text_digest(caption)
 
 
 def picture_digest(sha256: str) -> bytes:

@@ -28,11 +28,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline_lib import artifacts, config, runtime, shard_jobs, sources
+from pipeline_lib import artifacts, config, known_answers, runtime, shard_jobs, sources
 from pipeline_lib.errors import UserError
 from pipeline_lib.samples import Sample, Source, Splitter, check_keys
 from pipeline_lib.shard_jobs import FileJob, Job, Record, Result, Rules, TarJob
-from pipeline_lib.shards import STAGE, TRAINING_PARTS, read_index
+from pipeline_lib.shards import STAGE, TRAINING_PARTS, check_names, read_index
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ class SetWriter:
     source: Source
     splitter: Splitter
     rules: Rules
-    known_answers: Mapping[str, Any] = field(default_factory=dict)  # by part, see `sources.known_answers`
+    known_answers: Mapping[str, Any] = field(default_factory=dict)  # by part, see `known_answers.read`
     records: dict[str, list[Record]] = field(default_factory=dict)
     in_no_part: int = 0
     ignored: Counter[str] = field(default_factory=Counter)
@@ -360,7 +360,7 @@ def write(
     known_base = read_trained_on(trained_on)
     with start_workers(num_workers) as workers:
         sets = [_set_writer(data, sources.open_source(data), data.parts, work, settings)]
-        _check_names(sets[0].parts, data.evaluation)
+        check_names(sets[0].parts, data.evaluation)
         sets += [
             _set_writer(data, sources.open_evaluation_set(data, name), {name: 1.0}, work, settings)
             for name in data.evaluation
@@ -379,17 +379,8 @@ def _set_writer(
 ) -> SetWriter:
     rules = Rules(work=work, settings=settings, captioned=source.captioned, tasks=source.tasks)
     splitter = Splitter(parts, source.samples.folder, source.name)
-    answers = {part: sources.known_answers(data, part) for part in splitter.parts}
+    answers = {part: known_answers.read(data, part) for part in splitter.parts}
     return SetWriter(source=source, splitter=splitter, rules=rules, known_answers=answers)
-
-
-def _check_names(parts: Sequence[str], evaluation: Iterable[str]) -> None:
-    for name in (*parts, *evaluation):
-        if not name.replace("_", "").replace("-", "").isalnum():
-            raise UserError(f"data: `{name}` cannot name a part or set; use letters, digits, - and _")
-    for name in evaluation:
-        if name in (*parts, "base"):
-            raise UserError(f"data.evaluation.{name}: a part of `data.parts` has this name already; choose another")
 
 
 def _finish(output: Path, sets: Sequence[SetWriter]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -28,14 +28,50 @@ TRAINING_PARTS = ("refine", "val")  # what `cache_teacher` and `refine` read: ne
 LEARNED_FROM = ("base", "refine")  # parts that models are trained on: nothing is chosen there
 
 
-def key_digest(key: str) -> bytes:
-    """16 bytes that stand for a sample's key."""
-    return hashlib.blake2b(key.encode(), digest_size=16).digest()
+def text_digest(text: str) -> bytes:
+    """16 bytes that stand for a sample's key or a caption's text."""
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
-def caption_digest(caption: str) -> bytes:
-    """16 bytes that stand for a caption's text."""
-    return hashlib.blake2b(caption.encode(), digest_size=16).digest()
+def check_names(parts: Sequence[str], evaluation: Iterable[str]) -> None:
+    """Refuse names of parts and evaluation sets that cannot be folders side by side.
+
+    Raises:
+        UserError: A name has other signs than letters, digits, - and _, or stands twice.
+    """
+    for name in (*parts, *evaluation):
+        if not name.replace("_", "").replace("-", "").isalnum():
+            raise UserError(f"data: `{name}` cannot name a part or set; use letters, digits, - and _")
+    for name in evaluation:
+        if name in (*parts, "base"):
+            raise UserError(f"data.evaluation.{name}: a part of `data.parts` has this name already; choose another")
+
+
+def evaluated_sets(names: Sequence[str], selection: str, origin: str) -> list[str]:
+    """Those of the parts and sets that a model is evaluated on, beside the selection part.
+
+    Args:
+        names: All parts and sets.
+        selection: The part on which choices are made.
+        origin: Where they come from, for the message.
+
+    Raises:
+        UserError: The selection part is not there or is trained on, or nothing else is left.
+    """
+    free = [name for name in names if name not in LEARNED_FROM]
+    if selection not in free:
+        why = "models are trained on" if selection in names else "there is no part or set"
+        raise UserError(
+            f"{origin}: evaluate.selection: {why} `{selection}`; name one that none is trained on: "
+            f"{', '.join(free) or 'add `val: 0.1` to data.parts'}"
+        )
+    found = [name for name in free if name not in {*TRAINING_PARTS, selection}]
+    if not found:
+        raise UserError(
+            f"{origin}: data.parts: nothing to evaluate on; beside refine, val and the selection part add a part "
+            "(`eval: 0.2`), or a set to data.evaluation"
+        )
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,13 +229,10 @@ def read_training_parts(directory: Path) -> list[Part]:
     return [read_part(directory / name) for name in TRAINING_PARTS if name in there or name == "refine"]
 
 
-def verify(part: Part) -> list[str]:
-    """Compare every tar and index with its hash; return what differs, one line each (empty: all well)."""
-    problems = artifacts.verify(part.directory)
-    if part.manifest["in_place"]:
-        problems += [
-            f"{shard.path}: SHA-256 differs from the manifest"
-            for shard in part.shards
-            if artifacts.sha256_file(shard.path) != shard.sha256
-        ]
-    return problems
+def verify_in_place(part: Part) -> list[str]:
+    """What differs between tars that lie elsewhere and the manifest of the part, one line each (empty: all well)."""
+    return [
+        f"{shard.path}: SHA-256 differs from the manifest"
+        for shard in part.shards
+        if part.manifest["in_place"] and artifacts.sha256_file(shard.path) != shard.sha256
+    ]

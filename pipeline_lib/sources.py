@@ -11,8 +11,7 @@
 | clip_benchmark | classnames.txt, zeroshot_classification_templates.txt, {train,test}/*.tar, nshards.txt             |
 
 No image is opened here, and a missing one is found where it is read. As training data, image_folder captions each image
-"a photo of a <class>"; as an evaluation set it has labels only. What a model is known to score may stand beside a set
-(`known_answers`).
+"a photo of a <class>"; as an evaluation set it has labels only.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ import csv
 import dataclasses
 import json
 import logging
-import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -46,24 +44,10 @@ from pipeline_lib.samples import (
     extension_of,
     make_sample,
     read_lines,
-    split,
 )
 from pipeline_lib.tars import IMAGE_EXTENSIONS, list_tar
 
-__all__ = [
-    "Sample",
-    "Samples",
-    "Source",
-    "Splitter",
-    "Task",
-    "known_answers",
-    "open_evaluation_set",
-    "open_source",
-    "split",
-]
-
 log = logging.getLogger(__name__)
-KNOWN_ANSWERS = "known_answers.json"
 _WITH_IMAGES = ("coco", "flickr", "jsonl")  # the formats that `images` and `annotations` mean something for
 
 
@@ -115,62 +99,9 @@ def open_evaluation_set(data: config.Data, name: str) -> Source:
     return _open(chosen.format, place, "path")
 
 
-def known_answers(data: config.Data, name: str) -> dict[str, list[dict[str, Any]]]:
-    """What models are known to score on part or evaluation set `name`; empty where no file says so.
-
-    The file is `known_answers.json` in an evaluation set's folder (`<stem>.known_answers.json` beside a set that is a
-    file), for a part of the data `<part>.known_answers.json` in the folder `data.root`:
-
-        {"image_to_text_recall_at_1": {"value": 0.504, "tolerance": 0.002, "model": "ViT-B-32-quickgelu/openai"}}
-
-    Metrics are named as in data/eval/base.json. `model` is the architecture and tag of open_clip or the beginning of a
-    weights digest, and without it the answer is every base's; several models stand in a list. They are answers for
-    the whole set, so a trial run with a `limit` is not held to them.
-
-    Raises:
-        UserError: The file is not of this form.
-    """
-    if name in data.evaluation:
-        chosen = data.evaluation[name]
-        root, limit = Path(data.evaluation_root, chosen.path), chosen.limit
-        path = root / KNOWN_ANSWERS if root.is_dir() else root.with_suffix(f".{KNOWN_ANSWERS}")
-    else:
-        path, limit = Path(data.root, f"{name}.{KNOWN_ANSWERS}"), data.limit
-    if not path.is_file():
-        return {}
-    if limit is not None:
-        log.info("%s: not checked in a trial run with `limit`", path)
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise UserError(f'{path}: expected {{"metric": {{"value": 0.5, "tolerance": 0.002, "model": "..."}}}}')
-    return {
-        metric: [_known_answer(path, metric, one) for one in (answers if isinstance(answers, list) else [answers])]
-        for metric, answers in content.items()
-    }
-
-
-def _known_answer(path: Path, metric: str, answer: Any) -> dict[str, Any]:
-    """One block of a known-answer file, checked."""
-    fields = answer if isinstance(answer, dict) else {}
-    numbers = [fields.get(key) for key in ("value", "tolerance")]
-    fits = all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in numbers)
-    model = fields.get("model")
-    if not fits or fields["tolerance"] < 0 or fields.keys() - {"value", "tolerance", "model"}:
-        raise UserError(f"{path}: {metric}: expected `value` and `tolerance` (>= 0) and, if you like, `model`")
-    if model is not None and not (isinstance(model, str) and len(model) >= 8):
-        raise UserError(f"{path}: {metric}: `model` must be `<architecture>/<tag>` or 8 and more digits of a digest")
-    return {"value": fields["value"], "tolerance": fields["tolerance"], "model": model}
-
-
 def _open(name: str, place: _Place, key: str) -> Source:
     if not place.root.exists():
         raise UserError(f"{place.name}.{key}: {place.root} does not exist; it is relative to the current folder")
-    if place.limit is not None and place.limit < 1:
-        raise UserError(f"{place.name}.limit: expected at least 1, found {place.limit}; null takes all")
     for unused in ("images", "annotations"):
         if name not in _WITH_IMAGES and getattr(place, unused) is not None:
             raise UserError(f"{place.name}.{unused}: format {name} does not use it; write null")

@@ -19,7 +19,7 @@ import numpy as np
 from scipy import stats
 
 BLOCK_COUNTS = 2**22  # counts of resamples held at a time: 32 MB
-FRACTIONS, GRID = 2521, 2**20  # denominators tried (the last a multiple of 1 to 10), and the most steps of a sum
+FRACTIONS, GRID = 2521, 2**20  # denominators below it are tried (2520 is a multiple of 1 to 10); most steps of a sum
 
 
 class Mean(NamedTuple):
@@ -180,8 +180,8 @@ def sign_flips(differences: np.ndarray) -> float:
 
     The share of all 2^n choices of signs whose sum is as far from zero as the one observed. Hits differ by multiples of
     some fraction, and then the sums' distribution is the Fourier transform of Π cos(t d), computed at once: no choice
-    is drawn by lot, and no p-value is too small to be found. Other differences are first rounded to a fine grid. For
-    differences of −1, 0 and 1 this is McNemar's exact test. Source: Fisher 1935; Good 2005, chapter 3.
+    is drawn by lot, and p-values are exact to 15 decimal places. Other differences are first rounded to a fine grid.
+    For differences of −1, 0 and 1 this is McNemar's exact test. Source: Fisher 1935; Good 2005, chapter 3.
 
     Args:
         differences: [n], one per independent unit (image), its captions summed.

@@ -9,7 +9,7 @@ One unit per shard, in safetensors (read through mmap): for N samples with M cap
 Rows are found by shard and place, and compared by shard hash, key and caption digests: never by number alone.
 An undecodable image keeps its row with `valid` = 0.
 
-Where they fit, the uint8 pixels behind the model's own PIL steps lie beside the cache, `.npy` [N, 3, H, W] a shard, so
+Where they fit, the uint8 pixels that the model's PIL steps give lie beside the cache, `.npy` [N, 3, H, W] a shard, so
 that no later stage decodes an image. They are what decoding the shards gives, so they decide nothing, are no output
 of the pipeline and stay on their machine. A file's name is a digest of all that its content depends on: whoever finds
 it may use it, while others write or remove files; whoever does not find it decodes.
@@ -241,8 +241,8 @@ def _check_identity(
     if record["shard"] != shard.sha256:
         raise UserError(f"{path}: made from another shard ({record['shard'][:12]}, now {shard.sha256[:12]}); dvc repro")
     expected = {
-        "key_digests": [shards.key_digest(entry.key) for entry in entries],
-        "caption_digests": [shards.caption_digest(caption) for entry in entries for caption in entry.captions],
+        "key_digests": [shards.text_digest(entry.key) for entry in entries],
+        "caption_digests": [shards.text_digest(caption) for entry in entries for caption in entry.captions],
     }
     for name, digests in expected.items():
         if not torch.equal(unit[name], digest_rows(digests)):

@@ -132,7 +132,7 @@ def write_models(data, refined, parameters):
         {"step": i, "epoch": 0, "loss": 5 - i / 9, "hycd_loss": 3 - i / 9 + x / 9, "rafa_loss": 2 - x / 9}
         for i, x in enumerate(noise)
     ]
-    rows.append({"weight_displacement": 0.0123})
+    rows[-1]["weight_displacement"] = 0.0123
     for folder, stage, model in (
         ("base", "base", "base"),
         ("refined", "refine", refined),

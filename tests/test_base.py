@@ -513,7 +513,7 @@ def test_a_model_that_reads_back_differently_fails(tmp_path, weights, tiny_archi
     def spoilt(state_dict, path):
         save({**state_dict, "visual.proj": state_dict["visual.proj"] * 1.001}, path)
 
-    monkeypatch.setattr(model, "save_weights", spoilt)
+    monkeypatch.setattr(model.folder, "save_weights", spoilt)
     with pytest.raises(RuntimeError, match="encode_image of the written model differs"):
         materialise(tmp_path / "base", model="Tiny", path=str(tmp_path / "w.safetensors"))
     assert_left_nothing(tmp_path)

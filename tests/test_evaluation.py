@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +20,7 @@ from safetensors.numpy import load_file
 from pipeline_lib import artifacts, config, evaluation, metrics, model, runtime, shards
 from pipeline_lib.errors import UserError
 from pipeline_lib.evaluation import EmbeddedSet, EmbeddedTask, Embedder, probes, run, scoring, wise_ft
-from pipeline_lib.evaluation.inputs import Inputs, check_known_answers, open_inputs, open_model
+from pipeline_lib.evaluation.inputs import Inputs, open_inputs, open_model
 from pipeline_lib.evaluation.probes import Labelled
 from pipeline_lib.statistics import Mean
 from stages import evaluate as evaluate_stage
@@ -189,30 +188,6 @@ def test_class_directions_are_centred_like_captions():
     expected = torch.stack([metrics.mean_centre(of_class, means.text).mean(0) for of_class in prompts])
     found = scoring.Directions.of(one, means).classes(prompts)
     assert torch.allclose(found, torch.nn.functional.normalize(expected, dim=1), atol=1e-6)
-
-
-def test_known_answers_are_those_of_the_model_that_they_name():
-    facts = {"weights_digest": "ab12" * 16, "source": {"kind": "open_clip", "model": "ViT-B-32", "pretrained": "tag"}}
-
-    def check(name="recall", number=0.5, known_by=None, **answer):
-        answers = {name: [{"value": 0.51, "tolerance": 0.02, "model": known_by, **answer}]}
-        part = SimpleNamespace(name="eval", manifest={"known_answers": answers})
-        check_known_answers(part, {"recall": number}, facts)
-
-    check_known_answers(SimpleNamespace(name="eval", manifest={}), {"recall": 0.5}, facts)
-    check()
-    for model_name in (None, "ab12ab12", "ViT-B-32/tag"):
-        check(known_by=model_name)
-        with pytest.raises(
-            UserError, match=r"eval: the base model scores recall 0\.5, its known answer is 0\.51 ± 0\.001"
-        ):
-            check(known_by=model_name, tolerance=0.001)
-    for model_name in ("ab12ab13", "ViT-B-32/other"):
-        check(known_by=model_name, tolerance=0.001)
-    with pytest.raises(UserError, match=r"its known answer"):
-        check(number=math.nan)
-    with pytest.raises(UserError, match=r"eval: known answers: no metric 'recal'; there are recall"):
-        check(name="recal")
 
 
 # ---- forgetting ----

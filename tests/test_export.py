@@ -19,11 +19,12 @@ import open_clip
 import pandas as pd
 import pytest
 import torch
+import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 
-from pipeline_lib import artifacts, config, export, model, report
+from pipeline_lib import artifacts, export, model, report
 from pipeline_lib.errors import UserError
 from pipeline_lib.export import __main__ as command
 from pipeline_lib.export import card, hub, mlflow_model, onnx_towers
@@ -169,7 +170,7 @@ def test_a_folder_that_was_changed_on_the_way_to_the_disk_fails_loudly_and_leave
         save({**state_dict, name: state_dict[name] * (1 + 2**-20)}, path)
 
     save = model.save_weights
-    monkeypatch.setattr(model, "save_weights", save_something_else)
+    monkeypatch.setattr(model.folder, "save_weights", save_something_else)
     with pytest.raises(RuntimeError, match="differs in weights_digest, image features"):
         hub.write(subject(), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -411,7 +412,7 @@ def test_the_model_folder_holds_no_pickle_and_says_what_it_needs(logged):
     needed = (places[0].parent / "requirements.txt").read_text().split()
     assert f"torch=={torch.__version__.split('+')[0]}" in needed
     assert all("==" in line for line in needed)
-    described = config.yaml.safe_load(places[0].read_text())
+    described = yaml.safe_load(places[0].read_text())
     assert described["metadata"]["weights_digest"] == artifacts.read_manifest(folder / "data/refined")["model"]["weights_digest"]  # noqa: E501  # fmt: skip
     assert "cloudpickle" not in str(described["flavors"]["python_function"].get("python_model"))
 

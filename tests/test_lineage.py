@@ -16,8 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline_lib import artifacts, lineage, tracking
+from pipeline_lib import artifacts, lineage, shard_writer, tracking
 from pipeline_lib.errors import UserError
+from tests import small_sets
+from tests.small_sets import img2dataset, write
 from tests.tracked_project import (
     CLOSED,
     ENVIRONMENT,
@@ -477,6 +479,28 @@ def test_check_lists_every_difference_and_its_exit_code_says_so(tmp_path):
         "data/report/manifest.json: no such file",
     ):
         assert problem in text
+
+
+def test_check_reads_the_tars_that_shards_only_index(tmp_path, monkeypatch):
+    """They lie outside the folder whose manifest tells their hashes."""
+    monkeypatch.chdir(tmp_path)
+    params = make_project(tmp_path, store=False)
+    img2dataset(tmp_path / "tars")
+    write(tmp_path / "trained_on.jsonl", "")
+    shard_writer.write(
+        small_sets.data("tars", "webdataset", parts={"refine": 1.0}),
+        small_sets.settings(),
+        trained_on=Path("trained_on.jsonl"),
+        target=Path("data/shards"),
+        fingerprint="x",
+        num_workers=1,
+        progress=False,
+    )
+    assert "tars/" not in "".join(lineage.check(params))
+    content = bytearray(Path("tars/00001.tar").read_bytes())
+    content[600] ^= 1
+    Path("tars/00001.tar").write_bytes(content)
+    assert "tars/00001.tar: SHA-256 differs from the manifest" in lineage.check(params)
 
 
 # Slow: real DVC, and a real server

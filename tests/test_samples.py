@@ -47,11 +47,6 @@ def test_the_split_is_the_same_in_every_release(tmp_path):
     ]
 
 
-def test_a_group_is_never_torn_apart(tmp_path):
-    splitter = Splitter(PARTS, tmp_path)
-    assert len({splitter(sample(f"k{n}", group="family")) for n in range(50)}) == 1
-
-
 def test_what_is_left_by_the_shares_is_in_no_part(tmp_path):
     parts = split(of([f"k{n}" for n in range(4000)], tmp_path), {"refine": 0.5, "val": 0.0})
     assert list(parts) == ["refine"]

@@ -10,7 +10,7 @@ import webdataset
 
 from pipeline_lib import artifacts, config, shard_writer, shards, sources
 from pipeline_lib.errors import UserError
-from pipeline_lib.samples import FileImage, Sample, Samples, Source, Splitter
+from pipeline_lib.samples import FileImage, Sample, Samples, Source, Splitter, split
 from pipeline_lib.shard_jobs import Rules
 from tests import small_sets
 from tests.small_sets import clip_benchmark, coco, data, flickr, image_folder, img2dataset, jsonl, picture, tar, write
@@ -415,7 +415,7 @@ def test_the_default_set_is_disjoint_from_what_trains_the_base():
     root = Path(__file__).parents[1]
     params = config.load(root / "params.yaml", "data")
     section = data(root / params.root, "openmoji", parts=params.parts, limit=150)
-    base = sources.split(sources.open_source(section).samples, params.parts)["base"]
+    base = split(sources.open_source(section).samples, params.parts)["base"]
     trained_on = [(s.key, artifacts.sha256_bytes(s.image.read())) for s in base]
     manifest = run(section, trained_on=trained_on, samples_per_shard=256)
     assert set(manifest["parts"]) == {"refine", "val", "eval"}

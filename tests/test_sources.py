@@ -9,6 +9,7 @@ import pytest
 
 from pipeline_lib import config, sources
 from pipeline_lib.errors import UserError
+from pipeline_lib.samples import Task, split
 from tests.small_sets import (
     SHARED,
     clip_benchmark,
@@ -61,7 +62,7 @@ def test_flickr_captions_hold_commas_and_quotes(tmp_path):
     assert [s.key for s in samples] == [f"{n}_ab" for n in range(6)]
     assert samples[3].captions == ("A plain caption of 3 .", 'Two men , looking , at "it" 3 .')
     assert samples[3].image.read() == picture(3)
-    parts = sources.split(source.samples, {"refine": "train.txt", "val": "val.txt", "eval": 1.0})
+    parts = split(source.samples, {"refine": "train.txt", "val": "val.txt", "eval": 1.0})
     assert {name: [s.key for s in part] for name, part in parts.items()} == {
         "refine": ["0_ab", "1_ab", "2_ab", "3_ab"],
         "val": ["4_ab"],
@@ -89,7 +90,7 @@ def test_flickr30k_columns_separated_by_bars(tmp_path):
 @pytest.mark.skipif(not FLICKR8K.is_dir(), reason="the Flickr8k photos are not on this machine")
 def test_flickr8k_itself():
     source = sources.open_source(data(FLICKR8K, "flickr"))
-    parts = sources.split(source.samples, {"refine": "train.txt", "val": "val.txt"})
+    parts = split(source.samples, {"refine": "train.txt", "val": "val.txt"})
     assert {name: len(part) for name, part in parts.items()} == {"refine": 2000, "val": 500}
     assert Counter(len(s.captions) for s in source.samples) == {5: 2500}
     by_key = {s.key: s for s in source.samples}
@@ -126,7 +127,7 @@ def test_image_folder_with_names_and_templates_of_its_own(tmp_path):
     write(tmp_path / "classnames.txt", "tench\ngoldfish\n")
     write(tmp_path / "templates.txt", "a {} in the water\n")
     source = sources.open_source(data(tmp_path, "image_folder"))
-    assert source.tasks["class"] == sources.Task(("tench", "goldfish"), ("a {} in the water",))
+    assert source.tasks["class"] == Task(("tench", "goldfish"), ("a {} in the water",))
     assert {s.captions for s in source.samples} == {("a photo of a tench",), ("a photo of a goldfish",)}
 
 
@@ -164,7 +165,7 @@ def test_clip_benchmark_classification(tmp_path):
     samples = list(opened.samples)
     assert [s.key for s in samples][:3] == ["s0000000", "s0000011", "s0000001"]
     assert [s.labels["class"] for s in samples][:3] == [0, 1, 1]
-    assert opened.tasks["class"] == sources.Task(("cat", "hot dog"), ("a photo of a {}.", "art of the {}."))
+    assert opened.tasks["class"] == Task(("cat", "hot dog"), ("a photo of a {}.", "art of the {}."))
     assert not opened.captioned
 
 
@@ -178,7 +179,7 @@ def test_clip_benchmark_retrieval(tmp_path):
 def test_openmoji_as_the_default_splits_it():
     params = config.load(ROOT / "params.yaml", "data")
     source = sources.open_source(data(ROOT / params.root, "openmoji"))
-    parts = sources.split(source.samples, params.parts)
+    parts = split(source.samples, params.parts)
     assert sum(map(len, parts.values())) >= 1800
     assert len(parts["eval"]) >= 370
     sample = parts["eval"][0]
@@ -213,10 +214,6 @@ def _raises(message, root, kind, **changes):
 
 def test_a_missing_root(tmp_path):
     _raises(r"data.root: .*nowhere does not exist; it is relative to the current folder$", tmp_path / "nowhere", "coco")
-
-
-def test_a_limit_below_one(tmp_path):
-    _raises("data.limit: expected at least 1, found 0", coco(tmp_path), "coco", limit=0)
 
 
 def test_settings_that_a_format_does_not_use(tmp_path):
@@ -313,7 +310,7 @@ def test_text_that_is_not_utf8(tmp_path):
     flickr(tmp_path / "f")
     write(tmp_path / "f/train.txt", b"\xff")
     with pytest.raises(UserError, match=r"train.txt: not UTF-8 text"):
-        sources.split(sources.open_source(data(tmp_path / "f", "flickr")).samples, {"refine": "train.txt"})
+        split(sources.open_source(data(tmp_path / "f", "flickr")).samples, {"refine": "train.txt"})
 
 
 def test_a_coco_file_is_read_once_per_opening_not_per_pass(tmp_path):
@@ -321,55 +318,3 @@ def test_a_coco_file_is_read_once_per_opening_not_per_pass(tmp_path):
     path = tmp_path / "annotations/captions_val2017.json"
     path.write_text(json.dumps({}))
     assert len(list(source.samples)) == len(list(source.samples)) == 6
-
-
-# --- known answers ----------------------------------------------------------------------------------------------
-
-
-def test_known_answers_stand_beside_the_set_they_are_of(tmp_path):
-    folder, answer = image_folder(tmp_path / "clothes"), {"value": 0.9, "tolerance": 0.01}
-    write(
-        folder / "known_answers.json", json.dumps({"zero_shot_class_top1": [answer, {**answer, "model": "12345678"}]})
-    )
-    file = coco(tmp_path / "coco") / "annotations/captions_val2017.json"
-    write(file.with_name("captions_val2017.known_answers.json"), json.dumps({"alignment": answer}))
-    write(tmp_path / "own/eval.known_answers.json", json.dumps({"alignment": answer | {"value": 1}}))
-    sets = {
-        "folder": config.EvaluationSet(format="image_folder", path="clothes"),
-        "file": config.EvaluationSet(format="coco", path="coco/annotations/captions_val2017.json"),
-        "cut": config.EvaluationSet(format="image_folder", path="clothes", limit=2),
-        "none": config.EvaluationSet(format="coco", path="coco"),
-    }
-    found = data(tmp_path / "own", "flickr", evaluation_root=str(tmp_path), evaluation=sets)
-    assert {name: sources.known_answers(found, name) for name in (*sets, "eval", "val")} == {
-        "folder": {"zero_shot_class_top1": [answer | {"model": None}, answer | {"model": "12345678"}]},
-        "file": {"alignment": [answer | {"model": None}]},
-        "cut": {},  # of the whole set, so not of a part of it
-        "none": {},
-        "eval": {"alignment": [answer | {"value": 1, "model": None}]},
-        "val": {},
-    }
-    assert list(sources.open_evaluation_set(found, "folder").samples), "the file is no class and no picture"
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("{", "not JSON"),
-        ("[1]", r"expected \{\"metric\""),
-        ('{"alignment": 0.5}', "alignment: expected `value` and `tolerance`"),
-        ('{"alignment": {"value": 0.5}}', "alignment: expected `value` and `tolerance`"),
-        ('{"alignment": {"value": "0.5", "tolerance": 1}}', "alignment: expected `value` and `tolerance`"),
-        ('{"alignment": {"value": 0.5, "tolerance": -1}}', "alignment: expected `value` and `tolerance`"),
-        ('{"alignment": {"value": 0.5, "tolerance": NaN}}', "alignment: expected `value` and `tolerance`"),
-        (
-            '{"alignment": {"value": 0.5, "tolerance": 1, "weights": "x"}}',
-            "alignment: expected `value` and `tolerance`",
-        ),
-        ('{"alignment": [{"value": 0.5, "tolerance": 1, "model": "1"}]}', "alignment: `model` must be"),
-    ],
-)
-def test_what_is_no_known_answer(tmp_path, content, message):
-    write(tmp_path / "eval.known_answers.json", content)
-    with pytest.raises(UserError, match=rf"eval\.known_answers\.json: {message}"):
-        sources.known_answers(data(tmp_path, "flickr"), "eval")

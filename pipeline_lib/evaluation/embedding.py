@@ -5,7 +5,7 @@ Notable:
 - What is equal is embedded once: images with one content hash, texts with one sequence of token ids. Their features are
   then equal bitwise, which the sharing of places among ties relies on, and nothing is computed twice.
 - Every forward pass has the same number of rows (the last one is filled up), so that a row does not depend on how many
-  others there are. Texts are sorted by length and cut behind the longest of their pass where that is exact.
+  others there are. Texts are sorted by length and cut after the longest of their pass where that is exact.
 - Finished features are kept on disk until the stage has succeeded: a killed run, started again, goes on from there.
 - An image that `shard` accepted but that does not decode, and features that are constant, zero or not finite, end the
   stage: such numbers would look like results.
@@ -171,13 +171,15 @@ class Embedder:
         return self._of_images[part.name]
 
     def _embed_images(self, part: Part, places: Sequence[tuple[Shard, IndexEntry]]) -> torch.Tensor:
-        first_of = {entry.sha256: place for place, (_, entry) in reversed(list(enumerate(places)))}
-        distinct = sorted(first_of.values())
+        first_of: dict[str, int] = {}
+        for place, (_, entry) in enumerate(places):
+            first_of.setdefault(entry.sha256, place)
+        distinct = list(first_of.values())
         own = [places[i] for i in distinct][self.world.own_rows(len(distinct))]
         features = self._run_images(part, own)
         features = self._gather(features, len(distinct))
         self._check(part, "image", features)
-        row_of = {places[i][1].sha256: row for row, i in enumerate(distinct)}
+        row_of = {sha256: row for row, sha256 in enumerate(first_of)}
         return features[[row_of[entry.sha256] for _, entry in places]]
 
     def _run_images(self, part: Part, places: Sequence[tuple[Shard, IndexEntry]]) -> torch.Tensor:
@@ -212,13 +214,8 @@ class Embedder:
             return torch.empty(0, self.clip.embed_dim)
         distinct_texts = list(dict.fromkeys(texts))
         token_ids = self.clip.tokenize(distinct_texts)
-        row_of_tokens: dict[bytes, int] = {}
-        row_of_text = {
-            text: row_of_tokens.setdefault(ids.tobytes(), len(row_of_tokens))
-            for text, ids in zip(distinct_texts, token_ids.numpy(), strict=True)
-        }
-        first = {row: place for place, row in reversed(list(enumerate(row_of_text.values())))}
-        token_ids = token_ids[[first[row] for row in range(len(first))]]
+        token_ids, row_of = token_ids.unique(dim=0, return_inverse=True)
+        row_of_text = dict(zip(distinct_texts, row_of.tolist(), strict=True))
         own = token_ids[self.world.own_rows(len(token_ids))]
         features = self._gather(self._run_texts(part, own), len(token_ids))
         self._check(part, "text", features)

@@ -1,4 +1,4 @@
-"""What a model is evaluated on, the model itself, and the guards: one refined from this base, and known answers met."""
+"""What a model is evaluated on, the model itself, and the guard: one refined from this base."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from pipeline_lib import artifacts, config, model
 from pipeline_lib.errors import UserError
-from pipeline_lib.shards import LEARNED_FROM, TRAINING_PARTS, Part, read_part
+from pipeline_lib.shards import Part, evaluated_sets, read_part
 
 log = logging.getLogger(__name__)
 LIKE_BASE = ("preprocess", "quick_gelu", "tokenizer_digest", "config_digest")  # refinement changes weights only
@@ -67,57 +66,9 @@ def open_inputs(shards: Path, settings: config.Evaluate) -> Inputs:
         UserError: The folder is missing or unfinished, there is nothing to evaluate on or to select on.
     """
     names = list(artifacts.read_manifest(shards, stage="shard")["parts"])
-    if settings.selection in LEARNED_FROM:
-        raise UserError(
-            f"evaluate.selection: models are trained on `{settings.selection}`, so what is best there need not be best "
-            "elsewhere; name a part that none was trained on, such as `val`"
-        )
-    if settings.selection not in names:
-        there = ", ".join(names)
-        raise UserError(f"evaluate.selection: `{settings.selection}` is not among the parts in {shards}: {there}")
-    sets = [name for name in names if name not in {*LEARNED_FROM, *TRAINING_PARTS, settings.selection}]
-    if not sets:
-        raise UserError(
-            f"{shards}: nothing to evaluate on; add a part (`eval: 0.2`) to data.parts or a set to data.evaluation"
-        )
+    sets = evaluated_sets(names, settings.selection, str(shards))
     return Inputs(
         sets=[read_part(shards / name) for name in sets],
         selection=read_part(shards / settings.selection),
         training=read_part(shards / "refine") if "refine" in names else None,
-    )
-
-
-def check_known_answers(part: Part, numbers: Mapping[str, float], facts: Mapping[str, Any]) -> None:
-    """Compare the base model's numbers with those that the set pins for it, if it does.
-
-    Args:
-        part: The set; its manifest may hold `known_answers`, see `sources.known_answers`.
-        numbers: What was measured on it, see `flat_metrics`.
-        facts: Of the model.
-
-    Raises:
-        UserError: A number is farther from its known answer than the tolerance, or is not measured.
-    """
-    known = part.manifest.get("known_answers") or {}
-    own = [(name, answer) for name, answers in known.items() for answer in answers if _is_for(answer["model"], facts)]
-    for name, answer in own:
-        if name not in numbers:
-            raise UserError(f"{part.name}: known answers: no metric {name!r}; there are {', '.join(numbers)}")
-        if not abs(numbers[name] - answer["value"]) <= answer["tolerance"]:
-            raise UserError(
-                f"{part.name}: the base model scores {name} {numbers[name]:.6g}, its known answer is "
-                f"{answer['value']:g} ± {answer['tolerance']:g}; check weights, preprocessing, prompts and data, or "
-                "mend the known answer beside the set"
-            )
-    if known:
-        log.info("%s: %d known answers met, of %d in its file", part.name, len(own), sum(map(len, known.values())))
-
-
-def _is_for(named: str | None, facts: Mapping[str, Any]) -> bool:
-    """Whether a known answer is that of the model with these `facts`."""
-    source = facts.get("source") or {}
-    return (
-        named is None
-        or facts["weights_digest"].startswith(named)
-        or (source.get("kind") == "open_clip" and named == f"{source['model']}/{source['pretrained']}")
     )

@@ -24,11 +24,11 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
-from pipeline_lib import artifacts, config, model, provenance, runtime
+from pipeline_lib import artifacts, config, known_answers, model, provenance, runtime
 from pipeline_lib.distributed import World
 from pipeline_lib.evaluation import probes, scoring, wise_ft
 from pipeline_lib.evaluation.embedding import EmbeddedSet, Embedder
-from pipeline_lib.evaluation.inputs import Inputs, check_known_answers, open_inputs, open_model
+from pipeline_lib.evaluation.inputs import Inputs, open_inputs, open_model
 from pipeline_lib.evaluation.scoring import Block, Items, Stopwatch
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ def evaluate(embedder: Embedder, name: str, inputs: Inputs, settings: config.Eva
     if name == "base":
         numbers = flat_metrics(scored.results)
         for part in inputs.all_sets:
-            check_known_answers(part, numbers[part.name], embedder.clip.facts)
+            known_answers.check(part, numbers[part.name], embedder.clip.facts)
     scored.seconds = watch.seconds
     _log_times(name, watch.seconds)
     return scored

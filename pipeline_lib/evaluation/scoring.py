@@ -163,7 +163,9 @@ def distinct_rows(embedded: EmbeddedSet) -> tuple[torch.Tensor, torch.Tensor]:
 
     A repeated image goes with its captions; an image whose captions all repeat earlier ones goes as well.
     """
-    first_image = {sha: row for row, sha in reversed(list(enumerate(embedded.image_hashes)))}
+    first_image: dict[str, int] = {}
+    for row, sha256 in enumerate(embedded.image_hashes):
+        first_image.setdefault(sha256, row)
     kept_images = set(first_image.values())
     first_text: dict[str, int] = {}
     for row, (caption, image) in enumerate(zip(embedded.captions, embedded.text_image_index.tolist(), strict=True)):

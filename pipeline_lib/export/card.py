@@ -10,14 +10,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
 from pipeline_lib import page, report
 from pipeline_lib.export.subject import Subject
 from pipeline_lib.page import Cell, Page, Row, Section, Table, Text
 from pipeline_lib.report import tables
-from pipeline_lib.report.inputs import steps
 from pipeline_lib.results import Measure, Variant
 
 TASK = "zero-shot-image-classification"
@@ -37,12 +35,7 @@ def render(subject: Subject, folder: str, repository: str = "") -> str:
     """
     title = repository.rpartition("/")[2] or folder
     document = Page(title, _lead(subject), tuple(_sections(subject, folder, repository)))
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pipeline_lib"), autoescape=False, undefined=jinja2.StrictUndefined  # noqa: S701
-    )  # fmt: skip
-    text = environment.get_template("model_card.md.j2").render(
-        front_matter=_front_matter(subject, title), page=page.to_markdown(document)
-    )
+    text = f"---\n{_front_matter(subject, title)}\n---\n{page.to_markdown(document)}"
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
@@ -118,7 +111,7 @@ def _lead(subject: Subject) -> str:
         f"{name.replace('_', ' ')} {value}" for name, value in (subject.facts.get("source") or {}).items() if value
     )
     base = f"a base model ({source})" if source else "a base model"
-    recipe, count = subject.inputs.parameters["refine"]["recipe"], len(steps(subject.inputs.history))
+    recipe, count = subject.inputs.parameters["refine"]["recipe"], len(subject.inputs.history)
     refined = f"refined with the recipe `{recipe}` of CLIP-Refine (arXiv 2504.12717) for {count} steps"
     if subject.name == "base":
         return f"The base of a refinement, as it was before: {base}."

@@ -75,9 +75,8 @@ def write(subject: Subject, target: Path, *, normalize: bool = False, force: boo
             difference = compare(tower, inputs, place(f"{side}.onnx"))
             shape = ["batch", *inputs.shape[1:]]
             facts[side] = {"input": INPUTS[side], "shape": shape, "type": str(inputs.dtype), "difference": difference}
-        for name in (model.CONFIG, model.TOWER_CONFIG, *model.TOKENIZER_FILES):
-            if (source := subject.clip.directory / name).is_file():
-                shutil.copyfile(source, place(name))
+        shutil.copyfile(subject.clip.directory / model.CONFIG, place(model.CONFIG))
+        model.copy_files(subject.clip.directory, place())
         about = {"opset": opset, "normalized": normalize, "towers": facts}
         place(**about, model=dict(subject.facts), origin=subject.origin)
     return about

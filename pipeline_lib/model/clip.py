@@ -138,7 +138,7 @@ class Clip:
 
     @cached_property
     def text_cut_refusal(self) -> str | None:
-        """Why token ids must keep their full length; None where cutting behind the longest caption is exact.
+        """Why token ids must keep their full length; None where cutting after the longest caption is exact.
 
         Exact: a causal mask with pooling at the end-of-text token and no class embedding, or a Hugging Face tower that
         masks padding (on the right) with a pooler that ignores it.
@@ -149,7 +149,7 @@ class Clip:
         if not isinstance(text, (open_clip.CLIP, open_clip.transformer.TextTransformer)):
             return f"unknown text tower {type(text).__name__}"
         if getattr(text, "cls_emb", None) is not None:
-            return "a class token stands behind the padding (embed_cls)"
+            return "a class token stands after the padding (embed_cls)"
         if text.attn_mask is None:
             return "the attention is not causal (no_causal_mask), so padding reaches the caption's tokens"
         if self._text_pooling[0] not in ("argmax", "eos"):
@@ -163,7 +163,7 @@ class Clip:
         if pooler not in _POOLERS_THAT_IGNORE_PADDING:
             return f"pooler {pooler} is not known to ignore padding"
         if self.tokenizer.tokenizer_mode or self.tokenizer.strip_sep_token:
-            return "the tokenizer writes tokens behind the padding or padding inside the caption"
+            return "the tokenizer writes tokens after the padding or padding inside the caption"
         inner = self.tokenizer.tokenizer
         if inner.padding_side != "right" or inner.pad_token_id != text.config.pad_token_id:
             return "the tokenizer does not pad on the right with the text tower's own padding token"

@@ -157,11 +157,16 @@ def save(clip: Clip, directory: Path) -> None:
     """Write `clip` as an open_clip directory: configuration, weights, and its tower's and tokenizer's files."""
     directory.mkdir(parents=True, exist_ok=True)
     artifacts.write_json(directory / CONFIG, clip.config)
-    for name in (TOWER_CONFIG, *TOKENIZER_FILES):
-        source = clip.directory / name
-        if source.is_file() and clip.directory.resolve() != directory.resolve():
-            shutil.copyfile(source, directory / name)
+    if clip.directory.resolve() != directory.resolve():
+        copy_files(clip.directory, directory)
     save_weights(clip.module.state_dict(), directory / WEIGHTS)
+
+
+def copy_files(source: Path, target: Path) -> None:
+    """Copy the files of a Hugging Face text tower and tokenizer, as far as there are any."""
+    for name in (TOWER_CONFIG, *TOKENIZER_FILES):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
 
 
 def save_weights(state_dict: Mapping[str, torch.Tensor], path: Path) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from pipeline_lib import page
 from pipeline_lib.page import Page, Section
 from pipeline_lib.report import pictures, tables, verdict
-from pipeline_lib.report.inputs import Inputs, read, steps
+from pipeline_lib.report.inputs import Inputs, read
 
 STAGE = "report"
 HTML, MARKDOWN = "report.html", "report.md"
@@ -37,7 +37,7 @@ def build(inputs: Inputs) -> Page:
         Section("Provenance", tables.sources(inputs)),
     ]
     recipe, first = inputs.parameters["refine"]["recipe"], inputs.sets[0]
-    subtitle = f"`{recipe}`, {len(steps(inputs.history))} steps; evaluated on " + ", ".join(
+    subtitle = f"`{recipe}`, {len(inputs.history)} steps; evaluated on " + ", ".join(
         f"{name} ({inputs.refined.sets[name]['num_images']:,} pictures)" for name in inputs.sets
     )
     return Page(inputs.title or first, subtitle, tuple(section for section in sections if section.blocks))

@@ -103,8 +103,3 @@ def read(params_file: Path) -> Inputs:
         num_examples=shown.num_examples,
         title=shown.title,
     )
-
-
-def steps(history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The rows of the history that are optimiser steps (the last ones may be summaries)."""
-    return [row for row in history if "step" in row and "loss" in row]

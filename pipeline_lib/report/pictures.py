@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline_lib import figures, page, results
 from pipeline_lib.page import Drawing, Example, Fold, Gallery, Text
-from pipeline_lib.report.inputs import OPENMOJI, Inputs, steps
+from pipeline_lib.report.inputs import OPENMOJI, Inputs
 from pipeline_lib.results import CENTRED, Array, Variant, centred_pairs, first_pairs, unit
 
 THUMBNAIL = 304  # pixels; more than an example takes on the page, for sharp screens
@@ -23,7 +23,7 @@ def drawings(inputs: Inputs) -> tuple[Any, ...]:
     if inputs.with_captions:
         drawn += _feature_figures(inputs, inputs.with_captions[0])
     drawn += [_recalls(inputs, name) for name in inputs.with_captions]
-    rows = steps(inputs.history)
+    rows = inputs.history
     names = [key for key in rows[0] if key == "loss" or key.endswith("_loss")] if rows else []
     if names:
         terms = {key: np.array([row.get(key, np.nan) for row in rows], dtype=float) for key in names}

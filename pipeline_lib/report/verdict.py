@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline_lib import figures, page, statistics
 from pipeline_lib.page import Drawing, Points, Text
-from pipeline_lib.report.inputs import Inputs, steps
+from pipeline_lib.report.inputs import Inputs
 from pipeline_lib.report.tables import signed
 from pipeline_lib.results import Gap, Paired, Settings
 from pipeline_lib.statistics import Interval
@@ -146,5 +146,5 @@ def _training_note(inputs: Inputs) -> str:
     moved = [row["weight_displacement"] for row in inputs.history if row.get("weight_displacement") is not None]
     if not moved:
         return ""
-    count = len(steps(inputs.history))
+    count = len(inputs.history)
     return f"Training moved the weights by {100 * moved[-1]:.2g}\u00a0% of their norm in {count} steps."

@@ -7,7 +7,7 @@ the file stays, and `lineage sync` sends it later. Points are told apart by (run
 run nor a second delivery doubles one.
 
 Modes (`tracking.mode`): `disabled` is a null object and never imports mlflow; `required` waits for the store before the
-work and after it, and raises when it fails (in the loop: behind the next checkpoint, so that nothing is lost);
+work and after it, and raises when it fails (in the loop: after the next checkpoint, so that nothing is lost);
 `best_effort` says once that it spools and goes on. The store is
 $MLFLOW_TRACKING_URI, else `mlflow.db` in the project's root: $DVC_ROOT, which is the main repository also in the
 temporary folders of DVC's queue.

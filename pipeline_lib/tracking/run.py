@@ -46,7 +46,7 @@ class Run:
         return "tracking disabled"
 
     def log_metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
-        """Add points to the curves of this run; buffered, sent in batches by a thread of its own."""
+        """Add points to the curves of this run; buffered, sent in batches by a process of its own."""
 
     def headline(self, values: Mapping[str, float | str]) -> None:
         """Log the few final numbers by which configurations are compared, here and on the row; text becomes a tag."""

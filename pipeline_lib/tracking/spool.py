@@ -114,7 +114,7 @@ class Spool:
         os.fsync(self._file.fileno())
 
     def read(self, offset: int = 0) -> Iterator[tuple[Op, int]]:
-        """The operations from byte `offset` on, each with the offset behind it."""
+        """The operations from byte `offset` on, each with the offset after it."""
         with suppress(FileNotFoundError), self.path.open("rb") as file:
             file.seek(offset)
             for line in file:

@@ -99,8 +99,8 @@ class Store:
             "end": self._end,
             "dropped": self._dropped,
         }
-        # A fresh sqlite store is migrated by the constructor, which bears no company; and MLflow's own experiment,
-        # `Default`, keeps its artifacts in what was then the current folder, which may be a temporary one of DVC's.
+        # A fresh sqlite store is migrated by the constructor, which two processes must not do at once; and MLflow's
+        # own experiment, `Default`, keeps its artifacts in what was then the current folder, perhaps a temporary one.
         with self._locked(), chdir(root):
             self.client = MlflowClient(store_uri(root), registry_uri=store_uri(root))
             self.experiment_id = self._experiment(experiment, create=create)
