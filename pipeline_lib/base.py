@@ -17,6 +17,7 @@ import torch
 
 from pipeline_lib import artifacts, checkpoints, config, demo, model, sources
 from pipeline_lib.errors import UserError
+from pipeline_lib.features import row_difference
 from pipeline_lib.samples import split
 
 _PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode")
@@ -80,7 +81,7 @@ def check_written(clip: model.Clip, directory: Path) -> None:
     with torch.no_grad():
         for name, inputs in (("encode_image", pixels), ("encode_text", token_ids)):
             expected, found = (getattr(each, name)(inputs.to(each.device)).float().cpu() for each in (clip, written))
-            difference = ((expected - found).norm() / expected.norm()).item()
+            difference = row_difference(found, expected)
             if not difference <= 1e-5:  # also where it is NaN
                 raise RuntimeError(f"{directory}: {name} of the written model differs by {difference:.2g} (relative)")
     differing = [key for key in model.GUARDED if key in clip.facts and clip.facts[key] != written.facts[key]]

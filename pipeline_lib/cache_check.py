@@ -2,32 +2,58 @@
 
 from __future__ import annotations
 
+import collections
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 
 from pipeline_lib import config, losses, runtime
 from pipeline_lib.errors import UserError
+from pipeline_lib.features import fault, row_difference
 from pipeline_lib.model import Clip
 from pipeline_lib.teacher_cache import CachedPart, embed_images, embed_texts
 
+MOST_ROWS = 2048  # computed again: their logits are matrices of rows x rows, in double precision
+
 
 def check_unit(unit: dict[str, torch.Tensor], name: str) -> None:
-    """Counts, finiteness, non-zero norms and non-constant rows, before anything is written."""
+    """Counts, finiteness and non-zero norms, before anything is written.
+
+    Raises:
+        UserError: The features mean nothing.
+    """
     num_samples, num_captions = len(unit["valid"]), int(unit["caption_offsets"][-1])
     for key, rows in (("image_features", num_samples), ("text_features", num_captions)):
-        features = unit[key]
-        if len(features) != rows:
-            raise AssertionError(f"{name}: {len(features)} rows of {key}, expected {rows}")
-        if key == "image_features":
-            features = features[unit["valid"].bool()]
-        if not torch.isfinite(features).all():
-            raise UserError(f"{name}: the teacher's {key} are not finite; check its weights and cache_teacher.dtype")
-        if len(features) and not (features.norm(dim=-1) > 0).all():
-            raise UserError(f"{name}: the teacher gives a zero vector among its {key}; check its weights")
-        if len(features) > 1 and bool((features == features[:1]).all()):
+        if len(unit[key]) != rows:
+            raise AssertionError(f"{name}: {len(unit[key])} rows of {key}, expected {rows}")
+        if problem := fault(_used(unit, key), num_distinct=1):  # a shard may hold one picture or caption many times
+            raise UserError(f"{name}: the teacher's {key}: {problem}; check its weights and cache_teacher.dtype")
+
+
+def check_spread(units: Iterable[dict[str, torch.Tensor]], name: str) -> None:
+    """Other rows for other inputs, over a whole part.
+
+    Raises:
+        UserError: All images, or all captions, have one feature vector.
+    """
+    first: dict[str, torch.Tensor] = {}
+    counts, varying = collections.Counter[str](), set()
+    for unit in units:
+        for key in ("image_features", "text_features"):
+            features = _used(unit, key)
+            counts[key] += len(features)
+            if len(features) and bool((features != first.setdefault(key, features[:1])).any()):
+                varying.add(key)
+    for key, count in counts.items():
+        if count > 1 and key not in varying:
             raise UserError(
-                f"{name}: the teacher gives the same vector for all {rows} rows of {key}; check its weights"
+                f"{name}: the teacher gives the same vector for all {count} {key}; check its weights and the data"
             )
+
+
+def _used(unit: dict[str, torch.Tensor], key: str) -> torch.Tensor:
+    return unit[key][unit["valid"].bool()] if key == "image_features" else unit[key]
 
 
 def verify(part: CachedPart, teacher: Clip, settings: config.CacheTeacher) -> dict[str, float]:
@@ -39,7 +65,8 @@ def verify(part: CachedPart, teacher: Clip, settings: config.CacheTeacher) -> di
     Raises:
         UserError: A difference is larger than the stored precision allows.
     """
-    count = min(len(part.valid_rows), max(settings.chunk_size, round(settings.verify_share * len(part))))
+    wanted = min(MOST_ROWS, round(settings.verify_share * len(part)))
+    count = min(len(part.valid_rows), max(settings.chunk_size, wanted))
     rows = np.random.default_rng(0).choice(part.valid_rows, size=count, replace=False)
     stored = part.read_features(rows, [0] * count)
     if stored is None:
@@ -64,9 +91,7 @@ def verify(part: CachedPart, teacher: Clip, settings: config.CacheTeacher) -> di
 
 
 def _compare(stored: tuple[torch.Tensor, torch.Tensor], fresh: tuple[torch.Tensor, torch.Tensor]) -> dict[str, float]:
-    feature_difference = max(
-        float(((a - b).norm(dim=-1) / b.norm(dim=-1)).max()) for a, b in zip(stored, fresh, strict=True)
-    )
+    feature_difference = max(row_difference(*pair) for pair in zip(stored, fresh, strict=True))
     values, gradients = [], []
     for image_features, text_features in (stored, fresh):
         student_logits = (fresh[0].double() @ fresh[1].double().T).requires_grad_()

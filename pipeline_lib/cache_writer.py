@@ -261,7 +261,7 @@ def build(
     identity = fingerprint(student, teacher, settings, shards_digest)
     num_images = sum(part.num_samples for part in parts)
     pixels = not world.any(not pixel_cache.fits(settings, num_images, student.image_size, paths.shards))
-    made_by = [code_digest, provenance.package_versions()]
+    made_by = [code_digest, provenance.package_versions(), device.type, torch.get_num_threads()]
     work = artifacts.work_directory("cache_teacher", artifacts.digest([identity, made_by]))
     writer = Writer(student, teacher, settings, work, world, how.num_workers, how.progress, pixels)
     started = time.perf_counter()
@@ -308,7 +308,8 @@ def _finish(
     scale = float(teacher.logit_scale.detach())
     if identity["mode"] == "cached":
         units = sorted((work / "teacher" / parts[0].name).glob("*.safetensors"))
-        stats = statistics(safetensors.torch.load_file(path) for path in units)
+        cache_check.check_spread(map(safetensors.torch.load_file, units), parts[0].name)
+        stats = statistics(map(safetensors.torch.load_file, units))
         artifacts.write_bytes(work / "teacher" / "statistics.safetensors", safetensors.torch.save(stats))
         measured = {name: float(stats[name]) for name in ("image_norm", "text_norm")}
         log.info("raw norms: image %.2f, text %.2f; logit scale %.1f", *measured.values(), scale)

@@ -123,7 +123,7 @@ class CacheTeacher:
     pixels: Literal["auto", "always", "never"]  # store the uint8 pixels; auto: within max_gb and half of the free disk
     max_gb: NotNegative  # largest pixel cache of `auto`, in 10⁹ bytes
     max_bad_share: Share  # share of undecodable images above which the stage fails
-    verify_share: Share  # share of the rows that is computed again at the end and compared (at least chunk_size rows)
+    verify_share: Share  # share of the rows that is computed again at the end and compared (chunk_size to 2048 rows)
     verify_tolerance: NotNegative | None  # largest relative difference of features (loss: a tenth of it, its gradient:
     # ten times); null: 1e-4, or 2e-2 where precision or dtype is not 32 bit
 
@@ -141,7 +141,7 @@ class Refine:
     last_batch: Literal["drop", "keep"]  # an epoch's last, smaller batch; what is dropped differs from epoch to epoch
     max_steps: AtLeastOne | None  # optimiser steps after which the run ends; null: when its epochs are over
     learning_rate: NotNegative  # of AdamW, after the warm-up
-    weight_decay: NotNegative  # of AdamW, on every trained weight
+    weight_decay: NotNegative  # of AdamW, on every trained weight but logit_scale and logit_bias
     betas: tuple[ShareBelow1, ShareBelow1]  # of AdamW: how slowly its means of the gradient and of its square forget
     eps: NotNegative  # of AdamW: added to the root of the mean square
     schedule: Literal["constant", "cosine"]  # learning rate after the warm-up; cosine: half a wave, down to 0
@@ -154,7 +154,7 @@ class Refine:
     lock_image_unlocked_groups: Count  # with lock_image: the last n groups stay trainable
     lock_text: bool  # true: the text tower is not trained
     lock_text_unlocked_layers: Count  # with lock_text: the last n layers stay trainable
-    train_logit_scale: bool  # true: logit_scale (and logit_bias, where there is one) is trained
+    train_logit_scale: bool  # true: logit_scale (up to 100) and, where there is one, logit_bias are trained
     stochastic_layers: bool  # true: dropout and drop-path as in training (step 0 then differs from the teacher)
     grad_checkpointing: bool  # true: activations are computed again in the backward pass: less memory, more time
     compile: bool  # true: both towers through torch.compile

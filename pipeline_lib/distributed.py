@@ -97,7 +97,8 @@ def join(device: str = "auto") -> World:
     """The world that torchrun (RANK, WORLD_SIZE) or srun (SLURM_PROCID, SLURM_NTASKS and MASTER_ADDR) started.
 
     Args:
-        device: `runtime.device`; on `cuda` each process takes the GPU of its number on this machine.
+        device: `runtime.device`; on `cuda` each process takes the GPU of its number on this machine, or the one GPU
+            that srun shows it.
 
     Raises:
         UserError: The device cannot be shared out, see `check_device`.
@@ -106,10 +107,13 @@ def join(device: str = "auto") -> World:
     if size == 1:
         return World()
     if not dist.is_initialized():
-        cuda = check_device(device, local_rank + 1) == "cuda"
-        if cuda:
-            torch.cuda.set_device(local_rank)
-        dist.init_process_group("nccl" if cuda else "gloo", rank=rank, world_size=size)
+        number = 0 if runtime.shows_own_gpu_only() else local_rank
+        if check_device(device, number + 1) == "cuda":
+            torch.cuda.set_device(number)
+            gpu = torch.device("cuda", number)
+            dist.init_process_group("nccl", rank=rank, world_size=size, device_id=gpu)
+        else:
+            dist.init_process_group("gloo", rank=rank, world_size=size)
     return World(rank, size, local_rank)
 
 

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+SAME = 1e-5  # relative spread below which rows count as one and the same
+
 
 class Inputs(NamedTuple):
     """B pairs as the towers take them."""
@@ -50,6 +52,23 @@ def raw_norms_problem(image_norm: float, text_norm: float, logit_scale: float) -
         f"dot products make its softmax too {'sharp' if product > logit_scale else 'flat'}; consider "
         "`logits: scaled_cosine` in the recipe"
     )
+
+
+def row_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest ‖found − expected‖ / ‖expected‖ of a row, [N, D] each; NaN where a row is."""
+    return float(((found - expected).norm(dim=-1) / expected.norm(dim=-1)).max())
+
+
+def fault(features: torch.Tensor, num_distinct: int) -> str | None:
+    """Why raw features [N, D] of `num_distinct` different inputs cannot mean anything, or None."""
+    norms = features.norm(dim=-1)
+    if not features.isfinite().all():
+        return f"{int((~features.isfinite().all(dim=-1)).sum())} of {len(features)} are not finite"
+    if not (norms > 0).all():
+        return f"{int((norms == 0).sum())} of {len(features)} are zero"
+    if num_distinct > 1 and float((features - features[0]).abs().max()) <= SAME * float(norms[0]):
+        return f"all {len(features)} are the same, of {num_distinct} different inputs"
+    return None
 
 
 def l2_normalize(raw_features: torch.Tensor) -> torch.Tensor:

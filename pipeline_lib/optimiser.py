@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -56,12 +57,26 @@ def learning_rate(settings: config.Refine, step: int, num_steps: int) -> float:
 
 
 def make_optimizer(student: Clip, settings: config.Refine) -> torch.optim.AdamW:
-    """AdamW over the trainable weights, one weight decay for all as in the published code; fused where it exists."""
+    """AdamW over the trainable weights, fused where it exists.
+
+    One weight decay for all of the towers, as in the published code; none for the logit scale, which has no reason to
+    shrink.
+    """
+    trained = [(name, p) for name, p in student.module.named_parameters() if p.requires_grad]
+    scalars = [p for name, p in trained if name in model.SCALARS]
+    groups: list[dict[str, Any]] = [{"params": [p for name, p in trained if name not in model.SCALARS]}]
     return torch.optim.AdamW(
-        [parameter for parameter in student.module.parameters() if parameter.requires_grad],
+        groups + ([{"params": scalars, "weight_decay": 0.0}] if scalars else []),
         lr=settings.learning_rate,
         betas=settings.betas,
         eps=settings.eps,
         weight_decay=settings.weight_decay,
         fused=student.device.type in ("cpu", "cuda"),
     )
+
+
+def clamp_logit_scale(student: Clip) -> None:
+    """After a step: a trained logit scale stays between 1 and 100, as CLIP and open_clip train it."""
+    if student.module.logit_scale.requires_grad:
+        with torch.no_grad():
+            student.module.logit_scale.clamp_(0, math.log(100))

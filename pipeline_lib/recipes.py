@@ -186,17 +186,21 @@ def hycd_align(
 ) -> Terms:
     """L = HyCD + λ mean ‖f̂ − ĝ‖²: closing the gap by force."""
     terms = hycd(student, teacher, draws, alpha=alpha, temperature=temperature, logits=logits)
-    align = losses.alignment_loss(student.image_features, student.text_features)
-    return {**terms, "align_loss": align_weight * align}
+    if align_weight:
+        terms["align_loss"] = align_weight * losses.alignment_loss(student.image_features, student.text_features)
+    return terms
 
 
 def m2_mix(
     student: Features, teacher: Features, draws: Draws, *, beta: schema.Positive, mix_weight: schema.NotNegative
 ) -> Terms:
     """L = InfoNCE + λ InfoNCE with geodesic mixtures as negatives, mixing share ~ Beta(β, β) per step."""
-    mix = torch.tensor(draws.beta(beta)).to(student.raw_image_features)
-    mixed = losses.mixup_contrastive_loss(student.image_features, student.text_features, student.logit_scale, mix)
-    return {**contrastive(student, teacher, draws), "m2_mix_loss": mix_weight * mixed}
+    terms = contrastive(student, teacher, draws)
+    if mix_weight:
+        mix = torch.tensor(draws.beta(beta)).to(student.raw_image_features)
+        mixed = losses.mixup_contrastive_loss(student.image_features, student.text_features, student.logit_scale, mix)
+        terms["m2_mix_loss"] = mix_weight * mixed
+    return terms
 
 
 def feature_kd(student: Features, teacher: Features, draws: Draws) -> Terms:

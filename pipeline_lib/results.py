@@ -39,27 +39,52 @@ def read_parameters(params_file: Path) -> dict[str, Any]:
 
 
 def check_parameters(
-    params_file: Path, parameters: Mapping[str, Any], refined: Path, manifest: Mapping[str, Any]
+    params_file: Path, parameters: Mapping[str, Any], folder: Path, manifest: Mapping[str, Any]
 ) -> None:
-    """Refuse parameters that are not those which made the refined model.
+    """Refuse parameters that are not those which made an output.
 
     Args:
         params_file: params.yaml, for the message.
         parameters: What `read_parameters` gave.
-        refined: Folder of the refined model, for the message.
-        manifest: That of the refined model; an older one knows the recipe's name and no more.
+        folder: The output, for the message.
+        manifest: That of the output, with the parameters that made it.
 
     Raises:
         UserError: They differ; names each key with both values.
     """
-    made_with = flat(manifest.get("parameters") or {"refine": {"recipe": manifest["recipe"]}})
-    now = flat(parameters)
+    made_with, now = flat(manifest["parameters"]), flat(parameters)
     found = [f"{key} is {now[key]}, was {was}" for key, was in made_with.items() if key in now and now[key] != was]
     if found:
         raise UserError(
-            f"{params_file}: not what made the weights in {refined}: {'; '.join(found)}; run `dvc repro`, or put the "
-            "former values back"
+            f"{params_file}: not what made {folder}: {'; '.join(found)}; run `dvc repro`, or put the former values back"
         )
+
+
+def check_pair(params_file: Path, parameters: Mapping[str, Any], base: Evaluation, refined: Evaluation) -> None:
+    """Refuse evaluations that are not of the same pictures, or not made with these parameters.
+
+    Raises:
+        UserError: See above.
+    """
+    for evaluation in (base, refined):
+        check_parameters(params_file, parameters, evaluation.directory, evaluation.manifest)
+    for name, one in base.all_sets.items():
+        if refined.all_sets.get(name, {}).get("digest") != one["digest"]:
+            raise UserError(f"{base.directory} and {refined.directory}: `{name}` has other pictures; run `dvc repro`")
+
+
+def check_weights(base: Evaluation, refined: Evaluation, folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Refuse evaluations that are not of the refined model in `folder` and of the base that it came from.
+
+    Raises:
+        UserError: They are of others.
+    """
+    facts = manifest["model"]
+    for evaluation, weights in ((base, facts["refined_from"]), (refined, facts["weights_digest"])):
+        if evaluation.results["weights_digest"] != weights:
+            raise UserError(
+                f"{evaluation.directory}: evaluated other weights than those of {folder} and its base; run `dvc repro`"
+            )
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -162,17 +162,28 @@ def world_environment() -> tuple[int, int, int] | None:
     Raises:
         UserError: srun started several processes and did not tell them where to meet.
     """
-    slurm = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1 or "MASTER_ADDR" in os.environ
     if "RANK" in os.environ:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    elif "SLURM_PROCID" in os.environ and slurm:
+    elif _srun_tasks() > 1:
         if "MASTER_ADDR" not in os.environ:
             raise UserError("srun: MASTER_ADDR and MASTER_PORT are not set; export them, or use runtime.processes")
-        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
     else:
         return None
     rank, size, local_rank = (int(os.environ.get(name, one)) for name, one in zip(names, (0, 1, 0), strict=True))
     return rank, size, local_rank
+
+
+def _srun_tasks() -> int:
+    """Processes of the job step that this one is in; a batch script is one by itself, whatever its job was given."""
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) if "SLURM_PROCID" in os.environ else 1
+
+
+def shows_own_gpu_only() -> bool:
+    """Whether each of several processes sees one GPU, its own, as under `srun --gpus-per-task=1`."""
+    import torch
+
+    return "RANK" not in os.environ and _srun_tasks() > 1 and torch.cuda.device_count() == 1
 
 
 def resolve_device(name: str) -> str:
@@ -211,9 +222,9 @@ def tf32(enabled: bool) -> Iterator[None]:
     import torch
 
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    if enabled and torch.cuda.is_available():
-        torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.allow_tf32 = True
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high" if enabled else "highest")
+        torch.backends.cudnn.allow_tf32 = enabled
     try:
         yield
     finally:

@@ -60,7 +60,7 @@ def evaluated_sets(names: Sequence[str], selection: str, origin: str) -> list[st
     """
     free = [name for name in names if name not in LEARNED_FROM]
     if selection not in free:
-        why = "models are trained on" if selection in names else "there is no part or set"
+        why = "models are trained on" if selection in LEARNED_FROM else "there is no part or set"
         raise UserError(
             f"{origin}: evaluate.selection: {why} `{selection}`; name one that none is trained on: "
             f"{', '.join(free) or 'add `val: 0.1` to data.parts'}"

@@ -19,6 +19,7 @@ import numpy as np
 from scipy import stats
 
 BLOCK_COUNTS = 2**22  # counts of resamples held at a time: 32 MB
+SMALLEST_P = 1e-12
 FRACTIONS, GRID = 2521, 2**20  # denominators below it are tried (2520 is a multiple of 1 to 10); most steps of a sum
 
 
@@ -180,8 +181,9 @@ def sign_flips(differences: np.ndarray) -> float:
 
     The share of all 2^n choices of signs whose sum is as far from zero as the one observed. Hits differ by multiples of
     some fraction, and then the sums' distribution is the Fourier transform of Π cos(t d), computed at once: no choice
-    is drawn by lot, and p-values are exact to 15 decimal places. Other differences are first rounded to a fine grid.
-    For differences of −1, 0 and 1 this is McNemar's exact test. Source: Fisher 1935; Good 2005, chapter 3.
+    is drawn by lot. Its rounding is below SMALLEST_P, and smaller p-values are given as that. Other differences are
+    first rounded to a fine grid. For differences of −1, 0 and 1 this is McNemar's exact test.
+    Source: Fisher 1935; Good 2005, chapter 3.
 
     Args:
         differences: [n], one per independent unit (image), its captions summed.
@@ -202,7 +204,7 @@ def sign_flips(differences: np.ndarray) -> float:
     chances = np.fft.irfft(transform, period)  # of sums 0, 1, …, total, −total, …, −1
     beyond = abs(int(steps.sum()))
     share = 2 * chances[beyond : total + 1].sum() if beyond else 1.0
-    return float(np.clip(round(share, 15), 2.0 ** (1 - len(steps)), 1.0))
+    return float(np.clip(round(share, 15), max(2.0 ** (1 - len(steps)), SMALLEST_P), 1.0))
 
 
 def _on_grid(differences: np.ndarray) -> np.ndarray:

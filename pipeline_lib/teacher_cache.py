@@ -17,6 +17,7 @@ it may use it, while others write or remove files; whoever does not find it deco
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from functools import cache
@@ -32,6 +33,7 @@ from pipeline_lib.errors import UserError
 from pipeline_lib.features import Inputs
 from pipeline_lib.model import Clip, Preprocess
 
+log = logging.getLogger(__name__)
 Rows = Sequence[int] | np.ndarray
 CUT_MULTIPLE = 16  # a cut is rounded up to this many tokens
 DECODERS = ("pillow", "torchvision", "open_clip_torch")  # packages that turn an image file into pixels
@@ -134,12 +136,21 @@ def _decoder_versions() -> dict[str, str]:
     return {name: versions[name] for name in DECODERS}
 
 
-def _open_pixels(directory: Path, names: Sequence[str]) -> list[np.ndarray]:
-    """The pixels of all shards, or none where one has none (or another process replaces the folder just now)."""
+def _open_pixels(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The pixels of a shard; None where they are not there, or another process replaces the folder just now.
+
+    Raises:
+        ValueError: The file is not what its name says.
+    """
     try:
-        return [np.load(directory / name, mmap_mode="r", allow_pickle=False) for name in names]
+        pixels = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
-        return []
+        return None
+    except EOFError:
+        raise ValueError("empty") from None
+    if (pixels.shape, pixels.dtype) != (shape, np.uint8):
+        raise ValueError(f"{pixels.dtype} {pixels.shape}, expected uint8 {shape}")
+    return pixels
 
 
 # --- reader -----------------------------------------------------------------------------------------------------
@@ -167,7 +178,6 @@ class CachedPart:
             _check_identity(path, unit, record, shard, entries)
             self.units.append(unit)
             names.append(pixels_name(identity, entries))
-        self.pixels = _open_pixels(pixels, names) if pixels else []
         self.starts = np.cumsum([0, *(len(unit["valid"]) for unit in self.units)])
         valid = np.concatenate([unit["valid"].numpy() for unit in self.units] or [np.zeros(0, np.uint8)])
         self.valid_rows = np.flatnonzero(valid)
@@ -177,6 +187,9 @@ class CachedPart:
         self.num_captions = np.concatenate(
             [np.diff(unit["caption_offsets"].numpy()) for unit in self.units] or [np.zeros(0, np.int64)]
         )
+        self.pixels: list[np.ndarray] = []
+        if pixels:
+            self.pixels = self._read_pixels([pixels / name for name in names])
 
     def __len__(self) -> int:
         """Samples, valid or not."""
@@ -213,6 +226,24 @@ class CachedPart:
         [(place, local)] = self._locate([row])
         shard = self.part.shards[place]
         return shard, shard.samples()[local]
+
+    def _read_pixels(self, paths: Sequence[Path]) -> list[np.ndarray]:
+        """The pixels of all shards, one picture of each compared with its image file; none where one is missing."""
+        found = []
+        for place, path in enumerate(paths):
+            valid = np.flatnonzero(self.units[place]["valid"].numpy())
+            try:
+                pixels = _open_pixels(path, (len(self.units[place]["valid"]), 3, *self.preprocess.image_size))
+                if pixels is None:
+                    return []
+                middle = int(valid[len(valid) // 2]) if len(valid) else None
+                if middle is not None and not np.array_equal(pixels[middle], self._image(place, middle)):
+                    raise ValueError(f"row {middle} is not what the image file gives")
+            except ValueError as error:
+                log.warning("%s: not used (%s); images are decoded instead", path, error)
+                return []
+            found.append(pixels)
+        return found
 
     def _image(self, place: int, row: int) -> np.ndarray:
         if self.pixels:

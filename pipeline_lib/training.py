@@ -1,4 +1,4 @@
-"""The one training loop: steps, checkpoints, resumption, and the checks before the first step and after the last.
+"""The one training loop: steps, checkpoints, resumption, the loss on pairs that it does not train on.
 
 The student stays in eval mode with gradients on: with dropout on, step 0 would not equal the teacher. What a step sees
 is a pure function of (seed, epoch, key) (`sampling`, `epochs`), so a run that was killed and resumed from a checkpoint
@@ -7,14 +7,11 @@ ends with the weights of one that was not. Losses are not defined here (`recipes
 
 from __future__ import annotations
 
-import csv
-import dataclasses
 import itertools
 import json
 import logging
 import math
 import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,21 +21,20 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from pipeline_lib import artifacts, config, model, provenance, recipes, runtime, teacher_cache, tracking
+from pipeline_lib import artifacts, config, provenance, recipes, runtime, tracking
 from pipeline_lib.distributed import World
 from pipeline_lib.epochs import Plan, StepData, read_steps
 from pipeline_lib.errors import UserError
 from pipeline_lib.features import Features, Inputs, raw_norms_problem
 from pipeline_lib.gradients import Encoders, backward
 from pipeline_lib.model import Clip
-from pipeline_lib.optimiser import learning_rate, make_optimizer, select_trainable
+from pipeline_lib.optimiser import clamp_logit_scale, learning_rate, make_optimizer, select_trainable
 from pipeline_lib.sampling import Draws
 from pipeline_lib.teacher import Teacher
-from pipeline_lib.teacher_cache import CachedPart, cut_length, embed_images, embed_texts, fingerprint
+from pipeline_lib.teacher_cache import CachedPart, cut_length
 
 log = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint.pt"
-HISTORY_CSV = "history.csv"  # the history for `dvc plots`, which reads no JSON Lines
 
 
 @dataclass
@@ -183,6 +179,7 @@ class Refiner:
             norm = torch.nn.utils.clip_grad_norm_([p for _, p in self._trainable()], self.settings.grad_clip)
             row["gradient_norm"] = float(norm)
         self.optimizer.step()
+        clamp_logit_scale(self.student)
         self.step += 1
         if self.step == self.plan.num_steps:
             row["weight_displacement"] = self.displacement()
@@ -288,7 +285,7 @@ class Refiner:
     def _conditions(self) -> dict[str, Any]:
         """Under which a resumed run equals an uninterrupted one bitwise."""
         return {
-            "device": self.student.device.type,
+            "device": _machine(self.student.device),
             "num_threads": torch.get_num_threads(),
             "num_processes": self.world.size,
             "micro_batch": self.settings.micro_batch,
@@ -348,188 +345,13 @@ class Refiner:
         return self.step
 
 
+def _machine(device: torch.device) -> str:
+    """What computes, as far as its rounding may differ from that of another."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.backends.cpu.get_cpu_capability()}"
+
+
 def differing(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Conditions that changed between two runs, one line each."""
     return [f"{key}: {recorded.get(key)} then, {now[key]} now" for key in now if recorded.get(key) != now[key]]
-
-
-# --- before the first step, and after the last ------------------------------------------------------------------
-
-
-def check_step_zero(
-    student: Clip, part: CachedPart, chunk_size: int, tolerance: float, precision: str = "fp32"
-) -> float:
-    """The student's features before the first step against the cache: they come from the same weights.
-
-    `precision` is the cache's, so that both sides compute alike.
-
-    Returns:
-        Largest relative difference of a feature row.
-
-    Raises:
-        UserError: It is larger than `tolerance`: wrong cache, captions, preprocessing or order.
-    """
-    rows = part.valid_rows[np.linspace(0, len(part.valid_rows) - 1, min(chunk_size, len(part.valid_rows))).astype(int)]
-    captions = [int(part.num_captions[row]) - 1 for row in rows]
-    stored = part.read_features(rows, captions)
-    if stored is None:
-        return 0.0
-    inputs = part.read_inputs(rows, captions)
-    with runtime.arithmetic(precision, student.device):
-        fresh = (embed_images(student, inputs.images, chunk_size), embed_texts(student, inputs.token_ids, chunk_size))
-    worst = max(float(((a - b).norm(dim=-1) / b.norm(dim=-1)).max()) for a, b in zip(fresh, stored, strict=True))
-    if not worst <= tolerance:
-        raise UserError(
-            f"refine: before the first step the student's features differ from the cache by {worst:.2e} of their norm, "
-            f"more than refine.step0_tolerance {tolerance:.0e}; run `dvc repro -f cache_teacher`"
-        )
-    return worst
-
-
-def check_saved(student: Clip, saved: Clip, part: CachedPart, chunk_size: int) -> None:
-    """The saved folder, loaded back, gives bitwise the features of the model in memory.
-
-    Raises:
-        UserError: It does not, or they are not finite.
-    """
-    rows = part.valid_rows[:chunk_size]
-    inputs = part.read_inputs(rows, [0] * len(rows))
-    student.module.eval()
-    for embed, x in ((embed_images, inputs.images), (embed_texts, inputs.token_ids)):
-        features = embed(student, x, chunk_size)
-        if not features.isfinite().all():
-            raise UserError("refine: the refined model's features are not finite; lower refine.learning_rate")
-        if not torch.equal(features, embed(saved, x, chunk_size)):
-            raise UserError(f"{saved.directory}: the saved model does not give the features of the refined one")
-
-
-# --- the stage --------------------------------------------------------------------------------------------------
-
-
-def build(
-    paths: config.Paths,
-    settings: config.Refine,
-    cache: config.CacheTeacher,
-    blocks: dict[str, Any],
-    how: config.Runtime,
-    world: World,
-    run: tracking.Run,
-    code_digest: str,
-) -> dict[str, Any]:
-    """Refine `paths.base` into `paths.refined`.
-
-    Returns:
-        `digest` of the refined model's manifest and `metrics` for the tracker (empty on processes but the first).
-
-    Raises:
-        UserError: The cache is not the one for this model, step 0 does not match it, the loss is not finite, or the
-            saved model does not give the features of the one in memory.
-    """
-    recipe = recipes.build(settings.recipe, blocks)
-    device = runtime.pick_device(how.device)
-    student = model.load(paths.base, device=device)
-    teacher = student if cache.teacher == "base" else model.load(Path(cache.teacher), device=device)
-    recipes.try_out(recipe, f"recipes.{settings.recipe}", student.embed_dim, teacher.embed_dim)
-    manifest = artifacts.read_manifest(paths.teacher, stage="cache_teacher")
-    shards_digest = artifacts.read_manifest(paths.shards, stage="shard")["digest"]
-    teacher_cache.check_fingerprint(manifest, fingerprint(student, teacher, cache, shards_digest), paths.teacher)
-    parts = teacher_cache.open_parts(paths, student, pixels=cache.pixels != "never")
-    part = parts["refine"]
-    if world.is_main and not part.pixels and cache.pixels != "never":
-        log.info(
-            "%s has no pixels of these shards: each image is decoded again, which changes no result; "
-            "`python -m stages.cache_teacher pixels` stores them",
-            teacher_cache.pixels_directory(paths),
-        )
-    measured = _step_zero(student, part, cache, settings.step0_tolerance)
-    identity = [manifest["digest"], student.facts["weights_digest"], dataclasses.asdict(settings)]
-    work = artifacts.work_directory("refine", artifacts.digest([*identity, blocks[settings.recipe], code_digest]))
-    refiner = Refiner(
-        student=student,
-        recipe=recipe,
-        part=part,
-        val=parts.get("val"),
-        settings=settings,
-        runtime=how,
-        work=work,
-        teacher=Teacher.of_cache(paths, cache, manifest, student, teacher),
-        world=world,
-        run=run,
-    )
-    measured |= refiner.val_loss("before")
-    measured |= refiner.refine()
-    measured |= refiner.val_loss("after")
-    if measured["weight_displacement"] < 1e-3:
-        log.warning(
-            "the weights moved by %.1e of their norm only: learning rate x steps is too small to change the model; "
-            "raise refine.learning_rate or refine.epochs for a set of this size",
-            measured["weight_displacement"],
-        )
-    if world.is_main:
-        digest = _publish(refiner, paths, manifest["digest"], blocks[settings.recipe])
-    world.barrier()
-    return {"digest": digest, "metrics": measured} if world.is_main else {}
-
-
-def _step_zero(student: Clip, part: CachedPart, cache: config.CacheTeacher, tolerance: float) -> dict[str, float]:
-    """`check_step_zero` where the base teaches itself; the tolerance is no finer than the cache."""
-    if cache.teacher != "base" or cache.mode != "cached":
-        return {}
-    rough = {"float16": 2e-3}.get(cache.dtype, 0.0), {"tf32": 2e-3, "bf16": 2e-2}.get(cache.precision, 0.0)
-    difference = check_step_zero(student, part, cache.chunk_size, max(tolerance, *rough), cache.precision)
-    log.info("step 0: student and cache differ by %.1e of a feature's norm", difference)
-    return {"step0_difference": difference}
-
-
-def _write_csv(history: Path, target: Path) -> None:
-    rows = list(artifacts.read_jsonl(history))
-    with artifacts.atomic_open(target, "w") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def _write_trained_on(refiner: Refiner, before: Path, target: Path) -> None:
-    """The images that shaped these weights: those of the base, where known, and those of this run."""
-    known = artifacts.read_jsonl(before) if before.is_file() else ()
-    entries = (refiner.part.entry(int(row))[1] for row in refiner.part.valid_rows)
-    artifacts.write_jsonl(target, itertools.chain(known, ({"key": e.key, "sha256": e.sha256} for e in entries)))
-
-
-def _made_with(settings: config.Refine, block: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters that decide the weights, in the places that they have in params.yaml."""
-    deciding = {key: value for key, value in dataclasses.asdict(settings).items() if key != "step0_tolerance"}
-    return {"refine": deciding, "recipes": {settings.recipe: block}}
-
-
-def _publish(refiner: Refiner, paths: config.Paths, cache_digest: str, block: Mapping[str, Any]) -> str:
-    """Save the student, load it back, compare features, write the manifest, move it to `paths.refined`.
-
-    Args:
-        refiner: After its last step.
-        paths: Where base and result are.
-        cache_digest: Of the teacher cache.
-        block: The recipe's own parameters, as in params.yaml.
-
-    Raises:
-        UserError: The saved model differs, or MLflow is required and failed: then the last step has a checkpoint.
-    """
-    try:
-        refiner.run.settle()
-    except UserError:
-        refiner.save_checkpoint()
-        raise
-    student, target = refiner.student, refiner.work / "refined"
-    model.save(student, target)
-    saved = model.load(target, device=student.device)
-    check_saved(student, saved, refiner.part, refiner.teacher.chunk_size)
-    shutil.copyfile(refiner.work / artifacts.HISTORY, target / artifacts.HISTORY)
-    _write_csv(refiner.work / artifacts.HISTORY, target / HISTORY_CSV)
-    _write_trained_on(refiner, paths.base / artifacts.TRAINED_ON, target / artifacts.TRAINED_ON)
-    origin = {k: v for k, v in student.facts.items() if k not in saved.facts}
-    facts = {**origin, **saved.facts, "refined_from": student.facts["weights_digest"]}
-    made_with = _made_with(refiner.settings, block)
-    digest = artifacts.write_manifest(target, "refine", model=facts, parameters=made_with, cache=cache_digest)
-    artifacts.publish(target, paths.refined)
-    shutil.rmtree(refiner.work)
-    return digest

@@ -9,7 +9,7 @@ last.
 
 from pathlib import Path
 
-from pipeline_lib import artifacts, config, distributed, precheck, provenance, tracking, training
+from pipeline_lib import artifacts, config, distributed, precheck, provenance, refinement, tracking
 from pipeline_lib.runtime import prepare, run_stage
 
 SECTIONS = ("paths", "cache_teacher", "refine", "recipes", "runtime", "tracking")
@@ -28,7 +28,7 @@ def main(params_file: Path = Path("params.yaml")) -> None:
     world = distributed.join(how.device)
     with tracking.stage_run("refine", params_file, upstream=upstream) as run:
         run.dataset("refine", artifacts.read_manifest(paths.shards / "refine")["digest"], "refine")
-        made = training.build(paths, settings, cache, blocks, how, world, run, provenance.stage_digest("refine"))
+        made = refinement.build(paths, settings, cache, blocks, how, world, run, provenance.stage_digest("refine"))
         if world.is_main:
             run.log_metrics({f"refine/{name}": value for name, value in made["metrics"].items()})
             run.log_artifact(paths.refined / artifacts.HISTORY)

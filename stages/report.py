@@ -39,9 +39,9 @@ def summary(inputs: report.Inputs) -> dict[str, float | str]:
             name = f"{row.after.set_name}/{row.after.key}"
             values |= {name: row.after.interval.value, f"{name}_difference": row.difference.value}
             values[f"{name}_adjusted_p"] = row.adjusted_p
-    for name in inputs.with_captions:
-        before, after = (float(e.block(name, "gap")["centroid_distance"]) for e in (inputs.base, inputs.refined))
-        values |= {f"{name}/centroid_distance": after, f"{name}/centroid_distance_difference": after - before}
+    for name, gap in inputs.gaps.items():
+        values[f"{name}/centroid_distance"] = gap.refined
+        values[f"{name}/centroid_distance_difference"] = gap.refined - gap.base
     return {**{name: float(f"{value:.4g}") for name, value in values.items()}, "verdict": report.sentence(inputs)}
 
 

@@ -63,7 +63,7 @@ def default_set(report: Report, root: Path) -> None:
     )
     evaluated = evaluation.evaluate(embedder, "refined", inputs, settings)
     with tempfile.TemporaryDirectory() as folder, scoring.Stopwatch(evaluated.seconds)("write"):
-        evaluation.write(evaluated, Path(folder, "refined"), Path(folder, "refined.json"))
+        evaluation.write(evaluated, settings, Path(folder, "refined"), Path(folder, "refined.json"))
     embed = evaluated.seconds["embed"]
     for part, seconds in evaluated.seconds.items():
         print(f"    {part:<20} {seconds:7.2f} s  {seconds / embed:7.1%} of the embedding")

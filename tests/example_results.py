@@ -71,7 +71,7 @@ def build(root: Path, *, gain=1.0, loss=1.0, with_captions=True, with_task=True,
                 mixed(x, {n: embed(p, more[n] * gain * x, loss * x**2, seed) for n, p in parts.items()}, settings)
                 for x in settings.wise_ft
             ]
-        evaluation.write(found, data / "eval" / model, data / "eval" / f"{model}.json")
+        evaluation.write(found, settings, data / "eval" / model, data / "eval" / f"{model}.json")
     write_models(data, refined, results.read_parameters(params_file))
 
 
@@ -143,6 +143,7 @@ def write_models(data, refined, parameters):
         if stage == "refine":
             (data / folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
             made_with = {"parameters": {name: parameters[name] for name in ("refine", "recipes")}}
+            facts = {**facts, "refined_from": digest("base")}
         artifacts.write_manifest(data / folder, stage, model={**facts, "weights_digest": digest(model)}, **made_with)
 
 

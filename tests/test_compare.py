@@ -13,8 +13,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pipeline_lib import artifacts, compare, page, recipes, revisions
+from pipeline_lib import artifacts, compare, page, recipes, revisions, statistics
 from pipeline_lib.compare import ablate, board
+from pipeline_lib.compare import candidates as read_candidates
 from pipeline_lib.compare.__main__ import _folder as read_argument
 from pipeline_lib.compare.__main__ import main
 from pipeline_lib.errors import UserError
@@ -229,6 +230,12 @@ def test_table_holds_base_mean_centred_and_every_group(ranking, candidates):
     assert by_name["clip_refine"].cells[2].text == f"{page.percent(entry.mean)} ± {page.percent(entry.spread)}"
     assert by_name["base"].cells[2].text == page.percent(value(candidates[0], "eval", "base"))
     assert by_name["rafa"].cells[2].tone == "fell"
+    family = ranking.entries["eval"]
+    assert list(family) == ["clip_refine", "hycd", "rafa", "mean-centred"]
+    p_values = [entry.p_value for by_key in family.values() for entry in by_key.values()]
+    adjusted = statistics.holm(p_values)
+    for entry, p in zip((e for by_key in family.values() for e in by_key.values()), adjusted, strict=True):
+        assert (entry.verdict != "still") == (p < 0.05)  # the free baseline is judged like the others
     assert by_name["clip_refine"].cells[1].text == "2"
 
 
@@ -480,6 +487,44 @@ def test_a_folder_whose_parameters_were_changed_after_its_run_is_refused(tmp_pat
     params.write_text(text.replace("recipe: clip_refine\n", "recipe: hycd\n"))
     with pytest.raises(UserError, match=r"params\.yaml: not what made .*refine\.recipe is hycd, was clip_refine"):
         compare.read_folder("mine", tmp_path)
+
+
+def test_evaluations_of_other_models_pictures_or_settings_are_refused(tmp_path):
+    """Each would put one configuration's numbers under another's name."""
+    example_results.write(tmp_path / "mine")
+    example_results.write(tmp_path / "other", gain=0.5)
+    data, other = tmp_path / "mine/data", tmp_path / "other/data"
+    for name, replaced, message in (
+        ("weights", "refined", r"eval/refined: evaluated other weights than those of data/refined and its base"),
+        ("base", "eval/base", r"eval/base: evaluated other weights"),
+        ("pictures", "eval/base", r"eval/base and .*eval/refined: `(val|eval)` has other pictures"),
+    ):
+        copy = shutil.copytree(tmp_path / "mine", tmp_path / name)
+        target = copy / "data" / replaced
+        if name == "weights":
+            shutil.rmtree(target)
+            shutil.copytree(other / replaced, target)
+        else:
+            results = artifacts.read_json(target / "results.json")
+            if name == "base":
+                results["weights_digest"] = "0" * 64
+            else:
+                next(iter(results["sets"].values()))["digest"] = "0" * 64
+            (target / "results.json").write_text(json.dumps(results))
+        with pytest.raises(UserError, match=message):
+            compare.read_folder(name, copy)
+    assert data.is_dir()
+    params = tmp_path / "mine/params.yaml"
+    params.write_text(params.read_text().replace("confidence: 0.95", "confidence: 0.9"))
+    with pytest.raises(UserError, match=r"not what made .*eval/base: evaluate\.confidence is 0\.9, was 0\.95"):
+        compare.read_folder("mine", tmp_path / "mine")
+
+
+def test_a_commit_whose_parameters_were_edited_after_its_run_is_refused(candidates):
+    lock = "stages:\n  base:\n    params:\n      params.yaml:\n        data:\n          limit: 3\n"
+    with pytest.raises(UserError, match=r"^mine: .* stage `base` was run with: data\.limit is None, was 3; run `dvc"):
+        read_candidates._check_lock("mine", lock, candidates[0].parameters)
+    read_candidates._check_lock("mine", lock.replace("limit: 3", "limit: null"), candidates[0].parameters)
 
 
 def test_data_that_an_experiment_would_lack_are_refused_before_the_first(tmp_path, monkeypatch):

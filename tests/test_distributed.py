@@ -34,6 +34,16 @@ def test_processes_join_on_the_device_of_runtime(gpus, monkeypatch, device, does
     assert gpus == does
 
 
+def test_tasks_of_srun_that_see_one_gpu_each_take_it(gpus, monkeypatch):
+    """`srun --gpus-per-task=1` hides the GPUs of the others, so that every task's own is number 0."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name, value in (("PROCID", 3), ("STEP_NUM_TASKS", 4), ("LOCALID", 3)):
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    monkeypatch.setenv("MASTER_ADDR", "node1")
+    assert distributed.join("auto") == World(3, 4, 3)
+    assert gpus == [0, "nccl"]
+
+
 @pytest.mark.parametrize(
     ("device", "local_rank", "message"),
     [

@@ -59,6 +59,13 @@ def make_set(*, images=30, per_image=2, width=8, seed=0, name="eval", captions=N
 # ---- scoring ----
 
 
+def test_classes_of_one_name_are_told_apart():
+    hits, labels = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0, 2, 1])
+    block = scoring._per_class(("crane", "owl", "crane"), labels, hits, torch.tensor([0, 0, 2]))
+    assert [row["class"] for row in block["per_class"]] == ["owl", "crane (2)", "crane (0)"]
+    assert [row["true"] for row in block["confusions"]] == ["owl", "crane (2)"]
+
+
 def test_block_holds_what_the_metrics_say():
     one = make_set()
     block, _ = evaluation.score(one, SETTINGS)
@@ -379,7 +386,7 @@ def test_texts_that_mean_nothing_are_refused_too(inside):
     maker = embedder(inside)
     with torch.no_grad():
         maker.clip.module.text_projection.zero_()
-    with pytest.raises(UserError, match="text features are zero"):
+    with pytest.raises(UserError, match="text features of `colours`: 12 of 12 are zero"):
         maker.embed(read_part(inside, "colours"))
 
 
@@ -427,9 +434,12 @@ def test_an_image_that_cannot_be_read_ends_the_stage_by_name(inside):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda visual: visual.proj.fill_(float("nan")), "24 of 24 image features are not finite"),
-        (lambda visual: visual.proj.zero_(), "24 of 24 image features are zero"),
-        (lambda visual: (visual.ln_post.weight.zero_(), visual.ln_post.bias.fill_(1)), "all 24 image features are the"),
+        (lambda visual: visual.proj.fill_(float("nan")), "image features of `colours`: 24 of 24 are not finite"),
+        (lambda visual: visual.proj.zero_(), "image features of `colours`: 24 of 24 are zero"),
+        (
+            lambda visual: (visual.ln_post.weight.zero_(), visual.ln_post.bias.fill_(1)),
+            "image features of `colours`: all 24 are the",
+        ),
     ],
 )
 def test_features_that_mean_nothing_are_refused(inside, damage, message):
@@ -693,7 +703,9 @@ def test_weights_changed_after_they_were_written_are_refused(inside):
 
 
 def test_selection_part_and_sets_must_be_there(inside):
-    with pytest.raises(UserError, match=r"evaluate\.selection: `calib` is not among the parts.*refine, val, eval"):
+    with pytest.raises(
+        UserError, match=r"evaluate\.selection: there is no part or set `calib`; .*: val, eval, colours"
+    ):
         open_inputs(inside / "data/shards", dataclasses.replace(SETTINGS, selection="calib"))
     (inside / "data/only_training").mkdir()
     artifacts.write_manifest(inside / "data/only_training", "shard", parts={"refine": "", "val": ""})
@@ -704,7 +716,9 @@ def test_selection_part_and_sets_must_be_there(inside):
 @pytest.mark.parametrize("name", ["refine", "base"])
 def test_nothing_is_chosen_on_what_a_model_was_trained_on(inside, name):
     """Such a ranking would call itself honest."""
-    with pytest.raises(UserError, match=rf"evaluate\.selection: models are trained on `{name}`.*such as `val`"):
+    with pytest.raises(
+        UserError, match=rf"evaluate\.selection: models are trained on `{name}`; .*: val, eval, colours"
+    ):
         open_inputs(inside / "data/shards", dataclasses.replace(SETTINGS, selection=name))
 
 

@@ -11,7 +11,7 @@ from pipeline_lib import config, model, recipes
 from pipeline_lib.errors import UserError
 from pipeline_lib.features import Inputs
 from pipeline_lib.gradients import Encoders, backward
-from pipeline_lib.optimiser import learning_rate, make_optimizer, select_trainable
+from pipeline_lib.optimiser import clamp_logit_scale, learning_rate, make_optimizer, select_trainable
 from tests.step_case import blocks, case, gradients, largest_difference
 from tests.test_model import COCA, custom
 from tests.tiny_model import write_tiny_clip, write_tiny_hf_clip, write_tiny_timm_clip
@@ -183,6 +183,29 @@ def test_the_optimiser_is_adamw_with_the_settings_own_numbers(directory, setting
         optimizer.step()
     for found, value in zip(weights, expected, strict=True):
         torch.testing.assert_close(found.detach(), value, rtol=1e-12, atol=1e-12)
+
+
+def test_a_trained_logit_scale_does_not_decay_and_stays_within_clips_bounds(directory, settings):
+    """Gradients of 0 leave AdamW's decay alone: the towers shrink, the scale does not. Bounds: open_clip's training."""
+    chosen = replace(settings, train_logit_scale=True, learning_rate=0.1, weight_decay=0.5)
+    clip = model.load(directory)
+    select_trainable(clip, chosen)
+    optimizer = make_optimizer(clip, chosen)
+    scale, weight = clip.module.logit_scale, clip.module.visual.proj
+    before = scale.item(), weight.norm().item()
+    for parameter in clip.module.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    assert scale.item() == before[0]
+    assert weight.norm().item() == pytest.approx(0.95 * before[1], rel=1e-5)
+    for value, bounded in ((9.0, 100.0), (-1.0, 1.0)):
+        scale.data.fill_(value)
+        clamp_logit_scale(clip)
+        assert clip.logit_scale.item() == pytest.approx(bounded)
+    select_trainable(clip, settings)
+    scale.data.fill_(9.0)
+    clamp_logit_scale(clip)
+    assert scale.item() == 9.0  # frozen: as the base has it
 
 
 @pytest.mark.parametrize("stochastic_layers", [False, True])

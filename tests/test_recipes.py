@@ -66,6 +66,8 @@ def test_weights_scale_terms_and_zero_leaves_them_out():
     infinite = Features(features(1)[0] * float("inf"), features(1)[1], features(1)[2])
     assert list(run("clip_refine", rafa_weight=0.0)) == ["hycd_loss"]
     assert list(run("clip_refine", student=infinite, hycd_weight=0.0)) == ["rafa_loss"]
+    assert list(run("hycd_align", align_weight=0.0)) == ["hycd_loss"]
+    assert list(run("m2_mix", mix_weight=0.0)) == ["contrastive_loss"]
 
 
 def test_scaled_cosine_uses_each_models_own_logit_scale():

@@ -215,14 +215,20 @@ def test_tf32_is_on_inside_its_block_only(monkeypatch):
         ({}, None),
         ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, (3, 8, 1)),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, None),  # the shell of a batch script: no world around it
-        ({"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "MASTER_ADDR": "node1"}, (5, 8, 1)),
+        (
+            {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "MASTER_ADDR": "node1"},
+            None,
+        ),  # also with one
+        ({"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1", "MASTER_ADDR": "node1"}, (5, 8, 1)),
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "8", "MASTER_ADDR": "node1"}, None),
         # torchrun on each node, started by srun: torchrun's word counts
         ({"RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "SLURM_PROCID": "1", "MASTER_ADDR": "n"}, (9, 16, 1)),
     ],
 )
 def test_who_started_this_process(monkeypatch, environment, expected):
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "MASTER_ADDR"):
-        monkeypatch.delenv(name, raising=False)
+    for name in os.environ:
+        if name.startswith("SLURM_") or name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"):
+            monkeypatch.delenv(name)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert runtime.world_environment() == expected

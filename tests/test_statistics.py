@@ -216,6 +216,13 @@ def test_test_of_images_with_one_caption_each_is_mcnemars(lost, gained):
     assert found.p_value == pytest.approx(expected, rel=1e-6, abs=1e-12)
 
 
+@pytest.mark.parametrize(("lost", "gained"), [(10, 90), (50, 450)])
+def test_p_values_below_the_rounding_of_the_transform_are_given_as_that(lost, gained):
+    """Their truth is 3e-17 and 2e-81; rounding alone gave 2e-15 and 2e-14."""
+    differences = np.array([-1.0] * lost + [1.0] * gained)
+    assert statistics.sign_flips(differences) == statistics.SMALLEST_P
+
+
 def test_captions_of_one_image_are_no_evidence_of_each_other():
     """Five captions of two images, all better: two coin tosses, not ten."""
     difference = Mean(np.ones(10), np.repeat([3, 7], 5))

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,6 +35,7 @@ from pipeline_lib.distributed import World
 from pipeline_lib.errors import UserError
 from pipeline_lib.teacher_cache import embed_images, embed_texts
 from tests.conftest import run_stage
+from tests.small_sets import picture, write
 from tests.tiny_model import write_tiny_clip
 from tests.tiny_project import ROOT, make_project, write_params
 
@@ -321,7 +323,27 @@ def test_experiments_in_temporary_folders_share_the_pixels_of_the_project(cached
     shutil.rmtree(cached / "data/pixels")
     decoded = count_decoded(monkeypatch)
     run_stage("refine", cached)
-    assert decoded == []
+    assert len(decoded) == len(list((root / "data/pixels").glob("*.npy")))  # one of each file, to compare
+
+
+@pytest.mark.parametrize("harm", ["cut", "empty", "others", "shape"])
+def test_pixels_that_are_not_what_the_images_give_are_not_used(cached, caplog, harm):
+    """Their name says what they should be; a bad disk or a hand says otherwise."""
+    part, student, paths = open_cached(cached)
+    path = Path(part.pixels[1].filename)
+    content = np.load(path)
+    if harm == "others":
+        np.save(path, 255 - content)
+    elif harm == "shape":
+        np.save(path, content[:-1])
+    else:
+        path.write_bytes(path.read_bytes()[:-100] if harm == "cut" else b"")
+    opened = teacher_cache.CachedPart(paths.teacher, paths.pixels, part.part, student)
+    assert opened.pixels == []
+    assert f"{path.name}: not used" in caplog.text
+    shard, entry = opened.entry(0)
+    decoded = student.decode(shard.read_image(entry), opened.part.max_image_pixels)
+    assert torch.equal(opened.read_inputs([0], [0]).images[0], torch.from_numpy(decoded))
 
 
 def test_a_reader_finds_whole_pixels_or_none_while_others_write_and_remove_them(cached, tmp_path):
@@ -398,7 +420,7 @@ def test_wrong_features_are_caught_before_the_first_step(cached):
         run_stage("refine", cached)
 
 
-@pytest.mark.parametrize(("harm", "message"), [(0.0, "same vector|zero vector"), (float("nan"), "not finite")])
+@pytest.mark.parametrize(("harm", "message"), [(0.0, "16 of 16 are zero"), (float("nan"), "16 of 16 are not finite")])
 def test_a_teacher_that_gives_constants_or_nan_is_refused(sharded, harm, message):
     """A released cache generator of another project writes empties in silence; here nothing useless is written."""
     path = write_tiny_clip(sharded / "teacher") / "open_clip_model.safetensors"
@@ -409,6 +431,48 @@ def test_a_teacher_that_gives_constants_or_nan_is_refused(sharded, harm, message
     with pytest.raises(UserError, match=message):
         run_stage("cache_teacher", sharded)
     assert not (sharded / "data/teacher").exists()
+
+
+def test_a_shard_of_equal_captions_is_cached_and_a_part_of_equal_features_is_not(cached):
+    """The tail of an image folder whose classes differ in size has one class, and so one caption, per shard."""
+    part, _, _ = open_cached(cached)
+    units = [{key: value.clone() for key, value in unit.items()} for unit in part.units]
+    units[0]["text_features"][:] = units[0]["text_features"][:1]
+    cache_check.check_unit(units[0], "refine/00000")
+    cache_check.check_spread(units, "refine")
+    for unit in units:
+        unit["text_features"][:] = units[0]["text_features"][:1]
+    count = sum(len(unit["text_features"]) for unit in units)
+    with pytest.raises(UserError, match=rf"^refine: the teacher gives the same vector for all {count} text_features"):
+        cache_check.check_spread(units, "refine")
+
+
+def test_an_image_folder_with_a_large_class_passes_through_the_cache(tmp_path):
+    """Classes of 40, 4 and 4 pictures, 8 samples a shard: all but the first are of one class."""
+    make_project(tmp_path)
+    shutil.rmtree(tmp_path / "set")
+    for label, (name, count) in enumerate((("cat", 40), ("dog", 4), ("owl", 4))):
+        for number in range(count):
+            write(tmp_path / "set" / name / f"{number}.png", picture(100 * label + number, "PNG"))
+    parts = {"refine": 0.7, "val": 0.1, "eval": 0.2}
+    write_params(
+        tmp_path, data__format="image_folder", data__annotations=None, data__parts=parts, shard__samples_per_shard=8
+    )
+    for stage in ("base", "shard", "cache_teacher"):
+        run_stage(stage, tmp_path)
+    captions = [
+        {text for e in s.samples() for text in e.captions}
+        for s in shards.read_part(tmp_path / "data/shards/refine").shards
+    ]
+    assert {"a photo of a cat"} in captions, "a shard of one caption, which is what this test is about"
+
+
+def test_few_rows_are_computed_again_however_large_the_set(cached, monkeypatch):
+    part, clip, _ = open_cached(cached)
+    settings = replace(config.load(cached / "params.yaml", "cache_teacher"), verify_share=1.0, chunk_size=8)
+    assert cache_check.verify(part, clip, settings)["rows"] == len(part)
+    monkeypatch.setattr(cache_check, "MOST_ROWS", 9)
+    assert cache_check.verify(part, clip, settings)["rows"] == 9
 
 
 def test_verify_notices_features_that_are_not_the_teachers(cached):

@@ -17,7 +17,7 @@ from pipeline_lib.page import Cell, Drawing, Fold, Page, Row, Section, Table, Te
 from pipeline_lib.results import CENTRED, Interval, Measure, Settings, Variant, Verdict
 
 HTML, MARKDOWN = "comparison.html", "comparison.md"
-MINUS_BASE = "minus base"
+MINUS_BASE, MEAN_CENTRED = "minus base", "mean-centred"
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,27 @@ class Board:
         return {key: label for key, label in found[0].items() if all(key in one for one in found)}
 
     @cached_property
+    def bases(self) -> dict[str, results.Evaluation]:
+        """The distinct base models by the end of their row's label, which is empty for a single one."""
+        found = {c.base.results["weights_digest"]: c.base for group in self.groups for c in group.candidates}
+        return {f" {digest[:8]}" if len(found) > 1 else "": base for digest, base in found.items()}
+
+    @cached_property
     def entries(self) -> dict[str, dict[str, dict[str, Entry]]]:
-        """Set -> label of the group -> key of the headline -> entry, Holm's correction within each set."""
-        return {name: self._judge({g.label: self._entries(g, name) for g in self.groups}) for name in self.sets}
+        """Set -> label of the row -> key of the headline -> entry: groups, and bases mean-centred where measured.
+
+        Holm's correction is over all of them, within each set.
+        """
+        return {name: self._judge(self._rows(name)) for name in self.sets}
+
+    def _rows(self, name: str) -> dict[str, dict[str, Entry]]:
+        rows = {group.label: self._entries(group, name) for group in self.groups}
+        for suffix, base in self.bases.items():
+            plain, centred = Variant(base), Variant(base, CENTRED)
+            if list(centred.headlines(name)):
+                keys = list(self.keys(name))
+                rows[MEAN_CENTRED + suffix] = _compare([(plain, centred)], name, keys, self.settings)
+        return rows
 
     def _entries(self, group: Group, name: str) -> dict[str, Entry]:
         pairs = [(Variant(candidate.base), Variant(candidate.refined)) for candidate in group.candidates]
@@ -195,19 +213,17 @@ def table(board: Board, name: str) -> Table:
 
 def _baselines(board: Board, name: str) -> list[Row]:
     """The base, and the base mean-centred where it was measured; one line each for every distinct base model."""
-    keys = list(board.keys(name))
-    bases = {c.base.results["weights_digest"]: c for group in board.groups for c in group.candidates}
+    keys = board.keys(name)
     rows = []
-    for digest, candidate in bases.items():
-        suffix = f" {digest[:8]}" if len(bases) > 1 else ""
-        plain, centred = Variant(candidate.base), Variant(candidate.base, CENTRED)
+    for suffix, base in board.bases.items():
+        plain, centred = Variant(base), Variant(base, CENTRED)
         values = {m.key: m.interval.value for m in plain.headlines(name)}
         cells = [Cell(page.percent(values[key])) for key in keys]
         rows.append(Row((Cell(f"base{suffix}"), Cell("–"), *cells, Cell(page.number(_gap(plain, name))))))
-        if list(centred.headlines(name)):
-            entries = _compare([(plain, centred)], name, keys, board.settings)
+        label = MEAN_CENTRED + suffix
+        if entries := board.entries[name].get(label):
             cells = [_entry(entries[key]) for key in keys]
-            rows.append(Row((Cell(f"mean-centred{suffix}"), Cell("–"), *cells, Cell(page.number(_gap(centred, name))))))
+            rows.append(Row((Cell(label), Cell("–"), *cells, Cell(page.number(_gap(centred, name))))))
     return rows
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline_lib import artifacts, config, results, revisions
+from pipeline_lib import artifacts, config, results, revisions, yaml12
 from pipeline_lib.errors import UserError
 from pipeline_lib.results import Evaluation
 
@@ -57,15 +57,22 @@ def read_folder(name: str, root: Path) -> Candidate:
     """An evaluated project folder: params.yaml and the evaluations that its `paths.eval` names.
 
     Raises:
-        UserError: Something is missing, or params.yaml is not what the refined model was made with.
+        UserError: Something is missing, or models, evaluations and params.yaml do not belong together.
     """
+    candidate = _read(name, root)
+    paths = config.load(root / "params.yaml", "paths")
+    manifest = artifacts.read_manifest(root / paths.refined, stage="refine")
+    results.check_parameters(root / "params.yaml", candidate.parameters, paths.refined, manifest)
+    results.check_weights(candidate.base, candidate.refined, paths.refined, manifest)
+    return candidate
+
+
+def _read(name: str, root: Path) -> Candidate:
     params_file = root / "params.yaml"
-    paths, parameters = config.load(params_file, "paths"), results.read_parameters(params_file)
-    refined = root / paths.refined
-    if (refined / artifacts.MANIFEST).is_file():  # a revision's evaluation comes without
-        manifest = artifacts.read_manifest(refined, stage="refine")
-        results.check_parameters(params_file, parameters, paths.refined, manifest)
-    return Candidate(name, parameters, *(Evaluation(root / paths.eval / model) for model in ("base", "refined")))
+    parameters, evaluations = results.read_parameters(params_file), root / config.load(params_file, "paths").eval
+    base, refined = (Evaluation(evaluations / model) for model in ("base", "refined"))
+    results.check_pair(params_file, parameters, base, refined)
+    return Candidate(name, parameters, base, refined)
 
 
 def read_revisions(revisions: Sequence[str], scratch: Path) -> list[Candidate]:
@@ -87,7 +94,21 @@ def _read_revision(revision: str, folder: Path) -> Candidate:
             files.get((evaluations / model).as_posix(), str(folder / evaluations / model), recursive=True)
     except (DvcException, OSError) as error:
         raise UserError(f"{revision}: no evaluation to read ({error}); try `dvc exp list`, `dvc pull`") from None
-    return read_folder(revision, folder)
+    candidate = _read(revision, folder)
+    _check_lock(revision, files.read_text("dvc.lock"), candidate.parameters)
+    return candidate
+
+
+def _check_lock(revision: str, lock: str, parameters: Mapping[str, Any]) -> None:
+    """Refuse a commit whose params.yaml was edited after the run: dvc.lock says what each stage was run with."""
+    now = results.flat(parameters)
+    for stage, entry in yaml12.load(lock, "dvc.lock")["stages"].items():
+        was = results.flat(entry.get("params", {}).get("params.yaml", {}))
+        if found := [f"{key} is {now[key]}, was {was[key]}" for key in was if key in now and now[key] != was[key]]:
+            raise UserError(
+                f"{revision}: params.yaml is not what stage `{stage}` was run with: {'; '.join(found)}; run "
+                "`dvc repro` there and commit"
+            )
 
 
 def group(candidates: Iterable[Candidate]) -> list[Group]:

@@ -27,11 +27,11 @@ from torch.utils.data import DataLoader, Dataset
 from pipeline_lib import artifacts, model, runtime
 from pipeline_lib.distributed import World
 from pipeline_lib.errors import UserError
+from pipeline_lib.features import fault
 from pipeline_lib.model import Clip, Preprocess
 from pipeline_lib.shards import IndexEntry, Part, Shard
 
 log = logging.getLogger(__name__)
-SAME = 1e-5  # relative spread below which rows count as one and the same
 
 
 @dataclass(frozen=True)
@@ -270,17 +270,10 @@ class Embedder:
 
     def _check(self, part: Part, side: str, features: torch.Tensor) -> None:
         """Refuse features that cannot mean anything; `features` are of distinct inputs."""
-        norms = features.norm(dim=1)
-        problem = None
-        if not features.isfinite().all():
-            problem = f"{int((~features.isfinite().all(1)).sum())} of {len(features)} {side} features are not finite"
-        elif not (norms > 0).all():
-            problem = f"{int((norms == 0).sum())} of {len(features)} {side} features are zero"
-        elif len(features) > 1 and float((features - features[0]).abs().max()) <= SAME * float(norms[0]):
-            problem = f"all {len(features)} {side} features are the same, whatever the {side}"
+        problem = fault(features, len(features))
         if problem:
             raise UserError(
-                f"{self.clip.directory}: on `{part.name}`, {problem}; the model is broken, check its weights"
+                f"{self.clip.directory}: {side} features of `{part.name}`: {problem}; check the model's weights"
             )
 
 

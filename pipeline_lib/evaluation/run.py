@@ -190,7 +190,7 @@ def flat_metrics(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     return flat
 
 
-def write(evaluated: Evaluated, directory: Path, metrics_file: Path) -> str:
+def write(evaluated: Evaluated, settings: config.Evaluate, directory: Path, metrics_file: Path) -> str:
     """Write the folder and the metrics file; returns the digest of the folder's manifest."""
     with artifacts.output_directory(directory, "evaluate") as place:
         artifacts.write_json(place("results.json"), evaluated.results)
@@ -199,6 +199,7 @@ def write(evaluated: Evaluated, directory: Path, metrics_file: Path) -> str:
         for name, features in evaluated.features.items():
             artifacts.write_bytes(place(f"features/{name}.safetensors"), safetensors.torch.save(features))
         place(model=evaluated.results["model"], weights_digest=evaluated.results["weights_digest"])
+        place(parameters={"evaluate": dataclasses.asdict(settings)})
     artifacts.write_json(metrics_file, flat_metrics(evaluated.results))
     return artifacts.read_manifest(directory)["digest"]
 
@@ -241,7 +242,7 @@ def build(
     if evaluated is None:
         return None
     with Stopwatch(evaluated.seconds)("write"):
-        digest = write(evaluated, paths.eval / name, paths.eval / f"{name}.json")
+        digest = write(evaluated, settings, paths.eval / name, paths.eval / f"{name}.json")
     shutil.rmtree(kept)
     return {"digest": digest, "metrics": flat_metrics(evaluated.results), "seconds": evaluated.seconds}
 

@@ -8,6 +8,7 @@ Beside the blocks come the per-item arrays, from which two models are compared o
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -210,14 +211,16 @@ def _zero_shot(directions: Directions, task: EmbeddedTask, logit_scale: float) -
 
 
 def _per_class(classnames: Sequence[str], labels: torch.Tensor, hits: torch.Tensor, prediction: torch.Tensor) -> Block:
-    """Accuracy of each class that occurs, worst first, and the most frequent confusions."""
+    """Accuracy of each class that occurs, worst first, and the most frequent confusions; twins carry their number."""
+    times = Counter(classnames)
+    names = [name if times[name] == 1 else f"{name} ({number})" for number, name in enumerate(classnames)]
     accuracy = metrics.class_means(hits, labels, len(classnames)).tolist()
     counts = torch.bincount(labels, minlength=len(classnames)).tolist()
     order = sorted((c for c in range(len(counts)) if counts[c]), key=lambda c: (accuracy[c], c))
     return {
-        "per_class": [{"class": classnames[c], "top1": accuracy[c], "num_images": counts[c]} for c in order],
+        "per_class": [{"class": names[c], "top1": accuracy[c], "num_images": counts[c]} for c in order],
         "confusions": [
-            {"true": classnames[true], "predicted": classnames[predicted], "count": count}
+            {"true": names[true], "predicted": names[predicted], "count": count}
             for true, predicted, count in metrics.confusions(prediction, labels)
         ],
     }

@@ -80,13 +80,12 @@ def read(params_file: Path) -> Inputs:
     base, refined = (Evaluation(paths.eval / name) for name in ("base", "refined"))
     folders = {"base": paths.base, "shard": paths.shards, "cache_teacher": paths.teacher, "refine": paths.refined}
     manifests = {stage: artifacts.read_manifest(path, stage=stage) for stage, path in folders.items()}
-    for evaluation, stage in ((base, "base"), (refined, "refine")):
-        if evaluation.results["weights_digest"] != manifests[stage]["model"]["weights_digest"]:
-            raise UserError(
-                f"{evaluation.directory}: evaluated other weights than those in {folders[stage]}; dvc repro"
-            )
+    results.check_weights(base, refined, paths.refined, manifests["refine"])
+    if base.results["weights_digest"] != manifests["base"]["model"]["weights_digest"]:
+        raise UserError(f"{base.directory}: evaluated other weights than those in {paths.base}; run `dvc repro`")
     parameters = results.read_parameters(params_file)
     results.check_parameters(params_file, parameters, paths.refined, manifests["refine"])
+    results.check_pair(params_file, parameters, base, refined)
     parts = {name: shards.read_part(paths.shards / name) for name in refined.sets}
     for evaluation in (base, refined):
         for name, part in parts.items():
