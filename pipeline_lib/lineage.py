@@ -219,29 +219,20 @@ def _snapshot(params_file: Path, revision: str | None) -> Iterator[Snapshot]:
     origin = {**named, "mlflow.source.git.commit": commit, "git.dirty": "false"}
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / params_file.name
-        _copy_files(project, commit, copy)
-        _copy_manifests(project, commit, copy)
+        _copy(revisions.open_revision(project, commit), copy)
+        if not copy.is_file():
+            raise UserError(f"{params_file.name}: not in commit {commit[:10]}; name a revision of this project")
         yield Snapshot(copy, origin)
 
 
-def _copy_files(project: Path, commit: str, params_file: Path) -> None:
-    """What decides a configuration, and names its row: parameters, pipeline, lock and code."""
-    names = [
-        name
-        for name in revisions.list_files(project, commit)
-        if name.endswith(".py") or name in (params_file.name, "dvc.yaml", "dvc.lock")
-    ]
-    if params_file.name not in names:
-        raise UserError(f"{params_file.name}: not in commit {commit[:10]}; name a revision of this project")
-    revisions.copy_files(project, commit, names, params_file.parent)
-
-
-def _copy_manifests(project: Path, commit: str, params_file: Path) -> None:
-    """The manifests of those outputs that DVC's cache still has, and the report's numbers."""
-    manifests = [folder / artifacts.MANIFEST for folder in output_folders(params_file).values()]
-    files = [*manifests, metrics_file(params_file)]
-    names = [file.relative_to(params_file.parent).as_posix() for file in files]
-    revisions.copy_outputs(project, commit, names, params_file.parent)
+def _copy(files: Any, params_file: Path) -> None:
+    """What decides a configuration and names its row, the manifests of its outputs, and the report's numbers."""
+    folder = params_file.parent
+    revisions.copy(files, (params_file.name, "dvc.yaml", "dvc.lock"), folder)
+    if params_file.is_file():
+        outputs = [path / artifacts.MANIFEST for path in output_folders(params_file).values()]
+        made = [path.relative_to(folder).as_posix() for path in (*outputs, metrics_file(params_file))]
+        revisions.copy(files, [*tracking.code_files(folder / "dvc.yaml"), *made], folder)
 
 
 # Command line ---------------------------------------------------------------------------------------------------------

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import re
 import subprocess
 import sys
-import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,20 +57,27 @@ def git(project: Path, *arguments: str) -> bytes:
     return done.stdout
 
 
-def experiments(project: Path) -> dict[str, tuple[str, str]]:
-    """Commit and baseline of every DVC experiment; of several with one name, of the newest."""
-    found: dict[str, tuple[str, str]] = {}
+def _experiments(project: Path) -> Iterator[tuple[str, str, str]]:
+    """Name, commit and baseline of every DVC experiment, the newest first."""
     listed = git(project, "for-each-ref", "--sort=-committerdate", "--format=%(objectname) %(refname)", "refs/exps")
     for line in listed.decode().splitlines():
         commit, ref = line.split(" ", 1)
         if match := EXPERIMENT.fullmatch(ref):
-            found.setdefault(match[3], (commit, match[1] + match[2]))
+            yield match[3], commit, match[1] + match[2]
+
+
+def experiments(project: Path) -> dict[str, tuple[str, str]]:
+    """Commit and baseline of every DVC experiment; of several with one name, of the newest."""
+    found: dict[str, tuple[str, str]] = {}
+    for name, commit, baseline in _experiments(project):
+        found.setdefault(name, (commit, baseline))
     return found
 
 
-def current_experiments() -> list[str]:
+def current_experiments(project: Path = Path()) -> list[str]:
     """Names of the finished DVC experiments that start from the current commit; those of others have other code."""
-    return run_dvc("exp", "list", "--name-only").split()
+    head = git(project, "rev-parse", "HEAD").decode().strip()
+    return [name for name, _, baseline in _experiments(project) if baseline == head]
 
 
 def resolve(project: Path, revision: str) -> tuple[str, str]:
@@ -85,36 +90,19 @@ def resolve(project: Path, revision: str) -> tuple[str, str]:
     return commit or git(project, "rev-parse", "--verify", f"{revision}^{{commit}}").decode().strip(), baseline
 
 
-def list_files(project: Path, commit: str) -> list[str]:
-    """Names of the files that a commit holds."""
-    return git(project, "ls-tree", "-r", "--name-only", commit).decode().splitlines()
-
-
-def copy_files(project: Path, commit: str, names: Sequence[str], target: Path) -> None:
-    """Write files of a commit to the folder `target`."""
-    archived = git(project, "archive", "--format=tar", commit, "--", *names)
-    with tarfile.open(fileobj=io.BytesIO(archived)) as archive:
-        archive.extractall(target, filter="data")
-
-
-def copy_outputs(project: Path, commit: str, names: Sequence[str], target: Path) -> None:
-    """Write those of DVC's output files that its cache still has to the folder `target`."""
+def open_revision(project: Path, revision: str) -> Any:
+    """DVC's file system of a revision or experiment: the files of git, and those outputs that DVC's cache still has."""
     from dvc.api import DVCFileSystem
+
+    return DVCFileSystem(str(project.resolve()), rev=revision)
+
+
+def copy(files: Any, names: Iterable[str], target: Path) -> None:
+    """Write those of the files that are there to the folder `target`."""
     from dvc.exceptions import DvcException
 
-    files = DVCFileSystem(str(project.resolve()), rev=commit)
     for name in names:
         try:
             artifacts.write_text(target / name, files.read_text(name))
         except (DvcException, OSError):
             continue  # never made, or gone from the cache
-
-
-def open_revision(revision: str, folder: Path) -> Any:
-    """DVC's file system of a revision or experiment, whose params.yaml is copied to the new folder `folder`."""
-    from dvc.api import DVCFileSystem
-
-    folder.mkdir(parents=True)
-    files = DVCFileSystem(rev=revision)
-    artifacts.write_text(folder / "params.yaml", files.read_text("params.yaml"))
-    return files

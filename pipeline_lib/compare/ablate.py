@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline_lib import config, page, results
+from pipeline_lib import config, page, results, revisions
 from pipeline_lib.errors import UserError
-from pipeline_lib.revisions import current_experiments, open_revision, run_command, run_dvc
+from pipeline_lib.revisions import current_experiments, run_command, run_dvc
 
 NAMED = "# Differs from params.yaml in: "  # begins an ablation; then its keys
 FREE = ("refine.", "recipes.")  # what an ablation may set and still share base, shards and teacher cache
@@ -165,7 +165,9 @@ def look(planned: Sequence[Planned]) -> dict[str, Found]:
 
 
 def _look(planned: Planned, scratch: Path) -> Found:
-    commit = open_revision(planned.name, scratch).repo.get_rev()
+    files = revisions.open_revision(Path(), planned.name)
+    revisions.copy(files, ["params.yaml"], scratch)
+    commit = files.repo.get_rev()
     sources = run_command("git", "diff", "--name-only", commit, "--", *CODE).splitlines()
     return Found(commit, [*differences(planned, scratch / "params.yaml"), *(f"other {path}" for path in sources)])
 

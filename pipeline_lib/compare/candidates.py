@@ -88,14 +88,16 @@ def _read_revision(revision: str, folder: Path) -> Candidate:
     from dvc.exceptions import DvcException
 
     try:
-        files = revisions.open_revision(revision, folder)
+        files = revisions.open_revision(Path(), revision)
+        artifacts.write_text(folder / "params.yaml", files.read_text("params.yaml"))
+        lock = files.read_text("dvc.lock")
         evaluations = config.load(folder / "params.yaml", "paths").eval
         for model in ("base", "refined"):
             files.get((evaluations / model).as_posix(), str(folder / evaluations / model), recursive=True)
     except (DvcException, OSError) as error:
         raise UserError(f"{revision}: no evaluation to read ({error}); try `dvc exp list`, `dvc pull`") from None
     candidate = _read(revision, folder)
-    _check_lock(revision, files.read_text("dvc.lock"), candidate.parameters)
+    _check_lock(revision, lock, candidate.parameters)
     return candidate
 
 

@@ -137,11 +137,15 @@ def configuration(params_file: Path, root: Path = PACKAGE.parent) -> str:
     """A hash of what decides the results: resolved parameters (not how they are run), dvc.yaml, the code it names."""
     params = resolved(config.read_params(params_file))
     graph = params_file.parent / "dvc.yaml"
-    text = graph.read_text(encoding="utf-8") if graph.is_file() else ""
-    code = {root / name for name in re.findall(r"^ *- (\S+\.py)$", text, flags=re.M)}  # what no stage imports is not in
-    files = {path.relative_to(root).as_posix(): sha256_file(path) for path in sorted(code) if path.is_file()}
-    files["dvc.yaml"] = digest_of(text)
+    files = {name: sha256_file(root / name) for name in code_files(graph) if (root / name).is_file()}
+    files["dvc.yaml"] = digest_of(graph.read_text(encoding="utf-8") if graph.is_file() else "")
     return digest_of({"params": {k: v for k, v in params.items() if k not in ("runtime", "tracking")}, "files": files})
+
+
+def code_files(graph: Path) -> list[str]:
+    """The code that the pipeline's stages depend on, as dvc.yaml names it; what no stage imports is not among it."""
+    text = graph.read_text(encoding="utf-8") if graph.is_file() else ""
+    return sorted(set(re.findall(r"^ *- (\S+\.py)$", text, flags=re.M)))
 
 
 def row_tags(params_file: Path, origin: Mapping[str, str] | None = None) -> dict[str, str]:
