@@ -161,6 +161,15 @@ def read_manifest(directory: Path, *, stage: str | None = None) -> dict[str, Any
     return body
 
 
+def digests(folders: Mapping[str, Path]) -> dict[str, str]:
+    """The digest of each folder's manifest, under the folder's name in the mapping.
+
+    Raises:
+        UserError: See `read_manifest`.
+    """
+    return {name: read_manifest(folder)["digest"] for name, folder in folders.items()}
+
+
 def verify(directory: Path) -> list[str]:
     """Compare every file of `directory` with its manifest; return what differs, one line each (empty: all well)."""
     body = read_manifest(directory)

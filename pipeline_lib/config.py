@@ -28,6 +28,8 @@ from pipeline_lib.schema import (
     show_value,
 )
 
+MODELS = ("base", "refined")  # what is evaluated
+
 
 @section
 class Paths:
@@ -40,6 +42,17 @@ class Paths:
     refined: Path  # the refined model, an open_clip folder
     eval: Path  # of each model: numbers, per-item results, features
     report: Path  # the page; its verdict in numbers beside it, as `<report>.json`
+
+    def folders(self, *stages: str) -> dict[str, Path]:
+        """The output folders of these stages, of all without any, by the stage's name in the order of the pipeline."""
+        found = {"base": self.base, "shard": self.shards, "cache_teacher": self.teacher, "refine": self.refined}
+        found |= {f"evaluate@{model}": self.eval / model for model in MODELS} | {"report": self.report}
+        return {stage: folder for stage, folder in found.items() if stage in stages or not stages}
+
+    @property
+    def report_numbers(self) -> Path:
+        """The verdict in numbers, which DVC compares."""
+        return self.report.with_name(f"{self.report.name}.json")
 
 
 @section

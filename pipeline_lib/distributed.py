@@ -94,7 +94,7 @@ def _sum_bucket(bucket: Sequence[torch.Tensor]) -> None:
 
 
 def join(device: str = "auto") -> World:
-    """The world that torchrun (RANK, WORLD_SIZE) or srun (SLURM_PROCID, SLURM_NTASKS and MASTER_ADDR) started.
+    """The world that torchrun (RANK, WORLD_SIZE) or srun (SLURM_PROCID, SLURM_STEP_NUM_TASKS, MASTER_ADDR) started.
 
     Args:
         device: `runtime.device`; on `cuda` each process takes the GPU of its number on this machine, or the one GPU

@@ -24,8 +24,6 @@ from typing import Any
 from pipeline_lib import artifacts, config, revisions, runtime, shards, tracking
 from pipeline_lib.errors import UserError
 
-MODELS = ("base", "refined")
-
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -50,22 +48,19 @@ class Snapshot:
 
 def output_folders(params_file: Path) -> dict[str, Path]:
     """The output folder of each stage, in the order of the pipeline, relative to the current folder."""
-    paths = config.load(params_file, "paths")
-    folders = {"base": paths.base, "shard": paths.shards, "cache_teacher": paths.teacher, "refine": paths.refined}
-    folders |= {f"evaluate@{model}": paths.eval / model for model in MODELS} | {"report": paths.report}
+    folders = config.load(params_file, "paths").folders()
     return {stage: params_file.parent / folder for stage, folder in folders.items()}
 
 
 def metrics_file(params_file: Path) -> Path:
     """The report's few numbers, which DVC compares."""
-    report = output_folders(params_file)["report"]
-    return report.with_name(f"{report.name}.json")
+    return params_file.parent / config.load(params_file, "paths").report_numbers
 
 
 def output_digests(params_file: Path) -> dict[str, str]:
     """The digest of each output that is there, by stage."""
     there = {s: f for s, f in output_folders(params_file).items() if (f / artifacts.MANIFEST).is_file()}
-    return {stage: artifacts.read_manifest(folder)["digest"] for stage, folder in there.items()}
+    return artifacts.digests(there)
 
 
 def show(params_file: Path, revision: str | None = None) -> str:

@@ -134,6 +134,11 @@ class Settings:
     samples: int
     seed: int
 
+    @classmethod
+    def of(cls, evaluate: config.Evaluate) -> Settings:
+        """Those that section `evaluate` asks for."""
+        return cls(evaluate.confidence, evaluate.bootstrap_samples, evaluate.seed)
+
 
 class Evaluation:
     """One folder of the evaluate stage, `data/eval/<model>/`, arrays read when asked for."""

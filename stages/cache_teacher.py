@@ -23,8 +23,7 @@ def main(params_file: Path = Path("params.yaml"), chosen: str | None = None) -> 
         return
     distributed.relaunch_if_asked(how, "stages.cache_teacher", params_file)
     prepare(seed=0, num_threads=how.num_threads, deterministic=how.deterministic)
-    inputs = {"base": paths.base, "shard": paths.shards}
-    upstream = {name: artifacts.read_manifest(path)["digest"] for name, path in inputs.items()}
+    upstream = artifacts.digests(paths.folders("base", "shard"))
     world = distributed.join(how.device)
     with tracking.stage_run("cache_teacher", params_file, upstream=upstream) as run:
         made = cache_writer.build(paths, settings, how, world, provenance.stage_digest("cache_teacher"))

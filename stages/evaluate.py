@@ -12,7 +12,6 @@ from pipeline_lib import artifacts, config, distributed, evaluation, tracking
 from pipeline_lib.runtime import prepare, run_stage
 
 SECTIONS = ("paths", "evaluate", "runtime", "tracking")
-MODELS = ("base", "refined")
 
 
 def main(params_file: Path = Path("params.yaml"), chosen: str | None = None) -> None:
@@ -21,7 +20,7 @@ def main(params_file: Path = Path("params.yaml"), chosen: str | None = None) -> 
     distributed.relaunch_if_asked(how, "stages.evaluate", params_file, *([chosen] if chosen else []))
     prepare(seed=settings.seed, num_threads=how.num_threads, deterministic=how.deterministic)
     world = distributed.join(how.device)
-    for name in [chosen] if chosen else MODELS:
+    for name in [chosen] if chosen else config.MODELS:
         evaluate(name, params_file, world)
     distributed.leave()
 
@@ -29,8 +28,8 @@ def main(params_file: Path = Path("params.yaml"), chosen: str | None = None) -> 
 def evaluate(name: str, params_file: Path, world: distributed.World) -> None:
     """Evaluate one model and log its numbers as `<set>/<metric>`; those of the base model carry `base/` in front."""
     paths, settings, how = (config.load(params_file, section) for section in SECTIONS[:3])
-    inputs = {"base": paths.base, "shard": paths.shards, **({"refine": paths.refined} if name == "refined" else {})}
-    upstream = {stage: artifacts.read_manifest(path)["digest"] for stage, path in inputs.items()}
+    inputs = ("base", "shard", "refine") if name == "refined" else ("base", "shard")
+    upstream = artifacts.digests(paths.folders(*inputs))
     with tracking.stage_run(f"evaluate@{name}", params_file, upstream=upstream) as run:
         made = evaluation.build(name, paths, settings, how, world)
         if made:
@@ -44,4 +43,4 @@ def evaluate(name: str, params_file: Path, world: distributed.World) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, __doc__, choice=("model", MODELS))
+    run_stage(main, __doc__, choice=("model", config.MODELS))

@@ -23,8 +23,7 @@ def main(params_file: Path = Path("params.yaml")) -> None:
     blocks = config.raw_section(params_file, "recipes")
     distributed.relaunch_if_asked(how, "stages.refine", params_file)
     prepare(seed=settings.seed, num_threads=how.num_threads, deterministic=how.deterministic)
-    inputs = {"base": paths.base, "shard": paths.shards, "cache_teacher": paths.teacher}
-    upstream = {name: artifacts.read_manifest(path)["digest"] for name, path in inputs.items()}
+    upstream = artifacts.digests(paths.folders("base", "shard", "cache_teacher"))
     world = distributed.join(how.device)
     with tracking.stage_run("refine", params_file, upstream=upstream) as run:
         run.dataset("refine", artifacts.read_manifest(paths.shards / "refine")["digest"], "refine")

@@ -17,13 +17,13 @@ SECTIONS = ("paths", "data", "base", "shard", "cache_teacher", "refine", "recipe
 def main(params_file: Path = Path("params.yaml")) -> None:
     """Read both evaluations, write the page, print the verdict."""
     inputs = report.read(params_file)
-    target = config.load(params_file, "paths").report
-    evaluations = {f"evaluate@{e.results['model']}": e.manifest["digest"] for e in (inputs.base, inputs.refined)}
-    upstream = {stage: manifest["digest"] for stage, manifest in inputs.manifests.items()} | evaluations
+    paths = config.load(params_file, "paths")
+    target, folders = paths.report, paths.folders()
+    upstream = artifacts.digests({stage: folder for stage, folder in folders.items() if stage != "report"})
     with tracking.stage_run("report", params_file, upstream=upstream) as run:
         report.write(inputs, target)
         found = summary(inputs)
-        artifacts.write_json(target.with_name(f"{target.name}.json"), found)
+        artifacts.write_json(paths.report_numbers, found)
         run.headline(found)
         for name in sorted(artifacts.read_manifest(target)["files"]):
             run.log_artifact(target / name, Path(name).parent.as_posix().removeprefix("."))

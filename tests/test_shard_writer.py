@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import webdataset
 
-from pipeline_lib import artifacts, config, shard_writer, shards, sources
+from pipeline_lib import artifacts, config, overlap, shard_writer, shards, sources
 from pipeline_lib.errors import UserError
 from pipeline_lib.samples import FileImage, Sample, Samples, Source, Splitter, split
+from pipeline_lib.set_writer import SetWriter
 from pipeline_lib.shard_jobs import Rules
 from tests import small_sets
 from tests.small_sets import clip_benchmark, coco, data, flickr, image_folder, img2dataset, jsonl, picture, tar, write
@@ -344,7 +345,7 @@ def test_nothing_that_the_base_was_trained_on_is_in_any_part():
 def test_a_list_that_the_base_did_not_write_is_refused(line):
     path = write(Path("trained_on.jsonl"), f"{line}\n")
     with pytest.raises(UserError, match="not written by the base stage"):
-        shard_writer.read_trained_on(path)
+        overlap.read_trained_on(path)
 
 
 def test_evaluation_sets_lose_trained_pictures_too_and_report_doubles():
@@ -398,7 +399,7 @@ def test_memory_does_not_grow_with_the_number_of_samples():
         )
         source = Source(name="data", samples=samples, captioned=True)
         rules = Rules(work=Path("w"), settings=small_sets.settings(samples_per_shard=64), captioned=True, tasks={})
-        writer = shard_writer.SetWriter(source=source, splitter=Splitter({"refine": 1.0}, Path()), rules=rules)
+        writer = SetWriter(source=source, splitter=Splitter({"refine": 1.0}, Path()), rules=rules)
         tracemalloc.start()
         assert sum(len(job.samples) for job in writer.jobs()) == count
         writer.check_keys()

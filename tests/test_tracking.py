@@ -522,6 +522,7 @@ def test_disabled_imports_no_mlflow_and_leaves_nothing(tmp_path):
 def test_of_several_processes_only_the_first_tracks(tmp_path, monkeypatch, name):
     params = make_project(tmp_path)
     monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     monkeypatch.setenv(name, "1")
     do("refine", params)
     assert runs_of(client_of(tmp_path), "stage") == []

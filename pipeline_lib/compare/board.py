@@ -180,8 +180,7 @@ def make(groups: Sequence[Group], params_file: Path) -> Board:
     """
     labels = [group.label for group in groups]
     assert len(set(labels)) == len(labels), f"groups share a label, by which entries are found: {labels}"
-    evaluate = config.load(params_file, "evaluate")
-    board = Board(groups, Settings(evaluate.confidence, evaluate.bootstrap_samples, evaluate.seed))
+    board = Board(groups, Settings.of(config.load(params_file, "evaluate")))
     if not board.sets:
         raise UserError("nothing to compare: the evaluations have no set in common with the same pictures")
     return board

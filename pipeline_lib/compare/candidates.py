@@ -70,7 +70,7 @@ def read_folder(name: str, root: Path) -> Candidate:
 def _read(name: str, root: Path) -> Candidate:
     params_file = root / "params.yaml"
     parameters, evaluations = results.read_parameters(params_file), root / config.load(params_file, "paths").eval
-    base, refined = (Evaluation(evaluations / model) for model in ("base", "refined"))
+    base, refined = (Evaluation(evaluations / model) for model in config.MODELS)
     results.check_pair(params_file, parameters, base, refined)
     return Candidate(name, parameters, base, refined)
 
@@ -92,7 +92,7 @@ def _read_revision(revision: str, folder: Path) -> Candidate:
         artifacts.write_text(folder / "params.yaml", files.read_text("params.yaml"))
         lock = files.read_text("dvc.lock")
         evaluations = config.load(folder / "params.yaml", "paths").eval
-        for model in ("base", "refined"):
+        for model in config.MODELS:
             files.get((evaluations / model).as_posix(), str(folder / evaluations / model), recursive=True)
     except (DvcException, OSError) as error:
         raise UserError(f"{revision}: no evaluation to read ({error}); try `dvc exp list`, `dvc pull`") from None

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline_lib import export, runtime
-from pipeline_lib.export.subject import MODELS, Subject
+from pipeline_lib import config, export, runtime
+from pipeline_lib.export.subject import Subject
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -16,7 +16,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("python -m pipeline_lib.export", description=export.__doc__, formatter_class=raw)
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--model", choices=MODELS, default=MODELS[0], help="which model (default: %(default)s)")
+    common.add_argument("--model", choices=config.MODELS, default="refined", help="which model (default: %(default)s)")
     common.add_argument("--mix", type=float, metavar="A", help="(1 - A) base + A refined weights, 0 < A < 1 (WiSE-FT)")
     common.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameters (default: %(default)s)")
     common.add_argument("--debug", action="store_true", help="traceback for user errors, more log lines")

@@ -15,10 +15,9 @@ import torch
 
 from pipeline_lib import artifacts, config, evaluation, model, provenance, report
 from pipeline_lib.errors import UserError
-from pipeline_lib.evaluation.run import open_model
+from pipeline_lib.evaluation.inputs import open_model
 from pipeline_lib.tracking.describe import public
 
-MODELS = ("refined", "base")
 STAGE = "export"
 SENTENCES = ("a photo of a cat", "two red circles on white", "the sea at night")  # where a set has no captions
 

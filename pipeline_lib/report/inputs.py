@@ -77,8 +77,8 @@ def read(params_file: Path) -> Inputs:
             params.yaml is not what the refined model was made with.
     """
     paths, evaluate, shown = (config.load(params_file, name) for name in ("paths", "evaluate", "report"))
-    base, refined = (Evaluation(paths.eval / name) for name in ("base", "refined"))
-    folders = {"base": paths.base, "shard": paths.shards, "cache_teacher": paths.teacher, "refine": paths.refined}
+    base, refined = (Evaluation(paths.eval / name) for name in config.MODELS)
+    folders = paths.folders("base", "shard", "cache_teacher", "refine")
     manifests = {stage: artifacts.read_manifest(path, stage=stage) for stage, path in folders.items()}
     results.check_weights(base, refined, paths.refined, manifests["refine"])
     if base.results["weights_digest"] != manifests["base"]["model"]["weights_digest"]:
@@ -98,7 +98,7 @@ def read(params_file: Path) -> Inputs:
         parts=parts,
         manifests=manifests,
         parameters=parameters,
-        evaluate=Settings(evaluate.confidence, evaluate.bootstrap_samples, evaluate.seed),
+        evaluate=Settings.of(evaluate),
         num_examples=shown.num_examples,
         title=shown.title,
     )

@@ -16,11 +16,13 @@ A stage that DVC took from its cache has no process and no new run: the next sta
 the row, with the run that made its output (found by the output's digest) and that run's headline numbers.
 """
 
+from pipeline_lib.tracking.client import Record, prepare_environment, reason, store_errors
 from pipeline_lib.tracking.describe import code_files, describe, project_root, safe_name, store_name, store_uri
+from pipeline_lib.tracking.rows import DONE
 from pipeline_lib.tracking.run import Run, stage_run
 from pipeline_lib.tracking.sender import deliver
 from pipeline_lib.tracking.spool import Op, Spool
-from pipeline_lib.tracking.store import DONE, Record, Store, prepare_environment, reason, store_errors
+from pipeline_lib.tracking.store import Store
 
 __all__ = [
     "DONE",

@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline_lib import config, runtime
 from pipeline_lib.errors import UserError
+from pipeline_lib.tracking.client import prepare_environment
 from pipeline_lib.tracking.describe import (
     describe,
     is_remote,
@@ -26,7 +27,6 @@ from pipeline_lib.tracking.describe import (
 )
 from pipeline_lib.tracking.sender import Sender
 from pipeline_lib.tracking.spool import Op, Spool
-from pipeline_lib.tracking.store import prepare_environment
 
 log = logging.getLogger("pipeline_lib.tracking")
 

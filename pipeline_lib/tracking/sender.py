@@ -23,9 +23,10 @@ from typing import IO, Any
 
 from pipeline_lib import runtime
 from pipeline_lib.errors import UserError
+from pipeline_lib.tracking.client import MAX_POINTS, reason
 from pipeline_lib.tracking.describe import PACKAGE, now
 from pipeline_lib.tracking.spool import Op, Spool
-from pipeline_lib.tracking.store import MAX_POINTS, Store, Target, reason
+from pipeline_lib.tracking.store import Store, Target
 
 log = logging.getLogger("pipeline_lib.tracking")
 
