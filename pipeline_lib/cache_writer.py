@@ -221,7 +221,7 @@ class Writer:
         }
 
 
-def statistics(units: Iterable[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+def feature_statistics(units: Iterable[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """Mean and deviation [D] of the teacher's raw features over both modalities, and the mean norm of each modality."""
     rows = 0
     total = squares = torch.zeros(1, dtype=torch.float64)
@@ -277,14 +277,7 @@ def build(
         seconds,
     )
     if settings.mode == "cached":
-        cached = CachedPart(work / "teacher", None, parts[0], student)
-        difference = cache_check.verify(cached, teacher, settings)
-        log.info(
-            "%d rows computed again: relative difference of features up to %.1e, of the loss %.1e, its gradient %.1e",
-            *(difference[name] for name in ("rows", "features", "loss", "gradient")),
-        )
-        measured |= {f"verify_{name}": value for name, value in difference.items()}
-        del cached
+        measured |= _verify(CachedPart(work / "teacher", None, parts[0], student), teacher, settings)
     if pixels:
         pixel_cache.publish(
             work / "pixels", writer.stored_pixels(parts), pixels_identity(student.preprocess, parts[0]), paths
@@ -293,6 +286,15 @@ def build(
     shutil.rmtree(work)
     world.barrier()
     return {"digest": artifacts.read_manifest(paths.teacher)["digest"], "metrics": measured}
+
+
+def _verify(part: CachedPart, teacher: Clip, settings: config.CacheTeacher) -> dict[str, float]:
+    difference = cache_check.verify(part, teacher, settings)
+    log.info(
+        "%d rows computed again: relative difference of features up to %.1e, of the loss %.1e, its gradient %.1e",
+        *(difference[name] for name in ("rows", "features", "loss", "gradient")),
+    )
+    return {f"verify_{name}": value for name, value in difference.items()}
 
 
 def _finish(
@@ -309,7 +311,7 @@ def _finish(
     if identity["mode"] == "cached":
         units = sorted((work / "teacher" / parts[0].name).glob("*.safetensors"))
         cache_check.check_spread(map(safetensors.torch.load_file, units), parts[0].name)
-        stats = statistics(map(safetensors.torch.load_file, units))
+        stats = feature_statistics(map(safetensors.torch.load_file, units))
         artifacts.write_bytes(work / "teacher" / "statistics.safetensors", safetensors.torch.save(stats))
         measured = {name: float(stats[name]) for name in ("image_norm", "text_norm")}
         log.info("raw norms: image %.2f, text %.2f; logit scale %.1f", *measured.values(), scale)

@@ -13,7 +13,7 @@ every process evaluates alike: its gradient is taken once and not summed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -82,33 +82,52 @@ def backward(
     student = encoders.student
     size = micro_batch or len(inputs.images)
     chunks = [Inputs(*pair) for pair in zip(*(x.split(size) for x in inputs), strict=True)]
-    whole = len(chunks) == 1
-    states = []
-    with torch.set_grad_enabled(whole):
-        embedded = []
-        for chunk in chunks:
-            states.append(_random_state(student.device))
-            embedded.append(encoders(chunk))
-    own = [torch.cat(rows) if not whole else rows[0] for rows in zip(*embedded, strict=True)]
+    own, states = _embed(encoders, chunks)
     leaves = [rows.detach().requires_grad_() for rows in own]
-    features = []
-    for leaf in leaves:
-        parts = world.gather_rows(leaf.detach(), len(draws.key_digests))
-        parts[world.rank] = leaf
-        features.append(torch.cat(parts))
-    terms = recipe(Features(features[0], features[1], student.logit_scale), teacher, draws)
+    image, text = (_gather(leaf, len(draws.key_digests), world) for leaf in leaves)
+    terms = recipe(Features(image, text, student.logit_scale), teacher, draws)
     recipes.total_loss(terms).backward()
     gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
-    if whole:
+    if len(chunks) == 1:
         encoders.send_back(own, gradients)
     else:
-        after = _random_state(student.device)
-        for chunk, state, *rows in zip(chunks, states, *(g.split(size) for g in gradients), strict=True):
-            _set_random_state(student.device, state)
-            encoders.send_back(encoders(chunk), rows)
-        _set_random_state(student.device, after)
+        _embed_again_and_send_back(encoders, chunks, states, [gradient.split(size) for gradient in gradients])
     world.sum_gradients(p for name, p in student.module.named_parameters() if name not in SCALARS)
     return {name: term.detach() for name, term in terms.items()}
+
+
+def _embed(encoders: Encoders, chunks: Sequence[Inputs]) -> tuple[list[torch.Tensor], list[list[torch.Tensor]]]:
+    """Raw features of both sides, with their graph if there is one chunk; the random state before each chunk."""
+    embedded, states = [], []
+    with torch.set_grad_enabled(len(chunks) == 1):
+        for chunk in chunks:
+            states.append(_random_state(encoders.student.device))
+            embedded.append(encoders(chunk))
+    if len(chunks) == 1:
+        return list(embedded[0]), states
+    return [torch.cat(rows) for rows in zip(*embedded, strict=True)], states
+
+
+def _gather(leaf: torch.Tensor, num_rows: int, world: World) -> torch.Tensor:
+    """The rows of all processes, of which this one's are `leaf`."""
+    parts = world.gather_rows(leaf.detach(), num_rows)
+    parts[world.rank] = leaf
+    return torch.cat(parts)
+
+
+def _embed_again_and_send_back(
+    encoders: Encoders,
+    chunks: Sequence[Inputs],
+    states: Sequence[list[torch.Tensor]],
+    gradients: Sequence[Sequence[torch.Tensor]],
+) -> None:
+    """A second forward pass with the random numbers of the first; the generators end where they were."""
+    device = encoders.student.device
+    after = _random_state(device)
+    for chunk, state, *rows in zip(chunks, states, *gradients, strict=True):
+        _set_random_state(device, state)
+        encoders.send_back(encoders(chunk), rows)
+    _set_random_state(device, after)
 
 
 def _random_state(device: torch.device) -> list[torch.Tensor]:
