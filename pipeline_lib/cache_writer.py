@@ -262,7 +262,7 @@ def build(
     num_images = sum(part.num_samples for part in parts)
     pixels = not world.any(not pixel_cache.fits(settings, num_images, student.image_size, paths.shards))
     made_by = [code_digest, provenance.package_versions(), device.type, torch.get_num_threads()]
-    work = artifacts.work_directory("cache_teacher", artifacts.digest([identity, made_by]))
+    work = artifacts.work_directory("cache_teacher", world.first_of(artifacts.digest([identity, made_by])))
     writer = Writer(student, teacher, settings, work, world, how.num_workers, how.progress, pixels)
     started = time.perf_counter()
     facts = writer.write(parts)

@@ -80,6 +80,15 @@ class World:
         dist.all_reduce(total)
         return bool(total.item())
 
+    def first_of(self, digest: str) -> str:
+        """A hex digest as the first process has it: what all of them name a common folder by."""
+        if self.size == 1:
+            return digest
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        letters = torch.tensor(list(digest.encode("ascii")), dtype=torch.uint8, device=device)
+        dist.broadcast(letters, 0)
+        return bytes(letters.tolist()).decode("ascii")
+
     def barrier(self) -> None:
         """Wait for every process."""
         if self.size > 1:

@@ -70,7 +70,7 @@ def check(part: Part, numbers: Mapping[str, float], facts: Mapping[str, Any]) ->
 
     Args:
         part: The set; its manifest may hold `known_answers`, see `read`.
-        numbers: What was measured on it, see `flat_metrics`.
+        numbers: What was measured on it, see `evaluation.flat_metrics`.
         facts: Of the model.
 
     Raises:

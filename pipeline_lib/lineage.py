@@ -124,12 +124,14 @@ def check(params_file: Path) -> list[str]:
 
 
 def _verify(folder: Path) -> list[str]:
+    problems: list[str] = []
     try:
-        problems = artifacts.verify(folder)
-        for name in artifacts.read_manifest(folder).get("parts", ()):  # tars of others, which shards only index
+        problems += artifacts.verify(folder)
+        manifest = artifacts.read_manifest(folder)
+        for name in manifest["parts"] if manifest["stage"] == shards.STAGE else ():
             problems += shards.verify_in_place(shards.read_part(folder / name))
     except UserError as error:  # not there, no manifest, or one that was edited
-        return [str(error)]
+        problems.append(str(error))
     return problems
 
 

@@ -11,6 +11,8 @@ from pipeline_lib import config, model
 from pipeline_lib.errors import UserError
 from pipeline_lib.model import Clip
 
+LARGEST_LOGIT_SCALE = 100.0
+
 
 def select_trainable(student: Clip, settings: config.Refine) -> None:
     """Set `requires_grad` by `trainable`, `lock_*` and `train_logit_scale`, and the mode of every layer.
@@ -75,8 +77,13 @@ def make_optimizer(student: Clip, settings: config.Refine) -> torch.optim.AdamW:
     )
 
 
-def clamp_logit_scale(student: Clip) -> None:
-    """After a step: a trained logit scale stays between 1 and 100, as CLIP and open_clip train it."""
+def clamp_logit_scale(student: Clip, initial: float) -> None:
+    """After a step: a trained logit scale stays between 1 and 100, as CLIP and open_clip train it.
+
+    Args:
+        student: Whose scale it is.
+        initial: The parameter (a logarithm) before the first step; where it was above, it is the bound.
+    """
     if student.module.logit_scale.requires_grad:
         with torch.no_grad():
-            student.module.logit_scale.clamp_(0, math.log(100))
+            student.module.logit_scale.clamp_(0, max(math.log(LARGEST_LOGIT_SCALE), initial))

@@ -47,11 +47,15 @@ def check_parameters(
         params_file: params.yaml, for the message.
         parameters: What `read_parameters` gave.
         folder: The output, for the message.
-        manifest: That of the output, with the parameters that made it.
+        manifest: That of the output.
 
     Raises:
-        UserError: They differ; names each key with both values.
+        UserError: They differ; names each key with both values. Or the manifest does not tell.
     """
+    if "parameters" not in manifest:
+        raise UserError(
+            f"{folder}: does not say which parameters made it, as an older version left it; run `dvc repro`"
+        )
     made_with, now = flat(manifest["parameters"]), flat(parameters)
     found = [f"{key} is {now[key]}, was {was}" for key, was in made_with.items() if key in now and now[key] != was]
     if found:
@@ -68,8 +72,9 @@ def check_pair(params_file: Path, parameters: Mapping[str, Any], base: Evaluatio
     """
     for evaluation in (base, refined):
         check_parameters(params_file, parameters, evaluation.directory, evaluation.manifest)
-    for name, one in base.all_sets.items():
-        if refined.all_sets.get(name, {}).get("digest") != one["digest"]:
+    for name in sorted({*base.all_sets, *refined.all_sets}):
+        found = [evaluation.all_sets.get(name, {}).get("digest") for evaluation in (base, refined)]
+        if found[0] != found[1]:
             raise UserError(f"{base.directory} and {refined.directory}: `{name}` has other pictures; run `dvc repro`")
 
 

@@ -180,10 +180,11 @@ def _srun_tasks() -> int:
 
 
 def shows_own_gpu_only() -> bool:
-    """Whether each of several processes sees one GPU, its own, as under `srun --gpus-per-task=1`."""
+    """Whether srun binds a GPU of its own to each of several processes, which then sees no other."""
     import torch
 
-    return "RANK" not in os.environ and _srun_tasks() > 1 and torch.cuda.device_count() == 1
+    bound = {"SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_GPU_BIND"} & os.environ.keys()
+    return bool(bound) and "RANK" not in os.environ and _srun_tasks() > 1 and torch.cuda.device_count() == 1
 
 
 def resolve_device(name: str) -> str:

@@ -199,7 +199,7 @@ class Part:
 
 
 def read_part(directory: Path) -> Part:
-    """Open a part for reading; files are checked for presence and size here (`verify` compares the hashes).
+    """Open a part for reading; files are checked for presence and size here (`artifacts.verify` compares the hashes).
 
     Raises:
         UserError: The folder is missing, unfinished or changed, or a tar is missing or has another size.

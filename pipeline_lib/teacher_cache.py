@@ -22,7 +22,7 @@ import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors.torch
@@ -136,6 +136,20 @@ def _decoder_versions() -> dict[str, str]:
     return {name: versions[name] for name in DECODERS}
 
 
+class _StoredPixels(NamedTuple):
+    """What the file with the pixels of a shard must be."""
+
+    name: str
+    num_images: int
+    example: tuple[int, shards.Shard, shards.IndexEntry] | None  # row and image to compare; None: no image decodes
+
+
+def _middle(valid: torch.Tensor) -> int | None:
+    """The middle one of the rows that decode."""
+    rows = valid.nonzero()[:, 0].tolist()
+    return rows[len(rows) // 2] if rows else None
+
+
 def _open_pixels(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     """The pixels of a shard; None where they are not there, or another process replaces the folder just now.
 
@@ -170,14 +184,16 @@ class CachedPart:
         self.text_length: int = manifest["text_length"]
         self.teacher_text_length: int = manifest["teacher_text_length"]
         self.units: list[dict[str, torch.Tensor]] = []
-        identity, names = pixels_identity(student.preprocess, part), []
+        identity, stored = pixels_identity(student.preprocess, part), list[_StoredPixels]()
         for index, (shard, record) in enumerate(zip(part.shards, facts["units"], strict=True)):
             path = teacher_directory / part.name / f"{index:05d}.safetensors"
             unit = safetensors.torch.load_file(path)
             entries = list(shards.read_index(shard.index_path))
             _check_identity(path, unit, record, shard, entries)
             self.units.append(unit)
-            names.append(pixels_name(identity, entries))
+            row = _middle(unit["valid"])
+            example = (row, shard, entries[row]) if row is not None else None
+            stored.append(_StoredPixels(pixels_name(identity, entries), len(entries), example))
         self.starts = np.cumsum([0, *(len(unit["valid"]) for unit in self.units)])
         valid = np.concatenate([unit["valid"].numpy() for unit in self.units] or [np.zeros(0, np.uint8)])
         self.valid_rows = np.flatnonzero(valid)
@@ -189,7 +205,7 @@ class CachedPart:
         )
         self.pixels: list[np.ndarray] = []
         if pixels:
-            self.pixels = self._read_pixels([pixels / name for name in names])
+            self.pixels = self._read_pixels(pixels, stored)
 
     def __len__(self) -> int:
         """Samples, valid or not."""
@@ -227,29 +243,32 @@ class CachedPart:
         shard = self.part.shards[place]
         return shard, shard.samples()[local]
 
-    def _read_pixels(self, paths: Sequence[Path]) -> list[np.ndarray]:
+    def _read_pixels(self, directory: Path, stored: Sequence[_StoredPixels]) -> list[np.ndarray]:
         """The pixels of all shards, one picture of each compared with its image file; none where one is missing."""
         found = []
-        for place, path in enumerate(paths):
-            valid = np.flatnonzero(self.units[place]["valid"].numpy())
+        for one in stored:
             try:
-                pixels = _open_pixels(path, (len(self.units[place]["valid"]), 3, *self.preprocess.image_size))
+                pixels = _open_pixels(directory / one.name, (one.num_images, 3, *self.preprocess.image_size))
                 if pixels is None:
                     return []
-                middle = int(valid[len(valid) // 2]) if len(valid) else None
-                if middle is not None and not np.array_equal(pixels[middle], self._image(place, middle)):
-                    raise ValueError(f"row {middle} is not what the image file gives")
+                if one.example:
+                    row, shard, entry = one.example
+                    if not np.array_equal(pixels[row], self._decode(shard, entry)):
+                        raise ValueError(f"row {row} is not what the image file gives")
             except ValueError as error:
-                log.warning("%s: not used (%s); images are decoded instead", path, error)
+                log.warning("%s: not used (%s); images are decoded instead", directory / one.name, error)
                 return []
             found.append(pixels)
         return found
+
+    def _decode(self, shard: shards.Shard, entry: shards.IndexEntry) -> np.ndarray:
+        return self.preprocess.decode(shard.read_image(entry), self.part.max_image_pixels)
 
     def _image(self, place: int, row: int) -> np.ndarray:
         if self.pixels:
             return self.pixels[place][row]
         shard = self.part.shards[place]
-        return self.preprocess.decode(shard.read_image(shard.samples()[row]), self.part.max_image_pixels)
+        return self._decode(shard, shard.samples()[row])
 
 
 def digest_rows(values: list[bytes]) -> torch.Tensor:

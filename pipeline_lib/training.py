@@ -76,6 +76,7 @@ class Refiner:
         select_trainable(self.student, settings)
         self.optimizer = make_optimizer(self.student, settings)
         self.encoders = Encoders(student=self.student, precision=settings.precision, compile=settings.compile)
+        self.initial_logit_scale = float(self.student.module.logit_scale.detach())
         self.initial = {name: p.detach().to("cpu", copy=True) for name, p in self._trainable()}
         self.step = 0
         self.waited = self.elapsed = 0.0
@@ -179,7 +180,7 @@ class Refiner:
             norm = torch.nn.utils.clip_grad_norm_([p for _, p in self._trainable()], self.settings.grad_clip)
             row["gradient_norm"] = float(norm)
         self.optimizer.step()
-        clamp_logit_scale(self.student)
+        clamp_logit_scale(self.student, self.initial_logit_scale)
         self.step += 1
         if self.step == self.plan.num_steps:
             row["weight_displacement"] = self.displacement()

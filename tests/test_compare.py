@@ -15,7 +15,6 @@ import pytest
 
 from pipeline_lib import artifacts, compare, page, recipes, revisions, statistics
 from pipeline_lib.compare import ablate, board
-from pipeline_lib.compare import candidates as read_candidates
 from pipeline_lib.compare.__main__ import _folder as read_argument
 from pipeline_lib.compare.__main__ import main
 from pipeline_lib.errors import UserError
@@ -513,18 +512,56 @@ def test_evaluations_of_other_models_pictures_or_settings_are_refused(tmp_path):
             (target / "results.json").write_text(json.dumps(results))
         with pytest.raises(UserError, match=message):
             compare.read_folder(name, copy)
-    assert data.is_dir()
+    shutil.rmtree(data / "refined")  # as `dvc pull data/eval` leaves it
+    assert compare.read_folder("mine", tmp_path / "mine").seed == 0
     params = tmp_path / "mine/params.yaml"
     params.write_text(params.read_text().replace("confidence: 0.95", "confidence: 0.9"))
     with pytest.raises(UserError, match=r"not what made .*eval/base: evaluate\.confidence is 0\.9, was 0\.95"):
         compare.read_folder("mine", tmp_path / "mine")
 
 
-def test_a_commit_whose_parameters_were_edited_after_its_run_is_refused(candidates):
-    lock = "stages:\n  base:\n    params:\n      params.yaml:\n        data:\n          limit: 3\n"
-    with pytest.raises(UserError, match=r"^mine: .* stage `base` was run with: data\.limit is None, was 3; run `dvc"):
-        read_candidates._check_lock("mine", lock, candidates[0].parameters)
-    read_candidates._check_lock("mine", lock.replace("limit: 3", "limit: null"), candidates[0].parameters)
+LOCK = """
+stages:
+  base:
+    params: {params.yaml: {data: {limit: null}}}
+    outs: [{path: data/base, md5: b}]
+  refine:
+    deps: [{path: data/base, md5: b}, {path: pipeline_lib/losses.py, md5: l}]
+    outs: [{path: data/refined, md5: r}]
+  evaluate@refined:
+    deps: [{path: data/refined, md5: r}]
+  report:
+    params: {params.yaml: {refine: {seed: 99}}}
+  gone:
+    params: {params.yaml: {refine: {seed: 98}}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("limit: null", "limit: 3", "params.yaml is not what stage `base` was run with: data.limit is None, was 3"),
+        ("[{path: data/refined, md5: r}]\n  report", "[{path: data/refined, md5: q}]\n  report", "stage `evaluate@refined` read another data/refined than lies there"),  # noqa: E501
+        ("data/base, md5: b}, ", "data/base, md5: c}, ", "stage `refine` read another data/base"),
+        ("stages:", "stages:", None),  # what the report and stages of other times were run with does not matter
+    ],
+)  # fmt: skip
+def test_a_commit_whose_parameters_or_models_are_not_those_evaluated_is_refused(
+    folders, tmp_path, monkeypatch, old, new, message
+):
+    """Its params.yaml and dvc.lock are what a revision has; the evaluation lies in the cache."""
+    source = folders / "refine-0"
+    assert old in LOCK
+    texts = {"params.yaml": (source / "params.yaml").read_text(), "dvc.lock": LOCK.replace(old, new)}
+    files = SimpleNamespace(
+        read_text=texts.__getitem__, get=lambda name, target, recursive: shutil.copytree(source / name, target)
+    )
+    monkeypatch.setattr(revisions, "open_revision", lambda project, revision: files)
+    if message is None:
+        assert compare.read_revisions(["mine"], tmp_path)[0].seed == 0
+    else:
+        with pytest.raises(UserError, match=f"^mine: {re.escape(message)}"):
+            compare.read_revisions(["mine"], tmp_path)
 
 
 def test_data_that_an_experiment_would_lack_are_refused_before_the_first(tmp_path, monkeypatch):

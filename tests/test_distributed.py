@@ -40,6 +40,9 @@ def test_tasks_of_srun_that_see_one_gpu_each_take_it(gpus, monkeypatch):
     for name, value in (("PROCID", 3), ("STEP_NUM_TASKS", 4), ("LOCALID", 3)):
         monkeypatch.setenv(f"SLURM_{name}", str(value))
     monkeypatch.setenv("MASTER_ADDR", "node1")
+    with pytest.raises(UserError, match="4 processes on this machine, but 1 GPUs"):  # not bound: they would share it
+        distributed.join("auto")
+    monkeypatch.setenv("SLURM_GPUS_PER_TASK", "1")
     assert distributed.join("auto") == World(3, 4, 3)
     assert gpus == [0, "nccl"]
 

@@ -460,6 +460,8 @@ def test_check_lists_every_difference_and_its_exit_code_says_so(tmp_path):
 
     for stage, folder in (("shard", "shards"), ("cache_teacher", "teacher"), ("report", "report")):
         write_output(tmp_path / "data" / folder, stage, "content")
+    for stage, folder, parts in (("shard", "shards", {}), ("cache_teacher", "teacher", {"refine": {"num_invalid": 0}})):
+        artifacts.write_manifest(tmp_path / "data" / folder, stage, parts=parts)
     for evaluated in ("base", "refined"):
         write_output(tmp_path / "data" / "eval" / evaluated, "evaluate", "content")
     assert check() == (0, "7 outputs agree with their manifests\n")

@@ -200,11 +200,14 @@ def test_a_trained_logit_scale_does_not_decay_and_stays_within_clips_bounds(dire
     assert weight.norm().item() == pytest.approx(0.95 * before[1], rel=1e-5)
     for value, bounded in ((9.0, 100.0), (-1.0, 1.0)):
         scale.data.fill_(value)
-        clamp_logit_scale(clip)
+        clamp_logit_scale(clip, before[0])
         assert clip.logit_scale.item() == pytest.approx(bounded)
+    scale.data.fill_(9.0)
+    clamp_logit_scale(clip, 5.0)  # a base beyond the bound, as SigLIP's are, keeps its own
+    assert scale.item() == 5.0
     select_trainable(clip, settings)
     scale.data.fill_(9.0)
-    clamp_logit_scale(clip)
+    clamp_logit_scale(clip, 5.0)
     assert scale.item() == 9.0  # frozen: as the base has it
 
 

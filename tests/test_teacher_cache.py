@@ -467,6 +467,17 @@ def test_an_image_folder_with_a_large_class_passes_through_the_cache(tmp_path):
     assert {"a photo of a cat"} in captions, "a shard of one caption, which is what this test is about"
 
 
+def test_a_teacher_with_one_vector_for_all_texts_is_refused(sharded):
+    path = write_tiny_clip(sharded / "teacher") / "open_clip_model.safetensors"
+    weights = {k: v.clone() for k, v in safetensors.torch.load_file(path).items()}
+    weights["ln_final.weight"].zero_()
+    weights["ln_final.bias"].fill_(1.0)
+    safetensors.torch.save_file(weights, path)
+    write_params(sharded, cache_teacher__teacher="teacher")
+    with pytest.raises(UserError, match=r"^refine: the teacher gives the same vector for all \d+ text_features; check"):
+        run_stage("cache_teacher", sharded)
+
+
 def test_few_rows_are_computed_again_however_large_the_set(cached, monkeypatch):
     part, clip, _ = open_cached(cached)
     settings = replace(config.load(cached / "params.yaml", "cache_teacher"), verify_share=1.0, chunk_size=8)

@@ -19,7 +19,17 @@ import pytest
 import safetensors.torch
 import torch
 
-from pipeline_lib import artifacts, config, distributed, losses, model, refinement, runtime, tracking, training
+from pipeline_lib import (
+    artifacts,
+    config,
+    distributed,
+    losses,
+    model,
+    refinement,
+    runtime,
+    tracking,
+    training,
+)
 from pipeline_lib.distributed import World
 from pipeline_lib.epochs import Plan, read_steps
 from pipeline_lib.errors import UserError
@@ -151,6 +161,8 @@ def test_history_and_result(cached):
     made_with = {key: value for key, value in params["refine"].items() if key != "step0_tolerance"}
     assert manifest["parameters"]["refine"] == made_with
     assert manifest["parameters"]["recipes"] == {"clip_refine": params["recipes"]["clip_refine"]}
+    teacher = {key: params["cache_teacher"][key] for key in refinement.DECIDE_TEACHER}
+    assert manifest["parameters"]["cache_teacher"] == teacher
     trained_on = [
         json.loads(line)["key"] for line in (cached / "data/refined/trained_on.jsonl").read_text().splitlines()
     ]
@@ -224,6 +236,13 @@ def test_the_seed_decides_and_nothing_else_does(cached):
     first = refined(cached)
     assert equal(refined(cached, runtime__num_workers=2, runtime__checkpoint_every=1), first)
     assert not equal(refined(cached, refine__seed=1), first)
+
+
+def test_a_trained_logit_scale_is_bounded_after_every_step(cached):
+    """Alone it learns, fast, that these pairs do not fit: unbounded it would go to 0, it ends on the bound of 1."""
+    alone = {"refine__lock_image": True, "refine__lock_text": True, "refine__train_logit_scale": True}
+    refined(cached, refine__recipe="contrastive", refine__learning_rate=1.0, **alone)
+    assert model.load(cached / "data/refined").logit_scale.item() == pytest.approx(1.0)
 
 
 def test_online_teacher_gives_bitwise_the_cached_run(sharded):

@@ -56,22 +56,19 @@ class Group:
 def read_folder(name: str, root: Path) -> Candidate:
     """An evaluated project folder: params.yaml and the evaluations that its `paths.eval` names.
 
+    Where the refined model is there too, it must be the one that was evaluated.
+
     Raises:
         UserError: Something is missing, or models, evaluations and params.yaml do not belong together.
     """
-    candidate = _read(name, root)
-    paths = config.load(root / "params.yaml", "paths")
-    manifest = artifacts.read_manifest(root / paths.refined, stage="refine")
-    results.check_parameters(root / "params.yaml", candidate.parameters, paths.refined, manifest)
-    results.check_weights(candidate.base, candidate.refined, paths.refined, manifest)
-    return candidate
-
-
-def _read(name: str, root: Path) -> Candidate:
     params_file = root / "params.yaml"
-    parameters, evaluations = results.read_parameters(params_file), root / config.load(params_file, "paths").eval
-    base, refined = (Evaluation(evaluations / model) for model in config.MODELS)
+    parameters, paths = results.read_parameters(params_file), config.load(params_file, "paths")
+    base, refined = (Evaluation(root / paths.eval / model) for model in config.MODELS)
     results.check_pair(params_file, parameters, base, refined)
+    if (root / paths.refined / artifacts.MANIFEST).is_file():
+        manifest = artifacts.read_manifest(root / paths.refined, stage="refine")
+        results.check_parameters(params_file, parameters, paths.refined, manifest)
+        results.check_weights(base, refined, paths.refined, manifest)
     return Candidate(name, parameters, base, refined)
 
 
@@ -90,27 +87,39 @@ def _read_revision(revision: str, folder: Path) -> Candidate:
     try:
         files = revisions.open_revision(Path(), revision)
         artifacts.write_text(folder / "params.yaml", files.read_text("params.yaml"))
-        lock = files.read_text("dvc.lock")
-        evaluations = config.load(folder / "params.yaml", "paths").eval
+        lock, paths = files.read_text("dvc.lock"), config.load(folder / "params.yaml", "paths")
         for model in config.MODELS:
-            files.get((evaluations / model).as_posix(), str(folder / evaluations / model), recursive=True)
+            files.get((paths.eval / model).as_posix(), str(folder / paths.eval / model), recursive=True)
     except (DvcException, OSError) as error:
         raise UserError(f"{revision}: no evaluation to read ({error}); try `dvc exp list`, `dvc pull`") from None
-    candidate = _read(revision, folder)
-    _check_lock(revision, lock, candidate.parameters)
-    return candidate
+    try:
+        check_lock(yaml12.load(lock, "dvc.lock"), results.read_parameters(folder / "params.yaml"), paths)
+        return read_folder(revision, folder)
+    except UserError as error:
+        raise UserError(f"{revision}: {error}") from None
 
 
-def _check_lock(revision: str, lock: str, parameters: Mapping[str, Any]) -> None:
-    """Refuse a commit whose params.yaml was edited after the run: dvc.lock says what each stage was run with."""
+def check_lock(lock: Mapping[str, Any], parameters: Mapping[str, Any], paths: config.Paths) -> None:
+    """Refuse a commit whose params.yaml or models are not those that were evaluated, by what its dvc.lock recorded.
+
+    Raises:
+        UserError: A parameter was edited after its stage ran, or a model made again after it was evaluated.
+    """
+    stages = {name: lock["stages"][name] for name in paths.folders() if name in lock["stages"] and name != "report"}
     now = results.flat(parameters)
-    for stage, entry in yaml12.load(lock, "dvc.lock")["stages"].items():
-        was = results.flat(entry.get("params", {}).get("params.yaml", {}))
+    for name, stage in stages.items():
+        was = results.flat(stage.get("params", {}).get("params.yaml", {}))
         if found := [f"{key} is {now[key]}, was {was[key]}" for key in was if key in now and now[key] != was[key]]:
             raise UserError(
-                f"{revision}: params.yaml is not what stage `{stage}` was run with: {'; '.join(found)}; run "
-                "`dvc repro` there and commit"
+                f"params.yaml is not what stage `{name}` was run with: {'; '.join(found)}; run `dvc repro` and commit"
             )
+    made = {out["path"]: out.get("md5") for stage in stages.values() for out in stage.get("outs", ())}
+    for name, stage in stages.items():
+        for read in stage.get("deps", ()):
+            if made.get(read["path"], read.get("md5")) != read.get("md5"):
+                raise UserError(
+                    f"stage `{name}` read another {read['path']} than lies there; run `dvc repro` and commit"
+                )
 
 
 def group(candidates: Iterable[Candidate]) -> list[Group]:

@@ -2,7 +2,7 @@
 
 embedding    the only part that runs the model: images, captions and prompts of a set -> `EmbeddedSet`
 scoring      retrieval, zero-shot, gap suite, mean-centred variant, intervals -> numbers and per-item arrays
-inputs       the model and what it is evaluated on; guards: one refined from this base, known answers met
+inputs       the model and what it is evaluated on; the guard: one refined from this base
 probes       linear probes on the frozen image features
 wise_ft      models between the base and the refined one, by their weights
 run          the order of it all, and what is written to data/eval/<model>/

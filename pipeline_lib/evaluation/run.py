@@ -254,7 +254,7 @@ def _work_directory(name: str, clip: model.Clip, inputs: Inputs, settings: confi
         "model": [name, clip.facts],
         "parts": {part.name: part.digest for part in parts},
         "settings": [settings.batch_size, settings.prompt, settings.ensemble],
-        "machine": [world.size, str(clip.device), torch.get_num_threads()],
+        "machine": [world.size, clip.device.type, torch.get_num_threads()],
         "code": [provenance.stage_digest("evaluate"), provenance.package_versions()],
     }
-    return artifacts.work_directory("evaluate", artifacts.digest(identity))
+    return artifacts.work_directory("evaluate", world.first_of(artifacts.digest(identity)))
