@@ -250,7 +250,7 @@ def sources(inputs: Inputs) -> tuple[Any, ...]:
             digests,
             text_columns=(0, 1, 2),
             note="Output: digest of the manifest, which lists every file with its SHA-256. Code: the first digits of "
-            "the digest of the stage's source files.",
+            "the digest of the stage's source files when this page was made.",
         ),
         Fold("Models", (page.grid(("", "base", "refined"), facts, text_columns=(0, 1, 2)),)),
         Fold("Parameters", (page.grid(("params.yaml", "value"), parameters, text_columns=(0, 1)),)),
