@@ -9,7 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from pipeline_lib import config
 from tests import tiny_project
+from tests.tiny_model import write_tiny_clip
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.pop("DVC_ROOT", None)  # of a shell that an experiment opened: pixels would go to that project
@@ -35,6 +37,18 @@ def run_stage(name, project, *arguments):
         importlib.import_module(f"stages.{name}").main(project / "params.yaml", *arguments)
     finally:
         os.chdir(before)
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory):
+    """Folder of a tiny open_clip model."""
+    return write_tiny_clip(tmp_path_factory.mktemp("model") / "clip", seed=1)
+
+
+@pytest.fixture(scope="session")
+def refine_settings():
+    """Section `refine` of the project's own params.yaml."""
+    return config.load(tiny_project.ROOT / "params.yaml", "refine")
 
 
 @pytest.fixture(scope="session")

@@ -21,22 +21,12 @@ from tests.tiny_model import write_tiny_clip
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    return write_tiny_clip(tmp_path_factory.mktemp("model") / "clip", seed=1)
-
-
-@pytest.fixture(scope="module")
-def settings():
-    return config.load(ROOT / "params.yaml", "refine")
-
-
 @pytest.mark.parametrize("name", sorted(recipes.RECIPES))
 @pytest.mark.parametrize("micro_batch", [None, 1, 4])
-def test_chunks_give_the_gradient_of_the_whole_batch(directory, settings, name, micro_batch):
+def test_chunks_give_the_gradient_of_the_whole_batch(tiny_clip, refine_settings, name, micro_batch):
     """Every recipe, learnable logit scale, uneven last chunk: equal to plain autograd to 1e-12."""
-    clip, inputs, teacher, draws = case(directory)
-    select_trainable(clip, replace(settings, train_logit_scale=True))
+    clip, inputs, teacher, draws = case(tiny_clip)
+    select_trainable(clip, replace(refine_settings, train_logit_scale=True))
     recipe = recipes.build(name, blocks())
     expected = plain_gradients(clip, recipe, inputs, teacher, draws)
     clip.module.zero_grad(set_to_none=True)
@@ -44,13 +34,13 @@ def test_chunks_give_the_gradient_of_the_whole_batch(directory, settings, name, 
     assert largest_difference(gradients(clip), expected) < 1e-12
 
 
-def test_second_pass_repeats_the_first_with_dropout_on(tmp_path, settings):
+def test_second_pass_repeats_the_first_with_dropout_on(tmp_path, refine_settings):
     """With stochastic layers the recomputed chunk must draw the same masks: equal to a hand-made reference."""
-    directory = write_tiny_clip(tmp_path / "clip", seed=1)
-    clip, inputs, teacher, draws = case(directory)
+    tiny_clip = write_tiny_clip(tmp_path / "clip", seed=1)
+    clip, inputs, teacher, draws = case(tiny_clip)
     for block in clip.module.visual.transformer.resblocks:
         block.ls_1 = torch.nn.Dropout(0.3)
-    select_trainable(clip, replace(settings, stochastic_layers=True))
+    select_trainable(clip, replace(refine_settings, stochastic_layers=True))
     recipe = recipes.build("hycd", blocks())
     seen = []
 
@@ -74,15 +64,15 @@ def test_second_pass_repeats_the_first_with_dropout_on(tmp_path, settings):
     assert torch.equal(Encoders(student=clip)(Inputs(*(x[:2] for x in inputs)))[0], image_again)  # dropout was on
 
 
-def three_steps(directory, name, rows, world, micro_batch=None, follow=None):
+def three_steps(tiny_clip, name, rows, world, micro_batch=None, follow=None):
     """Terms and gradients of three AdamW steps in fp64 on the first `rows` pairs of the case, and the weights after.
 
     With `follow`, the gradients of another run, each step is taken with those instead of its own.
     """
-    clip, inputs, teacher, draws = case(directory)
-    settings = replace(config.load(ROOT / "params.yaml", "refine"), train_logit_scale=True, learning_rate=1e-3)
-    select_trainable(clip, settings)
-    optimizer = make_optimizer(clip, settings)
+    clip, inputs, teacher, draws = case(tiny_clip)
+    refine_settings = replace(config.load(ROOT / "params.yaml", "refine"), train_logit_scale=True, learning_rate=1e-3)
+    select_trainable(clip, refine_settings)
+    optimizer = make_optimizer(clip, refine_settings)
     own = Inputs(*(x[:rows][world.own_rows(rows)] for x in inputs))
     teacher = Features(teacher[0][:rows], teacher[1][:rows], teacher[2])
     draws = replace(draws, key_digests=draws.key_digests[:rows])
@@ -101,7 +91,7 @@ def three_steps(directory, name, rows, world, micro_batch=None, follow=None):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rows", [B, B - 1])
-def test_two_processes_equal_one(directory, tmp_path, rows):
+def test_two_processes_equal_one(tiny_clip, tmp_path, rows):
     """torchrun with 2 Gloo processes, even and uneven shares, every recipe, learnable logit scale, in fp64.
 
     Terms and gradients of each of three steps are one process's to 1e-10. Weights are not compared with those of a run
@@ -115,7 +105,7 @@ def test_two_processes_equal_one(directory, tmp_path, rows):
         "import torch\nfrom pathlib import Path\nfrom tests.test_gradients import *\n"
         "from pipeline_lib import distributed\n"
         "world = distributed.join()\n"
-        f"found = {{n: three_steps(Path({str(directory)!r}), n, {rows}, world, 2) for n in sorted(recipes.RECIPES)}}\n"
+        f"found = {{n: three_steps(Path({str(tiny_clip)!r}), n, {rows}, world, 2) for n in sorted(recipes.RECIPES)}}\n"
         f"if world.is_main:\n    torch.save(found, {str(result)!r})\n"
         "distributed.leave()\n"
     )
@@ -123,7 +113,7 @@ def test_two_processes_equal_one(directory, tmp_path, rows):
     found = torch.load(result, weights_only=True)
     assert sorted(found) == sorted(recipes.RECIPES)
     for name, two in found.items():
-        one = three_steps(directory, name, rows, World(), follow=two["steps"])
+        one = three_steps(tiny_clip, name, rows, World(), follow=two["steps"])
         for step, (mine, theirs) in enumerate(zip(one["steps"], two["steps"], strict=True)):
             for kind, values in mine.items():
                 assert largest_difference(theirs[kind], values, floor=1e-6) < 1e-10, (name, step, kind)
@@ -145,10 +135,10 @@ def test_world_shares_and_slices_cover_the_batch():
             assert covered == list(range(rows))
 
 
-def test_bf16_autocast_stays_within_two_per_cent(directory, settings):
+def test_bf16_autocast_stays_within_two_per_cent(tiny_clip, refine_settings):
     """Terms in bf16 are close to fp32 but not equal, and the losses themselves stay in fp32."""
-    clip, inputs, teacher, draws = case(directory, torch.float32)
-    select_trainable(clip, settings)
+    clip, inputs, teacher, draws = case(tiny_clip, torch.float32)
+    select_trainable(clip, refine_settings)
     recipe = recipes.build("clip_refine", blocks())
     exact = backward(Encoders(student=clip), recipe, inputs, teacher, draws)
     clip.module.zero_grad(set_to_none=True)
@@ -161,13 +151,13 @@ def test_bf16_autocast_stays_within_two_per_cent(directory, settings):
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.slow
-def test_compiled_towers_stay_within_rounding_of_plain_ones(directory, settings):
+def test_compiled_towers_stay_within_rounding_of_plain_ones(tiny_clip, refine_settings):
     """Terms within 1e-5, gradients within 1e-4 of their largest entry, in fp32; a second batch needs no other code."""
     recipe = recipes.build("clip_refine", blocks())
     found = []
     for compiled in (False, True):
-        clip, inputs, teacher, draws = case(directory, torch.float32)
-        select_trainable(clip, settings)
+        clip, inputs, teacher, draws = case(tiny_clip, torch.float32)
+        select_trainable(clip, refine_settings)
         encoders = Encoders(student=clip, compile=compiled)
         terms = backward(encoders, recipe, inputs, teacher, draws)
         found.append((terms, gradients(clip)))
