@@ -5,7 +5,10 @@ Reads section `base` (and, for the demo base, part `base` of the source data); w
 
 from pathlib import Path
 
-from pipeline_lib import artifacts, base, config, precheck, runtime, tracking
+from pipeline_lib import tracking
+from pipeline_lib.base import run as base
+from pipeline_lib.core import artifacts, config, runtime
+from pipeline_lib.params import check as precheck
 
 SECTIONS = ("paths", "data", "base", "runtime", "tracking")
 

@@ -9,8 +9,11 @@ their machine. `pixels` stores them alone, where the cache came from another one
 
 from pathlib import Path
 
-from pipeline_lib import artifacts, cache_writer, config, distributed, pixel_cache, provenance, shards, tracking
-from pipeline_lib.runtime import prepare, run_stage
+from pipeline_lib import tracking
+from pipeline_lib.cache_teacher import pixels as pixel_cache
+from pipeline_lib.cache_teacher import run as cache_writer
+from pipeline_lib.core import artifacts, config, distributed, provenance, shards
+from pipeline_lib.core.runtime import prepare, run_stage
 
 SECTIONS = ("paths", "cache_teacher", "runtime", "tracking")
 

@@ -8,8 +8,10 @@ features, and the flat numbers in data/eval/<model>.json.
 
 from pathlib import Path
 
-from pipeline_lib import artifacts, config, distributed, evaluation, tracking
-from pipeline_lib.runtime import prepare, run_stage
+from pipeline_lib import evaluate as evaluation
+from pipeline_lib import tracking
+from pipeline_lib.core import artifacts, config, distributed
+from pipeline_lib.core.runtime import prepare, run_stage
 
 SECTIONS = ("paths", "evaluate", "runtime", "tracking")
 

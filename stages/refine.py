@@ -9,8 +9,11 @@ last.
 
 from pathlib import Path
 
-from pipeline_lib import artifacts, config, distributed, precheck, provenance, refinement, tracking
-from pipeline_lib.runtime import prepare, run_stage
+from pipeline_lib import tracking
+from pipeline_lib.core import artifacts, config, distributed, provenance
+from pipeline_lib.core.runtime import prepare, run_stage
+from pipeline_lib.params import check as precheck
+from pipeline_lib.refine import run as refinement
 
 SECTIONS = ("paths", "cache_teacher", "refine", "recipes", "runtime", "tracking")
 

@@ -8,8 +8,9 @@ verdict; `python -m pipeline_lib.report` prints the table.
 
 from pathlib import Path
 
-from pipeline_lib import artifacts, config, report, tracking
-from pipeline_lib.runtime import run_stage
+from pipeline_lib import report, tracking
+from pipeline_lib.core import artifacts, config
+from pipeline_lib.core.runtime import run_stage
 
 SECTIONS = ("paths", "data", "base", "shard", "cache_teacher", "refine", "recipes", "evaluate", "report", "tracking")
 

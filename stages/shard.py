@@ -8,8 +8,10 @@ that it was trained on: none of them may be in a part. A killed run goes on at t
 
 from pathlib import Path
 
-from pipeline_lib import artifacts, config, provenance, shard_writer, shards, tracking
-from pipeline_lib.runtime import run_stage
+from pipeline_lib import tracking
+from pipeline_lib.core import artifacts, config, provenance, shards
+from pipeline_lib.core.runtime import run_stage
+from pipeline_lib.shard import run as shard_writer
 
 SECTIONS = ("paths", "data", "shard", "runtime", "tracking")
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline_lib import config
+from pipeline_lib.core import config
 from tests import tiny_project
 from tests.tiny_model import write_tiny_clip
 

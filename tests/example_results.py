@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from pipeline_lib import artifacts, config, evaluation, results, shards
-from pipeline_lib.distributed import World
-from pipeline_lib.evaluation import EmbeddedSet, EmbeddedTask, scoring
-from pipeline_lib.evaluation.run import Inputs
+from pipeline_lib import evaluate as evaluation
+from pipeline_lib.core import artifacts, config, shards
+from pipeline_lib.core.distributed import World
+from pipeline_lib.evaluate import EmbeddedSet, EmbeddedTask, scoring
+from pipeline_lib.evaluate.run import Inputs
+from pipeline_lib.results import folders as results
 
 ROOT = Path(__file__).parents[1]
 CLASSES, TASK = ("round", "square", "striped", "plain"), "shape"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from pipeline_lib import config
+from pipeline_lib.core import config
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

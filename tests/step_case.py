@@ -4,9 +4,11 @@ from pathlib import Path
 
 import torch
 
-from pipeline_lib import config, model, recipes
-from pipeline_lib.features import Features, Inputs
-from pipeline_lib.sampling import Draws
+from pipeline_lib import model
+from pipeline_lib.core import config
+from pipeline_lib.model.features import Features, Inputs
+from pipeline_lib.refine import recipes
+from pipeline_lib.refine.sampling import Draws
 
 ROOT = Path(__file__).parents[1]
 B = 6

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline_lib import artifacts
+from pipeline_lib.core import artifacts
 from tests.tiny_project import ROOT, make_project, write_params
 from tests.tracked_project import ENVIRONMENT, client_of, doubled_points, runs_of
 

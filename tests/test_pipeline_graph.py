@@ -8,7 +8,7 @@ import pytest
 import yaml
 from ruamel.yaml import YAML
 
-from pipeline_lib import config, provenance, yaml12
+from pipeline_lib.core import config, provenance, yaml12
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("base", "shard", "cache_teacher", "refine", "evaluate", "report")
@@ -35,7 +35,7 @@ def test_stages_scripts_sections_and_folders_share_their_names():
 
 @pytest.mark.parametrize("name", STAGES)
 def test_code_deps_are_the_import_closure(name):
-    """Remedy when this fails: `python -m pipeline_lib.provenance` prints the lists."""
+    """Remedy when this fails: `python -m pipeline_lib.core.provenance` prints the lists."""
     listed = [dep for dep in stage(name)["deps"] if dep.endswith(".py")]
     assert listed == [path.as_posix() for path in provenance.import_closure(Path(f"stages/{name}.py"), ROOT)]
 

@@ -7,7 +7,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from pipeline_lib import artifacts, config
+from pipeline_lib.core import artifacts, config
 from tests.conftest import run_stage
 from tests.tiny_model import write_tiny_clip
 from tests.tiny_project import ROOT, make_project

@@ -13,8 +13,10 @@ import open_clip
 import pytest
 import torch
 
-from pipeline_lib import artifacts, config, model, precheck, runtime
-from pipeline_lib.errors import UserError
+from pipeline_lib import model
+from pipeline_lib.core import artifacts, config, runtime
+from pipeline_lib.core.errors import UserError
+from pipeline_lib.params import check as precheck
 from tests.conftest import run_stage
 from tests.tiny_model import write_tiny_clip
 from tests.tiny_project import ROOT, STAGES, make_project, write_params

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 from PIL import Image, ImageDraw
 
-from pipeline_lib import config
+from pipeline_lib.core import config
 from tests.tiny_model import write_tiny_clip
 
 ROOT = Path(__file__).parents[1]

@@ -18,7 +18,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline_lib import config, tracking
+from pipeline_lib import tracking
+from pipeline_lib.core import config
 
 REPOSITORY = Path(__file__).parents[1]
 CLOSED = "http://user:hunter2@127.0.0.1:9"  # the discard port: nothing listens

@@ -8,10 +8,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline_lib import compare, runtime
+from pipeline_lib import compare
 from pipeline_lib.compare import ablate, board, candidates
-from pipeline_lib.errors import UserError
-from pipeline_lib.revisions import current_experiments
+from pipeline_lib.core import runtime
+from pipeline_lib.core.errors import UserError
+from pipeline_lib.lineage.revisions import current_experiments
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -20,9 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline_lib import config, page, results, revisions
-from pipeline_lib.errors import UserError
-from pipeline_lib.revisions import current_experiments, run_command, run_dvc
+from pipeline_lib.core import config
+from pipeline_lib.core.errors import UserError
+from pipeline_lib.lineage import revisions
+from pipeline_lib.lineage.revisions import current_experiments, run_command, run_dvc
+from pipeline_lib.report import page
+from pipeline_lib.results import folders as results
 
 NAMED = "# Differs from params.yaml in: "  # begins an ablation; then its keys
 FREE = ("refine.", "recipes.")  # what an ablation may set and still share base, shards and teacher cache

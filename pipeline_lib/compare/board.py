@@ -10,11 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline_lib import config, figures, page, recipes, results, statistics
 from pipeline_lib.compare.candidates import Group
-from pipeline_lib.errors import UserError
-from pipeline_lib.page import Cell, Drawing, Fold, Page, Row, Section, Table, Text
-from pipeline_lib.results import CENTRED, Interval, Measure, Settings, Variant, Verdict
+from pipeline_lib.core import config
+from pipeline_lib.core.errors import UserError
+from pipeline_lib.refine import recipes
+from pipeline_lib.report import figures, page
+from pipeline_lib.report.page import Cell, Drawing, Fold, Page, Row, Section, Table, Text
+from pipeline_lib.results import folders as results
+from pipeline_lib.results import statistics
+from pipeline_lib.results.folders import CENTRED, Interval, Measure, Settings, Variant, Verdict
 
 HTML, MARKDOWN = "comparison.html", "comparison.md"
 MINUS_BASE, MEAN_CENTRED = "minus base", "mean-centred"

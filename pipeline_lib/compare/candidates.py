@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline_lib import artifacts, config, results, revisions, yaml12
-from pipeline_lib.errors import UserError
-from pipeline_lib.results import Evaluation
+from pipeline_lib.core import artifacts, config, yaml12
+from pipeline_lib.core.errors import UserError
+from pipeline_lib.lineage import revisions
+from pipeline_lib.results import folders as results
+from pipeline_lib.results.folders import Evaluation
 
 APART = ("refine.seed", "evaluate.linear_probe", "evaluate.wise_ft")
 

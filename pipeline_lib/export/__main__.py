@@ -7,7 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline_lib import config, export, runtime
+from pipeline_lib import export
+from pipeline_lib.core import config, runtime
 from pipeline_lib.export.subject import Subject
 
 

@@ -12,11 +12,11 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from pipeline_lib import page, report
+from pipeline_lib import report
 from pipeline_lib.export.subject import Subject
-from pipeline_lib.page import Cell, Page, Row, Section, Table, Text
-from pipeline_lib.report import tables
-from pipeline_lib.results import Measure, Variant
+from pipeline_lib.report import page, tables
+from pipeline_lib.report.page import Cell, Page, Row, Section, Table, Text
+from pipeline_lib.results.folders import Measure, Variant
 
 TASK = "zero-shot-image-classification"
 LICENCES = (  # the hub's names, by which many licences already begin

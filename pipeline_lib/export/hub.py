@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
-from pipeline_lib import artifacts, model
-from pipeline_lib.errors import UserError
+from pipeline_lib import model
+from pipeline_lib.core import artifacts
+from pipeline_lib.core.errors import UserError
 from pipeline_lib.export import card
 from pipeline_lib.export.subject import STAGE, Subject, refuse_to_overwrite
 

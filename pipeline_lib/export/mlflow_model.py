@@ -23,11 +23,13 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw
 
-from pipeline_lib import config, report, results, tracking
-from pipeline_lib.errors import UserError
+from pipeline_lib import report, tracking
+from pipeline_lib.core import config
+from pipeline_lib.core.errors import UserError
 from pipeline_lib.export import hub
 from pipeline_lib.export.subject import Subject
-from pipeline_lib.features import l2_normalize, row_difference
+from pipeline_lib.model.features import l2_normalize, row_difference
+from pipeline_lib.results import folders as results
 
 log = logging.getLogger(__name__)
 

@@ -22,8 +22,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline_lib import artifacts, model
-from pipeline_lib.errors import UserError
+from pipeline_lib import model
+from pipeline_lib.core import artifacts
+from pipeline_lib.core.errors import UserError
 from pipeline_lib.export.subject import STAGE, Subject, refuse_to_overwrite
 
 log = logging.getLogger(__name__)

@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pipeline_lib import artifacts, config, evaluation, model, provenance, report
-from pipeline_lib.errors import UserError
-from pipeline_lib.evaluation.inputs import open_model
+from pipeline_lib import evaluate as evaluation
+from pipeline_lib import model, report
+from pipeline_lib.core import artifacts, config, provenance
+from pipeline_lib.core.errors import UserError
+from pipeline_lib.evaluate.inputs import open_model
 from pipeline_lib.tracking.describe import public
 
 STAGE = "export"

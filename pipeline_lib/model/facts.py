@@ -14,8 +14,8 @@ import open_clip.tokenizer
 import open_clip.transformer
 import torch
 
-from pipeline_lib import artifacts
-from pipeline_lib.errors import UserError
+from pipeline_lib.core import artifacts
+from pipeline_lib.core.errors import UserError
 from pipeline_lib.model.clip import Clip
 
 TOWER_CONFIG = "config.json"  # a Hugging Face text tower's own configuration

@@ -29,8 +29,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from pipeline_lib import artifacts
-from pipeline_lib.errors import UserError, first_lines
+from pipeline_lib.core import artifacts
+from pipeline_lib.core.errors import UserError, first_lines
 from pipeline_lib.model.clip import Clip
 from pipeline_lib.model.facts import TOKENIZER_FILES, TOWER_CONFIG, compare_facts, describe, recorded_facts
 

@@ -11,7 +11,7 @@ import open_clip
 import open_clip.factory
 import open_clip.tokenizer
 
-from pipeline_lib.errors import UserError, first_lines
+from pipeline_lib.core.errors import UserError, first_lines
 
 
 def architectures() -> list[str]:

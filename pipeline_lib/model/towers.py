@@ -11,7 +11,7 @@ import timm.models
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from pipeline_lib.errors import UserError, first_lines
+from pipeline_lib.core.errors import UserError, first_lines
 from pipeline_lib.model.clip import Clip
 
 

@@ -14,10 +14,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline_lib import page
-from pipeline_lib.page import Page, Section
-from pipeline_lib.report import pictures, tables, verdict
+from pipeline_lib.report import page, pictures, tables, verdict
 from pipeline_lib.report.inputs import Inputs, read
+from pipeline_lib.report.page import Page, Section
 
 STAGE = "report"
 HTML, MARKDOWN = "report.html", "report.md"

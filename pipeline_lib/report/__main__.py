@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from pipeline_lib import config, report
-from pipeline_lib.runtime import run_stage
+from pipeline_lib import report
+from pipeline_lib.core import config
+from pipeline_lib.core.runtime import run_stage
 
 
 def main(params_file: Path = Path("params.yaml")) -> None:

@@ -8,9 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline_lib import artifacts, config, results, shards
-from pipeline_lib.errors import UserError
-from pipeline_lib.results import CENTRED, Evaluation, Paired, Settings, Variant
+from pipeline_lib.core import artifacts, config, shards
+from pipeline_lib.core.errors import UserError
+from pipeline_lib.results import folders as results
+from pipeline_lib.results.folders import CENTRED, Evaluation, Paired, Settings, Variant
 
 OPENMOJI = (
     "All emojis designed by OpenMoji (openmoji.org) – the open-source emoji and icon project. License: CC BY-SA 4.0"

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline_lib import figures, page, results
-from pipeline_lib.page import Drawing, Example, Fold, Gallery, Text
+from pipeline_lib.report import figures, page
 from pipeline_lib.report.inputs import OPENMOJI, Inputs
-from pipeline_lib.results import CENTRED, Array, Variant, centred_pairs, first_pairs, unit
+from pipeline_lib.report.page import Drawing, Example, Fold, Gallery, Text
+from pipeline_lib.results import folders as results
+from pipeline_lib.results.folders import CENTRED, Array, Variant, centred_pairs, first_pairs, unit
 
 THUMBNAIL = 304  # pixels; more than an example takes on the page, for sharp screens
 MAX_ROWS = 1000  # images whose cosines with each other are drawn

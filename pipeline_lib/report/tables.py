@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline_lib import artifacts, page, provenance, results
-from pipeline_lib.page import Cell, Fold, Row, Table, Text
+from pipeline_lib.core import artifacts, provenance
+from pipeline_lib.report import page
 from pipeline_lib.report.inputs import OPENMOJI, Inputs
-from pipeline_lib.results import CENTRED, Paired, Variant
+from pipeline_lib.report.page import Cell, Fold, Row, Table, Text
+from pipeline_lib.results import folders as results
+from pipeline_lib.results.folders import CENTRED, Paired, Variant
 
 WORST_CLASSES = 10
 GAP_LABELS = {

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline_lib import figures, page, statistics
-from pipeline_lib.page import Drawing, Points, Text
+from pipeline_lib.report import figures, page
 from pipeline_lib.report.inputs import Inputs
+from pipeline_lib.report.page import Drawing, Points, Text
 from pipeline_lib.report.tables import signed
-from pipeline_lib.results import Gap, Paired, Settings
-from pipeline_lib.statistics import Interval
+from pipeline_lib.results import statistics
+from pipeline_lib.results.folders import Gap, Paired, Settings
+from pipeline_lib.results.statistics import Interval
 
 
 def sentence(comparison: Sequence[Paired]) -> str:

@@ -15,9 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline_lib import config
-from pipeline_lib.artifacts import digest as digest_of
-from pipeline_lib.artifacts import sha256_file
+from pipeline_lib.core import config
+from pipeline_lib.core.artifacts import digest as digest_of
+from pipeline_lib.core.artifacts import sha256_file
 from pipeline_lib.tracking.spool import Op
 
 SECRETS = "token|key|secret|passw|pwd|auth|credential|sig"  # in the names of a URL's parameters

@@ -12,8 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline_lib import config, runtime
-from pipeline_lib.errors import UserError
+from pipeline_lib.core import config, runtime
+from pipeline_lib.core.errors import UserError
 from pipeline_lib.tracking.client import prepare_environment
 from pipeline_lib.tracking.describe import (
     describe,

@@ -21,8 +21,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from pipeline_lib import runtime
-from pipeline_lib.errors import UserError
+from pipeline_lib.core import runtime
+from pipeline_lib.core.errors import UserError
 from pipeline_lib.tracking.client import MAX_POINTS, reason
 from pipeline_lib.tracking.describe import PACKAGE, now
 from pipeline_lib.tracking.spool import Op, Spool

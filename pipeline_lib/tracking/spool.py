@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from pipeline_lib.errors import UserError
+from pipeline_lib.core.errors import UserError
 
 HOME = ".tracking-spool"
 Op = dict[str, Any]  # one line; "op" names the operation

@@ -1,0 +1,1 @@
+"""Stage `base`: the pre-trained model, from wherever it comes, as one self-contained open_clip folder."""

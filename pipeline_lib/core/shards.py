@@ -1,0 +1,238 @@
+"""The format of sharded data, and its reader: tars that any webdataset reader understands, with an index beside each.
+
+    data/shards/<part>/00000.tar      <escaped key>.jpg (the image file, byte for byte), .json (captions, labels), .cls
+    data/shards/<part>/00000.jsonl    a line per sample in tar order, see `IndexEntry`
+    data/shards/<part>/manifest.json  shards with hashes and counts, tasks, where the part came from
+
+The index makes a tar randomly accessible: `file[offset:offset + size]` is the image file, read with `pread`, so that
+processes and threads share nothing. A part may also index tars that lie elsewhere (`in_place`), and then one tar may
+serve several parts. Every image is compared with its hash when it is read: a tar in place is not ours to keep.
+`shard_writer` writes all this.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pipeline_lib.core import artifacts
+from pipeline_lib.core.errors import UserError
+
+STAGE = "shard"
+TRAINING_PARTS = ("refine", "val")  # what `cache_teacher` and `refine` read: never evaluated on, nor their pictures
+LEARNED_FROM = ("base", "refine")  # parts that models are trained on: nothing is chosen there
+
+
+def text_digest(text: str) -> bytes:
+    """16 bytes that stand for a sample's key or a caption's text."""
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def check_names(parts: Sequence[str], evaluation: Iterable[str]) -> None:
+    """Refuse names of parts and evaluation sets that cannot be folders side by side.
+
+    Raises:
+        UserError: A name has other signs than letters, digits, - and _, or stands twice.
+    """
+    for name in (*parts, *evaluation):
+        if not name.replace("_", "").replace("-", "").isalnum():
+            raise UserError(f"data: `{name}` cannot name a part or set; use letters, digits, - and _")
+    for name in evaluation:
+        if name in (*parts, "base"):
+            raise UserError(f"data.evaluation.{name}: a part of `data.parts` has this name already; choose another")
+
+
+def evaluated_sets(names: Sequence[str], selection: str, origin: str) -> list[str]:
+    """Those of the parts and sets that a model is evaluated on, beside the selection part.
+
+    Args:
+        names: All parts and sets.
+        selection: The part on which choices are made.
+        origin: Where they come from, for the message.
+
+    Raises:
+        UserError: The selection part is not there or is trained on, or nothing else is left.
+    """
+    free = [name for name in names if name not in LEARNED_FROM]
+    if selection not in free:
+        why = "models are trained on" if selection in LEARNED_FROM else "there is no part or set"
+        raise UserError(
+            f"{origin}: evaluate.selection: {why} `{selection}`; name one that none is trained on: "
+            f"{', '.join(free) or 'add `val: 0.1` to data.parts'}"
+        )
+    found = [name for name in free if name not in {*TRAINING_PARTS, selection}]
+    if not found:
+        raise UserError(
+            f"{origin}: data.parts: nothing to evaluate on; beside refine, val and the selection part add a part "
+            "(`eval: 0.2`), or a set to data.evaluation"
+        )
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class IndexEntry:
+    """One sample: where its image lies in the tar, and its texts."""
+
+    key: str
+    member: str  # name in the tar
+    offset: int  # bytes
+    size: int  # bytes
+    sha256: str  # of the image file
+    captions: tuple[str, ...]
+    labels: Mapping[str, int]  # task -> class index
+
+    def line(self) -> str:
+        """The entry as a line of the index."""
+        return artifacts.canonical_json({name: getattr(self, name) for name in self.__slots__}) + "\n"
+
+
+def read_index(path: Path) -> Iterator[IndexEntry]:
+    """The entries of an index file, one at a time."""
+    for fields in artifacts.read_jsonl(path):
+        yield IndexEntry(**{**fields, "captions": tuple(fields["captions"])})
+
+
+@dataclass
+class Shard:
+    """One tar and its index."""
+
+    path: Path
+    index_path: Path
+    sha256: str
+    num_bytes: int
+    num_samples: int
+    num_captions: int
+    _entries: list[IndexEntry] | None = field(default=None, repr=False, compare=False)
+
+    def samples(self) -> list[IndexEntry]:
+        """The entries in tar order, read at the first call and then kept."""
+        if self._entries is None:
+            self._entries = list(read_index(self.index_path))
+            if len(self._entries) != self.num_samples:
+                raise UserError(f"{self.index_path}: {len(self._entries)} lines, the manifest says {self.num_samples}")
+        return self._entries
+
+    def read_image(self, entry: IndexEntry) -> bytes:
+        """The bytes of the image file of `entry`.
+
+        Raises:
+            UserError: The tar is shorter than the index says, or holds something else there.
+        """
+        try:
+            with open(self.path, "rb", buffering=0) as file:
+                data = os.pread(file.fileno(), entry.size, entry.offset)
+        except FileNotFoundError:
+            raise UserError(f"{self.path}: no such file; run `dvc repro shard`") from None
+        if len(data) != entry.size or artifacts.sha256_bytes(data) != entry.sha256:
+            raise UserError(
+                f"{self.path}: {entry.key}: bytes {entry.offset} to {entry.offset + entry.size} are not the image that "
+                "was indexed; the tar was changed, run `dvc repro -f shard`"
+            )
+        return data
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the index: another process reads it for itself."""
+        return {**self.__dict__, "_entries": None}
+
+
+@dataclass
+class Part:
+    """A part of the data, or an evaluation set, as the manifest of its folder describes it."""
+
+    directory: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Name of the part."""
+        return self.manifest["name"]
+
+    @property
+    def digest(self) -> str:
+        """Digest of the manifest: stands for the whole content."""
+        return self.manifest["digest"]
+
+    @property
+    def num_samples(self) -> int:
+        """Images."""
+        return self.manifest["num_samples"]
+
+    @property
+    def num_captions(self) -> int:
+        """Captions of all images."""
+        return self.manifest["num_captions"]
+
+    @property
+    def max_image_pixels(self) -> int:
+        """`shard.max_image_pixels` as it was: no image has more, and readers decode none that has."""
+        return self.manifest["max_image_pixels"]
+
+    @property
+    def tasks(self) -> Mapping[str, Mapping[str, Sequence[str]]]:
+        """{task: {"classnames": [...], "templates": [...]}}; templates hold {}."""
+        return self.manifest["tasks"]
+
+    @cached_property
+    def shards(self) -> list[Shard]:
+        """The shards in order."""
+        return [
+            Shard(
+                path=Path(record["file"]) if self.manifest["in_place"] else self.directory / record["file"],
+                index_path=self.directory / record["index"],
+                sha256=record["sha256"],
+                num_bytes=record["bytes"],
+                num_samples=record["num_samples"],
+                num_captions=record["num_captions"],
+            )
+            for record in self.manifest["shards"]
+        ]
+
+    def entries(self) -> Iterator[IndexEntry]:
+        """All entries in order, one shard's index in memory at a time."""
+        for shard in self.shards:
+            yield from read_index(shard.index_path)
+
+
+def read_part(directory: Path) -> Part:
+    """Open a part for reading; files are checked for presence and size here (`artifacts.verify` compares the hashes).
+
+    Raises:
+        UserError: The folder is missing, unfinished or changed, or a tar is missing or has another size.
+    """
+    part = Part(directory, artifacts.read_manifest(directory, stage=STAGE))
+    if "shards" not in part.manifest:
+        raise UserError(f"{directory}: not a part of sharded data; a part is a folder below paths.shards")
+    for shard in part.shards:
+        if not shard.path.is_file() or not shard.index_path.is_file():
+            missing = shard.index_path if shard.path.is_file() else shard.path
+            raise UserError(f"{missing}: no such file, but {directory}/manifest.json lists it; run `dvc repro shard`")
+        if shard.path.stat().st_size != shard.num_bytes:
+            raise UserError(
+                f"{shard.path}: {shard.path.stat().st_size} bytes, the manifest says {shard.num_bytes}; "
+                "run `dvc repro -f shard`"
+            )
+    return part
+
+
+def read_training_parts(directory: Path) -> list[Part]:
+    """Part `refine`, and `val` where the data have one.
+
+    Raises:
+        UserError: See `read_part`.
+    """
+    there = artifacts.read_manifest(directory, stage=STAGE)["parts"]
+    return [read_part(directory / name) for name in TRAINING_PARTS if name in there or name == "refine"]
+
+
+def verify_in_place(part: Part) -> list[str]:
+    """What differs between tars that lie elsewhere and the manifest of the part, one line each (empty: all well)."""
+    return [
+        f"{shard.path}: SHA-256 differs from the manifest"
+        for shard in part.shards
+        if part.manifest["in_place"] and artifacts.sha256_file(shard.path) != shard.sha256
+    ]

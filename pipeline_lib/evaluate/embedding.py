@@ -1,0 +1,315 @@
+"""A set of images, captions and prompts through a model, once: the only part of the evaluation that runs it.
+
+Notable:
+
+- What is equal is embedded once: images with one content hash, texts with one sequence of token ids. Their features are
+  then equal bitwise, which the sharing of places among ties relies on, and nothing is computed twice.
+- Every forward pass has the same number of rows (the last one is filled up), so that a row does not depend on how many
+  others there are. Texts are sorted by length and cut after the longest of their pass where that is exact.
+- Finished features are kept on disk until the stage has succeeded: a killed run, started again, goes on from there.
+- An image that `shard` accepted but that does not decode, and features that are constant, zero or not finite, end the
+  stage: such numbers would look like results.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline_lib import model
+from pipeline_lib.core import artifacts, runtime
+from pipeline_lib.core.distributed import World
+from pipeline_lib.core.errors import UserError
+from pipeline_lib.core.shards import IndexEntry, Part, Shard
+from pipeline_lib.model import Clip, Preprocess
+from pipeline_lib.model.features import fault
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EmbeddedTask:
+    """A classification task of a set: K classes, P prompts per class, D features, N images."""
+
+    classnames: tuple[str, ...]
+    labels: torch.Tensor  # [N] int64; −1: the image has none
+    raw_prompt_features: dict[str, torch.Tensor]  # "single" [K, 1, D], "ensemble" [K, P, D], perhaps "imagenet"
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """Numbers of the images that have a label: [n] int64."""
+        return (self.labels >= 0).nonzero()[:, 0]
+
+
+@dataclass(frozen=True)
+class EmbeddedSet:
+    """A set as the model sees it: N images, M captions, D features, all on the CPU. Everything is scored from this."""
+
+    name: str
+    digest: str  # of the set's manifest
+    image_hashes: tuple[str, ...]  # [N]
+    captions: tuple[str, ...]  # [M], in the order of their images
+    text_image_index: torch.Tensor  # [M] int64, each caption's image
+    raw_image_features: torch.Tensor  # [N, D] float32
+    raw_text_features: torch.Tensor  # [M, D] float32
+    logit_scale: float
+    tasks: dict[str, EmbeddedTask]
+
+    @property
+    def num_images(self) -> int:
+        """N."""
+        return len(self.image_hashes)
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """A model and how to run it. Other weights need a new one: it keeps the prompts' features between sets."""
+
+    clip: Clip
+    batch_size: int
+    prompt: str  # single zero-shot prompt, with {} for the class name
+    ensemble: str  # `set`: the set's own templates where it has them; `openai`: open_clip's for ImageNet; `both`
+    num_workers: int = 0
+    progress: bool = True
+    world: World = field(default_factory=World)
+    kept: Path | None = None  # folder for finished features, named by all that they depend on; None: nothing is kept
+    _of_prompt: dict[str, torch.Tensor] = field(init=False, default_factory=dict)  # sets often share their tasks
+    _of_images: dict[str, torch.Tensor] = field(init=False, default_factory=dict)  # of whole parts, by name
+
+    def embed(self, part: Part) -> EmbeddedSet:
+        """Embed all images, captions and prompts of a part.
+
+        Raises:
+            UserError: Images do not decode, or the features are constant, zero or not finite.
+        """
+        entries = [entry for _, entry in _places(part)]
+        captions = [caption for entry in entries for caption in entry.captions]
+        prompts = {name: self._prompts(name, task) for name, task in _labelled_tasks(part, entries).items()}
+        new = [t for kinds in prompts.values() for texts in kinds.values() for t in texts if t not in self._of_prompt]
+        raw_image_features = self.embed_images(part)
+        raw_text_features = self._once(f"{part.name}.texts", lambda: self._embed_texts(part, [*captions, *new]))
+        self._of_prompt.update(zip(new, raw_text_features[len(captions) :].clone(), strict=True))
+        tasks = {name: self._task(part, entries, name, kinds) for name, kinds in prompts.items()}
+        return self._set(part, entries, raw_image_features, raw_text_features[: len(captions)], tasks)
+
+    def embed_sample(self, part: Part, count: int) -> EmbeddedSet:
+        """Embed `count` images of a part, the same ones in every run, and their captions; no tasks.
+
+        Raises:
+            UserError: See `embed`.
+        """
+        places = _places(part)
+        rows = np.sort(np.random.default_rng(0).permutation(len(places))[:count]).tolist()
+        drawn = [places[row] for row in rows]
+        captions = [caption for _, entry in drawn for caption in entry.captions]
+        if len(rows) == len(places) or part.name in self._of_images:
+            raw_image_features = self.embed_images(part)[rows]
+        else:
+            raw_image_features = self._once(f"{part.name}.sample.images", lambda: self._embed_images(part, drawn))
+        raw_text_features = self._once(f"{part.name}.sample.texts", lambda: self._embed_texts(part, captions))
+        return self._set(part, [entry for _, entry in drawn], raw_image_features, raw_text_features, {})
+
+    def _set(
+        self,
+        part: Part,
+        entries: Sequence[IndexEntry],
+        raw_image_features: torch.Tensor,
+        raw_text_features: torch.Tensor,
+        tasks: dict[str, EmbeddedTask],
+    ) -> EmbeddedSet:
+        counts = torch.tensor([len(entry.captions) for entry in entries])
+        return EmbeddedSet(
+            name=part.name,
+            digest=part.digest,
+            image_hashes=tuple(entry.sha256 for entry in entries),
+            captions=tuple(caption for entry in entries for caption in entry.captions),
+            text_image_index=torch.arange(len(entries)).repeat_interleave(counts),
+            raw_image_features=raw_image_features,
+            raw_text_features=raw_text_features,
+            logit_scale=self.clip.logit_scale.item(),
+            tasks=tasks,
+        )
+
+    def _task(
+        self, part: Part, entries: Sequence[IndexEntry], name: str, prompts: Mapping[str, Sequence[str]]
+    ) -> EmbeddedTask:
+        classnames = tuple(part.tasks[name]["classnames"])
+        features = {
+            kind: torch.stack([self._of_prompt[text] for text in texts]).unflatten(0, (len(classnames), -1))
+            for kind, texts in prompts.items()
+        }
+        return EmbeddedTask(classnames, labels(entries, name), features)
+
+    def _prompts(self, name: str, task: Any) -> dict[str, list[str]]:
+        """Texts of each kind of prompts, class after class."""
+        own = list(task["templates"]) if self.ensemble in ("set", "both") else []
+        kinds = {"single": [self.prompt], "ensemble": own or model.imagenet_templates()}
+        if self.ensemble == "both" and own:
+            kinds["imagenet"] = model.imagenet_templates()
+        for template in kinds["single"]:
+            if template.count("{}") != 1:
+                raise UserError(f"evaluate.prompt: {template!r} must hold {{}} once, for the class name of `{name}`")
+        return {
+            kind: [template.replace("{}", classname) for classname in task["classnames"] for template in of_kind]
+            for kind, of_kind in kinds.items()
+        }
+
+    # images
+
+    def embed_images(self, part: Part) -> torch.Tensor:
+        """Raw features of every image of a part: float32 [N, D]."""
+        if part.name not in self._of_images:
+            found = self._once(f"{part.name}.images", lambda: self._embed_images(part, _places(part)))
+            self._of_images[part.name] = found
+        return self._of_images[part.name]
+
+    def _embed_images(self, part: Part, places: Sequence[tuple[Shard, IndexEntry]]) -> torch.Tensor:
+        first_of: dict[str, int] = {}
+        for place, (_, entry) in enumerate(places):
+            first_of.setdefault(entry.sha256, place)
+        distinct = list(first_of.values())
+        own = [places[i] for i in distinct][self.world.own_rows(len(distinct))]
+        features = self._run_images(part, own)
+        features = self._gather(features, len(distinct))
+        self._check(part, "image", features)
+        row_of = {sha256: row for row, sha256 in enumerate(first_of)}
+        return features[[row_of[entry.sha256] for _, entry in places]]
+
+    def _run_images(self, part: Part, places: Sequence[tuple[Shard, IndexEntry]]) -> torch.Tensor:
+        images = _Images(places, self.clip.preprocess, part.max_image_pixels)
+        loader = DataLoader(
+            images,
+            batch_size=self.batch_size,
+            num_workers=min(self.num_workers, len(places)),
+            collate_fn=_collate,
+            worker_init_fn=runtime.leave_ctrl_c_to_parent,
+        )
+        features, reasons = [], []
+        label = f"{part.name}: images"
+        with runtime.progress(None, label=label, total=len(places), unit="img", enabled=self._shows_progress) as bar:
+            for pixels, failed in loader:
+                reasons += failed
+                if not reasons:
+                    features.append(self._forward(self.clip.encode_image, pixels))
+                bar.update(len(pixels) + len(failed))
+        if reasons:
+            raise UserError(
+                f"{part.directory}: {len(reasons)} of {len(places)} images cannot be read, though `shard` accepted "
+                f"them ({'; '.join(reasons[:3])}); see to shard.max_image_pixels, or run `dvc repro -f shard`"
+            )
+        return torch.cat(features) if features else torch.empty(0, self.clip.embed_dim)
+
+    # texts
+
+    def _embed_texts(self, part: Part, texts: Sequence[str]) -> torch.Tensor:
+        """Raw features of texts, float32 [len(texts), D]; texts with the same tokens are embedded once."""
+        if not texts:
+            return torch.empty(0, self.clip.embed_dim)
+        distinct_texts = list(dict.fromkeys(texts))
+        token_ids = self.clip.tokenize(distinct_texts)
+        token_ids, row_of = token_ids.unique(dim=0, return_inverse=True)
+        row_of_text = dict(zip(distinct_texts, row_of.tolist(), strict=True))
+        own = token_ids[self.world.own_rows(len(token_ids))]
+        features = self._gather(self._run_texts(part, own), len(token_ids))
+        self._check(part, "text", features)
+        return features[[row_of_text[text] for text in texts]]
+
+    def _run_texts(self, part: Part, token_ids: torch.Tensor) -> torch.Tensor:
+        lengths = self.clip.text_lengths(token_ids)
+        features = torch.empty(len(token_ids), self.clip.embed_dim)
+        label = f"{part.name}: texts"
+        with runtime.progress(
+            None, label=label, total=len(token_ids), unit="text", enabled=self._shows_progress
+        ) as bar:
+            for rows in lengths.argsort(stable=True).split(self.batch_size) if len(lengths) else ():
+                cut = int(lengths[rows].max())
+                features[rows] = self._forward(self.clip.encode_text, token_ids[rows, :cut])
+                bar.update(len(rows))
+        return features
+
+    # both
+
+    def _once(self, name: str, embed: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Features that an earlier run has finished, else those of `embed`, kept for a later one."""
+        if self.kept is None:
+            return embed()
+        path = self.kept / f"{name}.safetensors"
+        if not self.world.any(not path.is_file()):
+            log.info("resumed: %s were embedded", name)
+            return safetensors.torch.load_file(path)["features"]
+        features = embed()
+        if self.world.is_main:
+            artifacts.write_bytes(path, safetensors.torch.save({"features": features.contiguous()}))
+        return features
+
+    @property
+    def _shows_progress(self) -> bool:
+        return self.progress and self.world.is_main
+
+    def _forward(self, encode: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
+        """One pass of exactly `batch_size` rows: a pass of another size rounds differently. float32 on the CPU."""
+        if runtime.stop_requested():
+            raise runtime.Stopped
+        missing = self.batch_size - len(rows)
+        full = torch.cat([rows, rows[:1].expand(missing, *rows.shape[1:])]) if missing else rows
+        with torch.inference_mode():
+            return encode(full.to(self.clip.device))[: len(rows)].float().cpu()
+
+    def _gather(self, own: torch.Tensor, count: int) -> torch.Tensor:
+        """The features of every process, on each."""
+        if self.world.size == 1:
+            return own
+        return torch.cat(self.world.gather_rows(own.to(self.clip.device), count)).cpu()
+
+    def _check(self, part: Part, side: str, features: torch.Tensor) -> None:
+        """Refuse features that cannot mean anything; `features` are of distinct inputs."""
+        problem = fault(features, len(features))
+        if problem:
+            raise UserError(
+                f"{self.clip.directory}: {side} features of `{part.name}`: {problem}; check the model's weights"
+            )
+
+
+class _Images(Dataset[Any]):
+    """Decoded images, or why one cannot be read. Picklable, so that decoders may be processes."""
+
+    def __init__(self, places: Sequence[tuple[Shard, IndexEntry]], preprocess: Preprocess, max_pixels: int) -> None:
+        self.places, self.preprocess, self.max_pixels = places, preprocess, max_pixels
+
+    def __getitem__(self, index: int) -> np.ndarray | str:
+        shard, entry = self.places[index]
+        try:
+            return self.preprocess.decode(shard.read_image(entry), self.max_pixels)
+        except (ValueError, UserError) as error:
+            return f"{entry.key}: {error}"
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+def _collate(items: Sequence[np.ndarray | str]) -> tuple[torch.Tensor, list[str]]:
+    pixels = [item for item in items if not isinstance(item, str)]
+    return torch.from_numpy(np.stack(pixels)) if pixels else torch.empty(0), [i for i in items if isinstance(i, str)]
+
+
+def _places(part: Part) -> list[tuple[Shard, IndexEntry]]:
+    """Every entry of a part in order, with the shard that its image lies in."""
+    return [(shard, entry) for shard in part.shards for entry in shard.samples()]
+
+
+def _labelled_tasks(part: Part, entries: Sequence[IndexEntry]) -> dict[str, Any]:
+    """The tasks of a part for which some image has a label."""
+    return {name: task for name, task in part.tasks.items() if any(name in entry.labels for entry in entries)}
+
+
+def labels(entries: Sequence[IndexEntry], task: str) -> torch.Tensor:
+    """Class indices of `entries` in `task`, −1 for an entry without: [N] int64."""
+    return torch.tensor([entry.labels.get(task, -1) for entry in entries], dtype=torch.int64)

@@ -1,0 +1,159 @@
+"""Linear probes on the frozen image features: can the classes still be told apart, whatever the prompts say?"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from pipeline_lib.core import config
+from pipeline_lib.evaluate import scoring
+from pipeline_lib.evaluate.embedding import EmbeddedSet, Embedder, labels
+from pipeline_lib.evaluate.inputs import Inputs
+from pipeline_lib.evaluate.scoring import Block, Items
+from pipeline_lib.metrics import logistic_regression
+from pipeline_lib.model.features import l2_normalize
+from pipeline_lib.results.statistics import Mean
+
+log = logging.getLogger(__name__)
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)  # C, the inverse of the regularisation: the weakest last
+
+
+class Labelled(NamedTuple):
+    """Features with a class each."""
+
+    features: np.ndarray  # [n, D]
+    labels: np.ndarray  # [n]
+
+    def at(self, rows: np.ndarray) -> Labelled:
+        """Some of them."""
+        return Labelled(self.features[rows], self.labels[rows])
+
+
+class TrainingData(NamedTuple):
+    """What the probe of a task learns from."""
+
+    classnames: tuple[str, ...]
+    train: Labelled
+    validation: Labelled  # the strength is chosen on it
+    sources: list[str]  # the parts that they are
+
+
+class Probe(NamedTuple):
+    """A linear probe's result."""
+
+    top1: Mean  # over the test images, by their number in the set
+    strength: float  # the C that was chosen
+    num_train: int
+
+
+def training_data(embedder: Embedder, inputs: Inputs, selection: EmbeddedSet) -> dict[str, TrainingData]:
+    """By task, from the training part and the selection part, where both carry its labels and a set asks for it."""
+    part = inputs.training
+    if part is None:
+        return {}
+    entries = list(part.entries())
+    shared = {
+        name: task
+        for name, task in selection.tasks.items()
+        if tuple(part.tasks.get(name, {}).get("classnames", ())) == task.classnames
+        and any(name in entry.labels for entry in entries)
+        and any(name in one.tasks for one in inputs.sets)
+    }
+    if not shared:
+        return {}
+    images = embedder.embed_images(part)
+    return {
+        name: TrainingData(
+            task.classnames,
+            _labelled(images, labels(entries, name)),
+            _labelled(selection.raw_image_features, task.labels),
+            [part.name, selection.name],
+        )
+        for name, task in shared.items()
+    }
+
+
+def probe_sets(
+    sets: Sequence[EmbeddedSet], training: Mapping[str, TrainingData], settings: config.Evaluate
+) -> tuple[Block, dict[str, Items]]:
+    """Probes of every task of every set: {set: {task: {"top1", …}}}, and per-item arrays by set.
+
+    A set whose task has no training data is split: a quarter trains, a quarter chooses the strength, half is tested.
+    """
+    block: Block = {}
+    items: dict[str, Items] = {one.name: {} for one in sets}
+    for one in sets:
+        for name, task in one.tasks.items():
+            data = _labelled(one.raw_image_features, task.labels)
+            if name in training and training[name].classnames == task.classnames:
+                learned_from, test = training[name], np.arange(len(data.labels))
+            else:
+                learned_from, test = _divided(data, task.classnames, one.name, settings.seed)
+            sizes = [len(part.labels) for part in (learned_from.train, learned_from.validation, data.at(test))]
+            if min(sizes) == 0 or len(np.unique(learned_from.train.labels)) < 2:
+                log.warning("%s: too few images per class of `%s` for a linear probe", one.name, name)
+                continue
+            probe = linear_probe(learned_from.train, learned_from.validation, data.at(test), task.rows.numpy()[test])
+            top1 = scoring.with_intervals({"top1": probe.top1}, one.num_images, settings)
+            facts = {"num_train": probe.num_train, "C": probe.strength, "num_test": len(test)}
+            block.setdefault(one.name, {})[name] = {**top1, "trained_on": learned_from.sources, **facts}
+            items[one.name] |= {
+                f"linear_probe.{name}.correct": probe.top1.values.astype(np.uint8),
+                f"linear_probe.{name}.image_index": probe.top1.image_index,
+            }
+    return block, items
+
+
+def _labelled(raw_features: torch.Tensor, labels: torch.Tensor) -> Labelled:
+    """Unit features of the images that have a label, which is not −1."""
+    rows = (labels >= 0).nonzero()[:, 0]
+    return Labelled(l2_normalize(raw_features[rows]).numpy(), labels[rows].numpy())
+
+
+def _divided(data: Labelled, classnames: tuple[str, ...], set_name: str, seed: int) -> tuple[TrainingData, np.ndarray]:
+    """A quarter to train on, a quarter to choose the strength on, and the numbers of the other half."""
+    both, test = stratified_halves(data.labels, seed)
+    train, validation = (both[half] for half in stratified_halves(data.labels[both], seed))
+    return TrainingData(classnames, data.at(train), data.at(validation), [f"half of {set_name}"]), test
+
+
+def linear_probe(train: Labelled, validation: Labelled, test: Labelled, test_index: np.ndarray) -> Probe:
+    """Accuracy of `metrics.logistic_regression` on frozen features.
+
+    The strength is the one of STRENGTHS with the best accuracy on `validation` after fitting `train` (the strongest
+    regularisation among equals); the classifier is then fitted on both.
+
+    Args:
+        train: What the candidates are fitted on.
+        validation: What the strength is chosen on.
+        test: What the accuracy is measured on.
+        test_index: [n] image number of each test item, for the resampling.
+    """
+    accuracy = [logistic_regression(*train, strength=c).score(*validation) for c in STRENGTHS]
+    strength = STRENGTHS[int(np.argmax(accuracy))]
+    joined = Labelled(*(np.concatenate(both) for both in zip(train, validation, strict=True)))
+    correct = logistic_regression(*joined, strength=strength).predict(test.features) == test.labels
+    return Probe(Mean(correct.astype(np.float64), test_index), strength, len(joined.labels))
+
+
+def stratified_halves(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two halves of the items with every class shared out evenly; the odd one of a class goes to the first.
+
+    Args:
+        labels: [N] classes.
+        seed: Decides who goes where.
+
+    Returns:
+        Sorted item numbers of both halves.
+    """
+    generator = np.random.default_rng(seed)
+    first = []
+    for label in np.unique(labels):
+        members = generator.permutation(np.flatnonzero(labels == label))
+        first.append(members[: -(-len(members) // 2)])
+    chosen = np.sort(np.concatenate(first))
+    return chosen, np.setdiff1d(np.arange(len(labels)), chosen)

@@ -1,0 +1,262 @@
+"""One model on every set: embed, score, probe, interpolate; and what is written to data/eval/<model>/.
+
+    results.json                 facts and numbers with intervals, see `evaluate`
+    items/<set>.safetensors      per-item arrays, from which two models are compared on the same items
+    features/<set>.safetensors   raw features, each caption's image and the means that centre: what the report draws
+    ../<model>.json              the flat numbers, a DVC metrics file
+
+Two parts serve the others. The selection part is scored like a set under `selection`: recipes, weights and mixes are to
+be chosen there, and the other sets looked at once. The training part lends its means to the mean-centred variant: it is
+never evaluated, and large, so that the means carry little noise of their own (of a very large one a fixed sample).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.numpy
+import safetensors.torch
+import torch
+
+from pipeline_lib import model
+from pipeline_lib.core import artifacts, config, provenance, runtime
+from pipeline_lib.core.distributed import World
+from pipeline_lib.evaluate import probes, scoring, wise_ft
+from pipeline_lib.evaluate.embedding import EmbeddedSet, Embedder
+from pipeline_lib.evaluate.inputs import Inputs, open_inputs, open_model
+from pipeline_lib.evaluate.scoring import Block, Items, Stopwatch
+from pipeline_lib.sources import known_answers
+
+log = logging.getLogger(__name__)
+COMMON_ITEMS = ("text_image_index", ".label", ".image_index")  # per-item arrays that every variant has alike
+CENTRING_SAMPLES = 4096  # pictures that the means are taken over: as much work as one evaluation set, at most
+FLAT_GAP = ("centroid_distance", "alignment", "uniformity", "relative_modality_gap", "linear_separability")
+
+
+@dataclass
+class Evaluated:
+    """What the stage writes."""
+
+    results: dict[str, Any]
+    items: dict[str, Items]
+    features: dict[str, dict[str, torch.Tensor]]
+    seconds: dict[str, float] = field(default_factory=dict)  # by part of the work; differs from run to run
+
+
+def evaluate(embedder: Embedder, name: str, inputs: Inputs, settings: config.Evaluate) -> Evaluated | None:
+    """Evaluate one model.
+
+    Args:
+        embedder: The model and how to run it.
+        name: `base` or `refined`.
+        inputs: What to evaluate on.
+        settings: What to measure.
+
+    Returns:
+        `results` with {"model", "weights_digest", "sets": {set: facts and "variants": {"plain": block, "mean_centred":
+        block}}, "selection": {selection part: the same, plain}, "centring": {"part", "num_images", "num_captions"},
+        "linear_probe": {set: {task: {"top1", …}}},
+        "wise_ft": [{"mix", "sets": {set: {headline: value}}, "metrics": {set: {name: value}}}]}, and the arrays. None
+        on all processes but the first.
+
+    Raises:
+        UserError: Images cannot be read, features mean nothing, or a known answer is missed.
+    """
+    watch = Stopwatch()
+    with watch("embed"):
+        embedded = [embedder.embed(part) for part in inputs.all_sets]
+    with watch("linear_probe"):
+        training = probes.training_data(embedder, inputs, embedded[0]) if settings.linear_probe else {}
+    with watch("centring"):
+        centring = _centring(embedder, inputs, embedded[0])
+    with watch("wise_ft"):
+        mixes = wise_ft.sweep(embedder, inputs, settings)
+    if not embedder.world.is_main:
+        return None
+    scored = _score(embedded, centring, settings, watch)
+    scored.results = {"model": name, "weights_digest": embedder.clip.facts["weights_digest"], **scored.results}
+    if settings.linear_probe:
+        with watch("linear_probe"):
+            scored.results["linear_probe"], items = probes.probe_sets(embedded[1:], training, settings)
+            for set_name, arrays in items.items():
+                scored.items[set_name] |= arrays
+    if mixes:
+        scored.results["wise_ft"] = mixes
+    if name == "base":
+        numbers = flat_metrics(scored.results)
+        for part in inputs.all_sets:
+            known_answers.check(part, numbers[part.name], embedder.clip.facts)
+    scored.seconds = watch.seconds
+    _log_times(name, watch.seconds)
+    return scored
+
+
+def _log_times(name: str, seconds: Mapping[str, float]) -> None:
+    """How long each part took, the longest first."""
+    longest = sorted(seconds.items(), key=lambda item: -item[1])
+    log.info("%s: time of each part: %s", name, ", ".join(f"{part} {value:.1f} s" for part, value in longest))
+
+
+# ---- scores ----
+
+
+def _centring(embedder: Embedder, inputs: Inputs, selection: EmbeddedSet) -> EmbeddedSet | None:
+    """What the means are taken over: the training part, else the selection part; None where neither has captions."""
+    if inputs.training is not None and inputs.training.num_captions:
+        return embedder.embed_sample(inputs.training, CENTRING_SAMPLES)
+    if selection.captions:
+        return selection
+    log.warning("%s has no captions, so there is no mean-centred variant", selection.name)
+    return None
+
+
+def _score(
+    embedded: Sequence[EmbeddedSet], centring: EmbeddedSet | None, settings: config.Evaluate, watch: Stopwatch
+) -> Evaluated:
+    """Score the selection set (first) and the others, these also centred with the means of `centring`."""
+    selection, *sets = embedded
+    means = scoring.modality_means(centring) if centring else None
+    found = Evaluated({"sets": {}, "selection": {}}, {}, {})
+    if centring:
+        counts = {"num_images": centring.num_images, "num_captions": len(centring.captions)}
+        found.results["centring"] = {"part": centring.name, **counts}
+    for one in embedded:
+        _warn_of_gaps(one)
+        group = "selection" if one is selection else "sets"
+        centre = None if one is selection else means
+        found.results[group][one.name], found.items[one.name] = _score_set(one, settings, centre, watch)
+    for one in sets:
+        found.features[one.name] = {
+            "raw_image_features": one.raw_image_features,
+            "raw_text_features": one.raw_text_features,
+            "text_image_index": one.text_image_index,
+            **({} if means is None else {"image_mean": means.image, "text_mean": means.text}),
+        }
+    return found
+
+
+def _score_set(
+    one: EmbeddedSet, settings: config.Evaluate, means: scoring.Means | None, watch: Stopwatch
+) -> tuple[Block, Items]:
+    plain, items = scoring.score(one, settings, watch=watch)
+    variants = {"plain": plain}
+    if means is not None:
+        variants["mean_centred"], centred = scoring.score(one, settings, means, watch)
+        items |= {f"mean_centred.{key}": value for key, value in centred.items() if not key.endswith(COMMON_ITEMS)}
+    facts = {
+        "digest": one.digest,
+        "num_images": one.num_images,
+        "num_captions": len(one.captions),
+        "duplicates": scoring.duplicates(one),
+    }
+    with watch("intervals"):
+        return {**facts, "variants": scoring.with_intervals(variants, one.num_images, settings)}, items
+
+
+def _warn_of_gaps(one: EmbeddedSet) -> None:
+    if one.captions and not scoring.is_captioned(one):
+        missing = one.num_images - len(one.text_image_index.unique())
+        log.warning("%s: %d of %d images have no caption, so there is no retrieval", one.name, missing, one.num_images)
+    for name, task in one.tasks.items():
+        if len(task.rows) < one.num_images:
+            missing = one.num_images - len(task.rows)
+            log.warning(
+                "%s: %d of %d images have no label of `%s`: not scored", one.name, missing, one.num_images, name
+            )
+    repeated = scoring.duplicates(one)
+    if any(repeated.values()):
+        log.info("%s: %d images and %d captions are repetitions", one.name, repeated["images"], repeated["captions"])
+
+
+# ---- output ----
+
+
+def flat_metrics(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """The numbers of a set by name, plain and (headlines and gap only) mean-centred: what DVC and MLflow compare."""
+    flat = {}
+    for name, one in {**results["sets"], **results["selection"]}.items():
+        values = scoring.flat(one["variants"]["plain"])
+        for task, probe in results.get("linear_probe", {}).get(name, {}).items():
+            values[f"linear_probe_{task}_top1"] = scoring.number(probe["top1"])
+        centred = one["variants"].get("mean_centred")
+        if centred is not None:
+            also = scoring.headlines(centred) | {k: v for k, v in centred["gap"].items() if k in FLAT_GAP}
+            values |= {f"mean_centred_{key}": value for key, value in also.items()}
+        flat[name] = values
+    return flat
+
+
+def write(evaluated: Evaluated, settings: config.Evaluate, directory: Path, metrics_file: Path) -> str:
+    """Write the folder and the metrics file; returns the digest of the folder's manifest."""
+    with artifacts.output_directory(directory, "evaluate") as place:
+        artifacts.write_json(place("results.json"), evaluated.results)
+        for name, items in evaluated.items.items():
+            artifacts.write_bytes(place(f"items/{name}.safetensors"), safetensors.numpy.save(items))
+        for name, features in evaluated.features.items():
+            artifacts.write_bytes(place(f"features/{name}.safetensors"), safetensors.torch.save(features))
+        place(model=evaluated.results["model"], weights_digest=evaluated.results["weights_digest"])
+        place(parameters={"evaluate": dataclasses.asdict(settings)})
+    artifacts.write_json(metrics_file, flat_metrics(evaluated.results))
+    return artifacts.read_manifest(directory)["digest"]
+
+
+# ---- the whole stage ----
+
+
+def build(
+    name: str, paths: config.Paths, settings: config.Evaluate, how: config.Runtime, world: World
+) -> dict[str, Any] | None:
+    """Load a model and its sets, evaluate, and write `paths.eval`/<name>.
+
+    Args:
+        name: `base` or `refined`.
+        paths: Where things are.
+        settings: What to measure.
+        how: Device, decoding processes, progress.
+        world: The processes that share the embedding.
+
+    Returns:
+        `digest` of what was written, `metrics` {set: {name: number}}, `seconds`; None on all processes but the first.
+
+    Raises:
+        UserError: The model or the shards are missing, or see `evaluate`.
+    """
+    clip, base_weights = open_model(name, paths, runtime.pick_device(how.device))
+    inputs = dataclasses.replace(open_inputs(paths.shards, settings), base_weights=base_weights)
+    kept = _work_directory(name, clip, inputs, settings, world)
+    embedder = Embedder(
+        clip=clip,
+        batch_size=settings.batch_size,
+        prompt=settings.prompt,
+        ensemble=settings.ensemble,
+        num_workers=how.num_workers,
+        progress=how.progress,
+        world=world,
+        kept=kept,
+    )
+    evaluated = evaluate(embedder, name, inputs, settings)
+    if evaluated is None:
+        return None
+    with Stopwatch(evaluated.seconds)("write"):
+        digest = write(evaluated, settings, paths.eval / name, paths.eval / f"{name}.json")
+    shutil.rmtree(kept)
+    return {"digest": digest, "metrics": flat_metrics(evaluated.results), "seconds": evaluated.seconds}
+
+
+def _work_directory(name: str, clip: model.Clip, inputs: Inputs, settings: config.Evaluate, world: World) -> Path:
+    """Where finished features wait for the end of the stage; named by all that they depend on."""
+    parts = [*inputs.all_sets, *([inputs.training] if inputs.training else [])]
+    identity = {
+        "model": [name, clip.facts],
+        "parts": {part.name: part.digest for part in parts},
+        "settings": [settings.batch_size, settings.prompt, settings.ensemble],
+        "machine": [world.size, clip.device.type, torch.get_num_threads()],
+        "code": [provenance.stage_digest("evaluate"), provenance.package_versions()],
+    }
+    return artifacts.work_directory("evaluate", world.first_of(artifacts.digest(identity)))

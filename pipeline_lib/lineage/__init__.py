@@ -1,0 +1,1 @@
+"""Where every output came from, across runs, commits and experiments."""

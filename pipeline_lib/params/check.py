@@ -1,0 +1,42 @@
+"""What is wrong with params.yaml as a whole, said before any work: every section, and what they say of one another.
+
+Each stage loads its own sections, so that a mistake in a late one would be found only after the epoch. Stages `base`
+and `refine` ask here first. The recipe's block is left to `refine`, so that a new recipe does not make a new base.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline_lib.core import config
+from pipeline_lib.core.errors import UserError
+from pipeline_lib.core.shards import check_names, evaluated_sets
+
+
+def check(params_file: Path) -> None:
+    """Refuse what a later stage would refuse, as far as it can be told without data.
+
+    A stage may read sections here that dvc.yaml does not list for it: they only stop it, and change nothing it makes.
+
+    Args:
+        params_file: params.yaml.
+
+    Raises:
+        UserError: A section does not load, or parts and evaluation do not fit together.
+    """
+    sections = {name: config.load(params_file, name) for name in config.SECTIONS}
+    _check_parts(sections["data"], sections["evaluate"].selection, params_file)
+    prompt = sections["evaluate"].prompt
+    if prompt.count("{}") != 1:
+        raise UserError(f"{params_file}: evaluate.prompt: {prompt!r} must hold {{}} once, for the class name")
+
+
+def _check_parts(data: config.Data, selection: str, params_file: Path) -> None:
+    parts = [part for part, share in data.parts.items() if share != 0]
+    if "refine" not in parts:
+        raise UserError(
+            f"{params_file}: data.parts.refine: missing; training takes the part of this name, and there are only "
+            f"{', '.join(parts) or 'none'}; add it (`refine: 0.8`)"
+        )
+    check_names(parts, data.evaluation)
+    evaluated_sets([*parts, *data.evaluation], selection, str(params_file))

@@ -1,0 +1,1 @@
+"""Stage `refine`: one epoch of a recipe, from the base model and the teacher cache to the refined model."""

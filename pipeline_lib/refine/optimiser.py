@@ -1,0 +1,90 @@
+"""What is trained, at which learning rate, by which optimiser."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from pipeline_lib import model
+from pipeline_lib.core import config
+from pipeline_lib.core.errors import UserError
+from pipeline_lib.model import Clip
+
+LARGEST_LOGIT_SCALE = 100.0
+
+
+def select_trainable(student: Clip, settings: config.Refine) -> None:
+    """Set `requires_grad` by `trainable`, `lock_*` and `train_logit_scale`, and the mode of every layer.
+
+    Raises:
+        UserError: Nothing is left to train, or a tower cannot be locked or checkpointed as asked.
+    """
+    module = student.module.requires_grad_(True)
+    _set_mode(student, settings.stochastic_layers)
+    if settings.lock_image:
+        model.lock_image(student, settings.lock_image_unlocked_groups)
+    if settings.lock_text:
+        model.lock_text(student, settings.lock_text_unlocked_layers)
+    projections = set(model.projection_names(student))
+    for name, parameter in module.named_parameters():
+        if settings.trainable == "projections" and name not in projections:
+            parameter.requires_grad_(False)
+        if name in model.SCALARS:
+            parameter.requires_grad_(settings.train_logit_scale)
+        if name.startswith("text_decoder."):  # CoCa's captioner, which no feature passes through
+            parameter.requires_grad_(False)
+    if settings.grad_checkpointing:
+        model.checkpoint_activations(student)
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        raise UserError("refine: every weight is locked; unlock something (trainable, lock_image, lock_text)")
+
+
+def _set_mode(student: Clip, stochastic_layers: bool) -> None:
+    """Eval mode: dropout and drop-path off, batch-norm statistics fixed; the latter stay fixed in any case."""
+    student.module.train(stochastic_layers)
+    for layer in student.module.modules():
+        if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
+            layer.eval()
+
+
+def learning_rate(settings: config.Refine, step: int, num_steps: int) -> float:
+    """Learning rate of a step: linear warm-up, then constant or half a cosine to 0."""
+    if step < settings.warmup_steps:
+        return settings.learning_rate * (step + 1) / settings.warmup_steps
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    share = (step - settings.warmup_steps) / max(1, num_steps - settings.warmup_steps)
+    return settings.learning_rate * (1 + math.cos(math.pi * share)) / 2
+
+
+def make_optimizer(student: Clip, settings: config.Refine) -> torch.optim.AdamW:
+    """AdamW over the trainable weights, fused where it exists.
+
+    One weight decay for all of the towers, as in the published code; none for the logit scale, which has no reason to
+    shrink.
+    """
+    trained = [(name, p) for name, p in student.module.named_parameters() if p.requires_grad]
+    scalars = [p for name, p in trained if name in model.SCALARS]
+    groups: list[dict[str, Any]] = [{"params": [p for name, p in trained if name not in model.SCALARS]}]
+    return torch.optim.AdamW(
+        groups + ([{"params": scalars, "weight_decay": 0.0}] if scalars else []),
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+        fused=student.device.type in ("cpu", "cuda"),
+    )
+
+
+def clamp_logit_scale(student: Clip, initial: float) -> None:
+    """After a step: a trained logit scale stays between 1 and 100, as CLIP and open_clip train it.
+
+    Args:
+        student: Whose scale it is.
+        initial: The parameter (a logarithm) before the first step; where it was above, it is the bound.
+    """
+    if student.module.logit_scale.requires_grad:
+        with torch.no_grad():
+            student.module.logit_scale.clamp_(0, max(math.log(LARGEST_LOGIT_SCALE), initial))

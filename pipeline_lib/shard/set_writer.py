@@ -1,0 +1,142 @@
+"""One set and its parts on the way into shards: its jobs, what came of them, and whether too many samples are bad."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline_lib.core import runtime
+from pipeline_lib.core.errors import UserError
+from pipeline_lib.core.shards import read_index
+from pipeline_lib.shard.jobs import FileJob, Job, Record, Result, Rules, TarJob
+from pipeline_lib.shard.workers import Workers
+from pipeline_lib.sources.samples import Sample, Source, Splitter, check_keys
+
+log = logging.getLogger(__name__)
+NAMED = 5  # bad samples named in a message
+
+
+@dataclass(slots=True, kw_only=True)
+class SetWriter:
+    """One source and its parts on the way into shards."""
+
+    source: Source
+    splitter: Splitter
+    rules: Rules
+    known_answers: Mapping[str, Any] = field(default_factory=dict)  # by part, see `known_answers.read`
+    records: dict[str, list[Record]] = field(default_factory=dict)
+    in_no_part: int = 0
+    ignored: Counter[str] = field(default_factory=Counter)
+    resumed: int = 0
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Parts to write; `base` is the base stage's own."""
+        return tuple(part for part in self.splitter.parts if part != "base")
+
+    def check_keys(self) -> None:
+        """Refuse doubled keys: before anything is written, or (tars) from the indexes.
+
+        Raises:
+            UserError: A key stands twice.
+        """
+        check_keys(self._indexed if self.source.tars else self._listed, self.source.name)
+
+    def _listed(self) -> Iterator[tuple[str, str]]:
+        return ((sample.key, sample.image.where) for sample in self.source.samples)
+
+    def _indexed(self) -> Iterator[tuple[str, str]]:
+        for record in (record for part in self.parts for record in self.records[part]):
+            if record.num_samples:
+                for entry in read_index(self.rules.output / record.part / record.index):
+                    yield entry.key, f"{record.file}: {entry.member}"
+
+    def jobs(self) -> Iterator[Job]:
+        """All jobs in order; the same ones each time."""
+        if self.source.tars:
+            for number, tar in enumerate(self.source.tars):
+                yield TarJob(name=f"{self.source.name}/{number:05d}", rules=self.rules, tar=tar, splitter=self.splitter)
+            return
+        pending: dict[str, list[Sample]] = {part: [] for part in self.parts}
+        written: Counter[str] = Counter()
+        self.in_no_part = 0
+        for sample in self.source.samples:
+            part = self.splitter(sample)
+            if part is None:
+                self.in_no_part += 1
+            elif part in pending:
+                pending[part].append(sample)
+                if len(pending[part]) == self.rules.settings.samples_per_shard:
+                    yield self._file_job(part, written, pending)
+        for part in self.parts:
+            if pending[part]:
+                yield self._file_job(part, written, pending)
+
+    def _file_job(self, part: str, written: Counter[str], pending: dict[str, list[Sample]]) -> FileJob:
+        name = f"{part}/{written[part]:05d}"
+        samples = tuple(pending[part])
+        written[part] += 1
+        pending[part] = []
+        return FileJob(name=name, rules=self.rules, part=part, samples=samples)
+
+    def write(self, workers: Workers, progress: bool) -> None:
+        """Run all jobs.
+
+        Raises:
+            UserError: A key stands twice, the set or a part is empty, or too many samples are bad.
+        """
+        self.records = {part: [] for part in self.parts}
+        if not self.source.tars:
+            self.check_keys()
+        with runtime.progress(None, label=f"shard {self.source.name}", enabled=progress, unit=" images") as bar:
+            for result in workers.run(self.jobs(), bar):
+                self._take(result)
+        if self.source.tars:
+            self.check_keys()
+        if self.resumed:
+            log.info("%s: resumed, %d shards were finished", self.source.name, self.resumed)
+        if next(iter(self.source.samples), None) is None:
+            raise UserError(f"{self.source.name}: the set in {self.source.samples.folder} holds no samples")
+        for part in self.parts:
+            self._check_bad(part)
+
+    def _take(self, result: Result) -> None:
+        for record in result.records:
+            if record.part in self.records:
+                self.records[record.part].append(record)
+        self.ignored.update(result.ignored)
+        self.resumed += result.resumed
+        if self.source.tars:
+            self.in_no_part += result.in_no_part
+
+    def _check_bad(self, part: str) -> None:
+        bad = [pair for record in self.records[part] for pair in record.quarantined]
+        read = sum(record.read for record in self.records[part])
+        if not read:
+            raise UserError(f"{self.source.name}: part `{part}` is empty; give it a larger share or a list that fits")
+        named = "; ".join(f"{key}: {reason}" for key, reason in bad[:NAMED]) + ("; ..." if len(bad) > NAMED else "")
+        if len(bad) > self.rules.settings.max_bad_share * read or len(bad) == read:
+            raise UserError(
+                f"{self.source.name}: {len(bad)} of the {read} samples of part `{part}` are bad, more than "
+                f"shard.max_bad_share allows: {named}; mend them or leave them out"
+            )
+        claimed = sum(claim == part for claim in self.splitter.claims.values())
+        if read < claimed and self.source.samples.limit is None:
+            log.warning(
+                "%s: %d names of the list of part `%s` are not in the set", self.source.name, claimed - read, part
+            )
+        if bad:
+            log.warning("%s: %d of %d samples quarantined: %s", part, len(bad), read, named)
+
+    def exclude(self, workers: Workers, found: Mapping[str, Mapping[tuple[str, str], str]]) -> None:
+        """Write the jobs named in `found` again, without the samples {(part, key): reason}."""
+        again = (dataclasses.replace(job, excluded=found[job.name]) for job in self.jobs() if job.name in found)
+        with runtime.progress(None, label="", enabled=False) as bar:
+            for record in (record for result in workers.run(again, bar) for record in result.records):
+                if record.part in self.records:
+                    place = [old.job for old in self.records[record.part]].index(record.job)
+                    self.records[record.part][place] = record

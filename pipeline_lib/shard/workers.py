@@ -1,0 +1,85 @@
+"""The processes that write shards: clean ones, fed by a lazy stream of jobs, so that none pile up in memory."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline_lib.core import runtime
+from pipeline_lib.core.errors import UserError
+from pipeline_lib.shard import jobs as shard_jobs
+from pipeline_lib.shard.jobs import Job, Result
+
+
+def _start_worker() -> None:
+    """A worker ends with its parent, leaves Ctrl-C to it, and does without torch, which webdataset would import."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    runtime.leave_ctrl_c_to_parent()
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)  # the parent was killed; an unfinished file is removed by the next run
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """A pool of clean processes (no threads, locks or files of ours), started as they are needed."""
+
+    pool: ProcessPoolExecutor
+    count: int
+
+    def run(self, jobs: Iterable[Job], bar: Any) -> Iterator[Result]:
+        """Results in the order of the jobs; only a few jobs are drawn ahead of the slowest."""
+        waiting: deque[Future[Result]] = deque()
+
+        def next_result() -> Result:
+            result = waiting.popleft().result()
+            if runtime.stop_requested():
+                raise runtime.Stopped
+            bar.update(sum(record.read for record in result.records))
+            return result
+
+        for job in jobs:
+            waiting.append(self.pool.submit(shard_jobs.run_job, job))
+            if len(waiting) > 2 * self.count:
+                yield next_result()
+        while waiting:
+            yield next_result()
+
+
+@contextmanager
+def start_workers(count: int | None = None) -> Iterator[Workers]:
+    """Workers, by default one per core.
+
+    Raises:
+        UserError: One of them was killed.
+    """
+    available = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if "forkserver" in available else "spawn")
+    if "forkserver" in available:
+        context.set_forkserver_preload([__name__])
+    count = count or runtime.available_cores()
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker)
+    try:
+        yield Workers(pool, count)
+    except BrokenProcessPool:
+        if runtime.stop_requested():
+            raise runtime.Stopped from None
+        raise UserError(
+            "shard: a worker process was killed, probably for lack of memory; run again, finished shards are kept"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)

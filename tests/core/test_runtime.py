@@ -1,0 +1,250 @@
+"""The shell around a stage: exit codes, one line for the user, tracebacks for us, orderly ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline_lib.core import runtime
+from pipeline_lib.core.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(body, *arguments, **options):
+    """A script whose main has the given body, run as a stage."""
+    code = (
+        "import sys, time\nfrom pipeline_lib import runtime\nfrom pipeline_lib.core.errors import UserError\n"
+        f"def main(params_file):\n    {body}\n"
+        "sys.argv[0] = 'stage'\nruntime.run_stage(main, 'What it does.')\n"
+    )
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, **options)
+
+
+def test_success_is_exit_0_and_help_tells():
+    assert run("print(params_file)").stdout == "params.yaml\n"
+    assert run("pass", "--params", "x.yaml").returncode == 0
+    shown = run("pass", "--help").stdout
+    assert "What it does." in shown
+    assert "--params" in shown
+
+
+def test_user_errors_are_one_line_and_exit_1():
+    done = run("raise UserError('params.yaml: refine.x: wrong; mend it')")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "error: params.yaml: refine.x: wrong; mend it\n")
+    debug = run("raise UserError('wrong')", "--debug")
+    assert debug.returncode == 1
+    assert "Traceback" in debug.stderr
+
+
+def test_a_missing_file_is_a_user_error_too():
+    done = run("open('/nowhere/file')")
+    assert done.returncode == 1
+    assert done.stderr == "error: [Errno 2] No such file or directory: '/nowhere/file'\n"
+
+
+def test_other_exceptions_keep_their_traceback_and_fail():
+    """A failed run never exits 0: DVC would record it as a success."""
+    done = run("1 / 0")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "ZeroDivisionError" in done.stderr
+
+
+def start(body):
+    code = (
+        "import os, time\nfrom pipeline_lib import runtime\n"
+        f"def main(params_file):\n    print('ready', flush=True)\n    {body}\n"
+        "runtime.run_stage(main, None)\n"
+    )
+    return [sys.executable, "-c", code]
+
+
+WAIT = (
+    "\n    for _ in range(600):\n        time.sleep(0.05)\n        if runtime.stop_requested(): raise runtime.Stopped\n"
+)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_an_orderly_end(number):
+    process = subprocess.Popen(start(WAIT.strip() + "\n"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 128 + number
+    assert b"stopping at the next step" in errors
+    assert len(errors.splitlines()) == 1
+
+
+def test_a_second_ctrl_c_ends_at_once_in_one_line():
+    process = subprocess.Popen(start("time.sleep(60)"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(signal.SIGINT)
+    assert b"stopping at the next step" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors) == (128 + signal.SIGINT, b"interrupted\n")
+
+
+@pytest.mark.parametrize(("stage", "code"), [("refine", 128 + signal.SIGINT), (None, 0)])
+def test_ctrl_c_at_the_very_end_keeps_dvc_from_the_next_stage(stage, code):
+    """dvc itself ignores Ctrl-C while a stage runs, and takes exit code 0 as a reason to go on."""
+    environment = {**os.environ, **({"DVC_STAGE": stage} if stage else {})}
+    done = run("import os, signal; os.kill(os.getpid(), signal.SIGINT)", env=environment)
+    assert done.returncode == code
+    assert ("`dvc commit refine` keeps what it made" in done.stderr) == bool(stage)
+
+
+def test_loops_without_a_checkpoint_end_at_the_next_item(monkeypatch):
+    items = runtime.until_stopped(range(3))
+    assert next(items) == 0
+    monkeypatch.setattr(runtime, "_stop_signal", signal.SIGINT)
+    with pytest.raises(runtime.Stopped) as ended:
+        next(items)
+    assert ended.value.code == 128 + signal.SIGINT
+
+
+def test_ctrl_c_of_a_terminal_leaves_the_workers_to_the_stage(tmp_path):
+    """It reaches the whole process group: no worker says a word, and the loop ends in order."""
+    script = tmp_path / "stage.py"
+    script.write_text(
+        "import time\nimport torch\nfrom pipeline_lib import runtime\n"
+        "class Slow(torch.utils.data.Dataset):\n"
+        "    def __len__(self): return 1000\n"
+        "    def __getitem__(self, index):\n        time.sleep(0.05)\n        return index\n"
+        "def main(params_file):\n"
+        "    quiet = runtime.leave_ctrl_c_to_parent\n"
+        "    loader = torch.utils.data.DataLoader(Slow(), num_workers=2, worker_init_fn=quiet)\n"
+        "    for index in runtime.until_stopped(loader):\n        print(int(index), flush=True)\n"
+        "runtime.run_stage(main, None)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment, "start_new_session": True}
+    process = subprocess.Popen([sys.executable, str(script)], **options)
+    assert process.stdout.readline() == b"0\n"
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGINT
+    assert errors.count(b"\n") == 1, errors
+    assert b"stopping at the next step" in errors
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
+def test_the_stage_ends_when_its_parent_is_killed(tmp_path):
+    """Killing dvc must not leave a stage running: a killed parent's child ends by itself."""
+    pid_file = tmp_path / "pid"
+    body = f"open({str(pid_file)!r}, 'w').write(str(os.getpid()))" + WAIT
+    parent = subprocess.Popen(
+        [sys.executable, "-c", f"import subprocess; subprocess.run({start(body)!r})"], stdout=subprocess.PIPE, cwd=ROOT
+    )
+    parent.stdout.readline()
+    for _ in range(100):
+        if pid_file.exists() and pid_file.read_text():
+            break
+        time.sleep(0.05)
+    child = int(pid_file.read_text())
+    parent.kill()
+    parent.wait()
+    for _ in range(100):
+        if not alive(child):
+            return
+        time.sleep(0.1)
+    os.kill(child, signal.SIGKILL)
+    pytest.fail("the child outlived its parent")
+
+
+def alive(pid):
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+
+
+def test_devices():
+    assert runtime.pick_device("cpu") == torch.device("cpu")
+    assert runtime.pick_device("auto").type in ("cpu", "cuda", "mps")
+    with pytest.raises(UserError, match=r"runtime\.device: `cuda:99` is not usable here"):
+        runtime.pick_device("cuda:99")
+    with pytest.raises(
+        UserError, match=r"runtime\.device: `gpu` is no device; write cpu, cuda \(or cuda:1\), mps or auto$"
+    ):
+        runtime.pick_device("gpu")
+
+
+def test_importing_the_leaves_imports_nothing_heavy():
+    """Start-up: config, runtime, artifacts and tracking load neither torch nor mlflow nor matplotlib."""
+    code = (
+        "import sys\nfrom pipeline_lib import artifacts, config, runtime, tracking, shards, sources\n"
+        "print(sorted({'torch', 'mlflow', 'matplotlib', 'sklearn', 'pandas', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_tf32_is_on_inside_its_block_only(monkeypatch):
+    """The switches that an NVIDIA GPU obeys; without one nothing is switched."""
+    import torch
+
+    def switches():
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+    runtime.prepare(seed=0, num_threads=None, deterministic=False)
+    assert switches() == ("highest", False)
+    with runtime.arithmetic("tf32", torch.device("cpu")):
+        assert switches() == (("high", True) if torch.cuda.is_available() else ("highest", False))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with runtime.arithmetic("tf32", torch.device("cpu")):
+        assert switches() == ("high", True)
+    assert switches() == ("highest", False)
+    with runtime.arithmetic("fp32", torch.device("cpu")):
+        assert switches() == ("highest", False)
+        assert not torch.is_autocast_enabled("cpu")
+    with runtime.arithmetic("bf16", torch.device("cpu")):
+        assert torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, None),
+        ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, (3, 8, 1)),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, None),  # the shell of a batch script: no world around it
+        (
+            {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "MASTER_ADDR": "node1"},
+            None,
+        ),  # also with one
+        ({"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1", "MASTER_ADDR": "node1"}, (5, 8, 1)),
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "8", "MASTER_ADDR": "node1"}, None),
+        # torchrun on each node, started by srun: torchrun's word counts
+        ({"RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "SLURM_PROCID": "1", "MASTER_ADDR": "n"}, (9, 16, 1)),
+    ],
+)
+def test_who_started_this_process(monkeypatch, environment, expected):
+    for name in os.environ:
+        if name.startswith("SLURM_") or name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"):
+            monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert runtime.world_environment() == expected
+
+
+def test_several_tasks_of_srun_without_a_meeting_place_are_refused(monkeypatch):
+    # Otherwise each of them would run the whole stage and write the same files.
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    with pytest.raises(UserError, match="MASTER_ADDR and MASTER_PORT"):
+        runtime.world_environment()
+
+
+def test_usage_names_the_command():
+    command = [sys.executable, "-m", "pipeline_lib.report", "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert shown.startswith("usage: python -m pipeline_lib.report [-h]")

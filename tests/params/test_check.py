@@ -1,0 +1,50 @@
+"""A mistake anywhere in params.yaml is refused by the first stage, before anything is made."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline_lib.core import config
+from pipeline_lib.core.errors import UserError
+from pipeline_lib.params import check as precheck
+
+ROOT = Path(__file__).parents[2]
+
+
+def write(tmp_path, section, **values):
+    params = config.read_params(ROOT / "params.yaml")
+    params[section] |= values
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(params, sort_keys=False).replace("1e-", "1.0e-").replace("5e-", "5.0e-"))
+    return path
+
+
+@pytest.mark.parametrize("path", [ROOT / "params.yaml", *(ROOT / "ablations").glob("*.yaml")], ids=lambda p: p.stem)
+def test_the_projects_own_params_pass(path):
+    precheck.check(path)
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        ("report", {"num_examples": -1}, "report.num_examples: -1 is out of range"),
+        ("evaluate", {"bootstrap_samples": 0}, "evaluate.bootstrap_samples: 0 is out of range"),
+        ("evaluate", {"prompt": "a photo"}, "evaluate.prompt: 'a photo' must hold {} once, for the class name"),
+        ("data", {"parts": {"train": 0.5, "val": 0.1, "eval": 0.2}}, "data.parts.refine: missing; training takes the part of this name, and there are only train, val, eval"),  # noqa: E501
+        ("data", {"parts": {"refine": 0, "val": 0.1, "eval": 0.2}}, "data.parts.refine: missing"),
+        ("data", {"parts": {"refine": 0.5, "eval": 0.2}}, "evaluate.selection: there is no part or set `val`; name one that none is trained on: eval"),  # noqa: E501
+        ("evaluate", {"selection": "refine"}, "evaluate.selection: models are trained on `refine`; name one that none is trained on: val, eval"),  # noqa: E501
+        ("data", {"parts": {"base": 0.4, "refine": 0.5, "val": 0.1}}, "data.parts: nothing to evaluate on"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_together_is_refused(tmp_path, section, values, message):
+    path = write(tmp_path, section, **values)
+    with pytest.raises(UserError, match=f"^{re.escape(f'{path}: {message}')}"):
+        precheck.check(path)
+
+
+def test_an_evaluation_set_is_enough_to_evaluate_on(tmp_path):
+    parts = {"parts": {"refine": 0.9, "val": 0.1}, "evaluation": {"cifar": {"format": "clip_benchmark", "path": "c"}}}
+    precheck.check(write(tmp_path, "data", **parts))

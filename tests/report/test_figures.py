@@ -1,0 +1,219 @@
+"""Figures: what is drawn equals slow recomputation, bytes depend on the arrays alone, the page's SVG is sound."""
+
+import io
+import re
+import xml.etree.ElementTree as ElementTree
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.colors import same_color
+from matplotlib.figure import Figure as Canvas
+from PIL import Image
+
+from pipeline_lib.report import figures
+from pipeline_lib.report.figures import COLOURS, Difference
+
+RNG = np.random.default_rng(0)
+
+
+def unit(rows):
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def clouds(count=30, width=5):
+    return {
+        m: (unit(RNG.normal(size=(count, width))), unit(RNG.normal(size=(count, width)))) for m in ("base", "refined")
+    }
+
+
+def every_figure():
+    steps = np.arange(70)
+    recall = {"base": {1: (0.2, 0.1, 0.3), 5: (0.5, 0.4, 0.6)}, "refined": {1: (0.3, 0.2, 0.4), 5: (0.6, 0.5, 0.7)}}
+    rows = [Difference("eval: a", (2.0, 1.0, 3.0), "rose"), Difference("eval: b", (0.0, -1.0, 1.0), "still")]
+    return [
+        figures.differences(rows, confidence="95 %"),
+        figures.ablation("eval", {"R@1": [Difference("x", (-2.0, -3.0, -1.0), "fell", (-2.5, -1.5))]}, confidence="9"),
+        figures.projection(clouds()),
+        figures.cosine_histogram({"base": {"pairs": RNG.random(40), "non-pairs": RNG.random(90) - 0.5}}),
+        figures.gap_spectrum({m: RNG.normal(size=12) for m in ("base", "mean-centred", "refined")}),
+        figures.recall_bars("my set/1", {"image → text": recall}),
+        figures.training_curves(steps, {"loss": RNG.random(70), "a_loss": np.where(steps % 2, np.nan, 1.0)}),
+        figures.wise_ft_curve({"eval": [(0, 0, 0), (0.5, 1, 2), (1, -1, 3)]}, chosen=0.5),
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return every_figure()
+
+
+def axes_of(figure, panel=0):
+    axes = Canvas().subplots()
+    figure.panels[panel](axes)
+    return axes
+
+
+def test_svg_is_a_page_element_without_dates_sizes_or_fixed_colours(drawn):
+    """Each colour became a CSS variable, texts stayed texts, nothing tells when or with what it was drawn."""
+    for figure in drawn:
+        for svg in figures.to_svgs(figure):
+            root = ElementTree.fromstring(svg)
+            assert root.tag.endswith("svg")
+            assert "viewBox" in root.attrib
+            assert not {"width", "height"} & set(root.attrib)
+            assert "<text" in svg
+            assert "DejaVu" not in svg
+            assert not re.search(r"<metadata|matplotlib v|<dc:|\d{4}-\d\d-\d\d", svg)
+            assert not any(value in svg for value in COLOURS.values())
+            assert set(re.findall(r"#[0-9a-f]{6}", svg)) <= {"#ffffff"}, figure.name
+
+
+def test_ids_are_unique_on_a_page_and_references_resolve(drawn):
+    page = "".join(svg for figure in drawn for svg in figures.to_svgs(figure))
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'href="#([^"]+)"', page) + re.findall(r"url\(#([^)]+)\)", page)) <= set(ids)
+
+
+def test_bytes_depend_on_the_arrays_alone():
+    """Not on the user's matplotlibrc, not on what was drawn before."""
+    figure = figures.gap_spectrum({"base": np.arange(5.0)})
+    once = figures.to_svgs(figure), figures.to_png(figure)
+    with mpl.rc_context({"font.size": 30, "axes.facecolor": "red", "svg.hashsalt": "other"}):
+        assert (figures.to_svgs(figure), figures.to_png(figure)) == once
+        assert mpl.rcParams["font.size"] == 30
+
+
+def test_png_holds_all_panels_on_white(drawn):
+    for figure in drawn[:3]:
+        image = Image.open(io.BytesIO(figures.to_png(figure, columns=2)))
+        assert image.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+        columns = min(2, len(figure.panels))
+        assert image.width == pytest.approx(160 * columns * figure.panel_inches[0], abs=1)
+        assert not image.info.keys() & {"Software", "Creation Time"}
+
+
+def test_colours_are_distinct_as_matplotlib_writes_them():
+    """The page replaces them by their text, so two roles must never share one."""
+    assert len(set(COLOURS.values())) == len(COLOURS)
+    assert all(re.fullmatch("#[0-9a-f]{6}", value) for value in COLOURS.values())
+
+
+def test_projection_is_the_principal_plane_of_all_features_and_joins_pairs():
+    both = clouds()
+    rows = np.concatenate([x for pair in both.values() for x in pair])
+    centred = rows - rows.mean(0)
+    _, _, directions = np.linalg.svd(centred, full_matrices=False)
+    expected = (both["refined"][0] - rows.mean(0)) @ directions[:2].T
+    figure = figures.projection(both)
+    axes = [axes_of(figure, panel) for panel in (0, 1)]
+    joins, images = axes[1].lines[0].get_xydata(), axes[1].lines[1].get_xydata()
+    np.testing.assert_allclose(np.abs(images), np.abs(expected), atol=1e-9)  # each direction up to its sign
+    texts = axes[1].lines[3].get_xydata()
+    np.testing.assert_array_equal(joins.reshape(-1, 3, 2)[:, 0], images)
+    np.testing.assert_array_equal(joins.reshape(-1, 3, 2)[:, 1], texts)
+    assert np.isnan(joins.reshape(-1, 3, 2)[:, 2]).all()
+    assert axes[0].get_xlim() == axes[1].get_xlim()
+    assert axes[0].get_ylim() == axes[1].get_ylim()
+
+
+def test_projection_draws_at_most_max_points():
+    figure = figures.projection(clouds(count=figures.MAX_POINTS + 40, width=3))
+    assert len(axes_of(figure).lines[1].get_xydata()) == figures.MAX_POINTS
+    assert f"{figures.MAX_POINTS} pairs drawn" in figure.caption
+
+
+def test_projection_marks_the_means_of_all_points():
+    both = clouds(count=figures.MAX_POINTS + 40)
+    axes = axes_of(figures.projection(both), 0)
+    rows = np.concatenate([x for pair in both.values() for x in pair])
+    _, _, directions = np.linalg.svd(rows - rows.mean(0), full_matrices=False)
+    for line, cloud in zip(axes.lines[2::2], both["base"], strict=True):
+        expected = (cloud.mean(0) - rows.mean(0)) @ directions[:2].T
+        np.testing.assert_allclose(np.abs(line.get_xydata()[0]), np.abs(expected), atol=1e-9)
+
+
+def test_histogram_heights_are_shares():
+    figure = figures.cosine_histogram({"base": {"pairs": np.array([0.0, 0.0, 1.0, 0.5])}})
+    heights, edges, _ = axes_of(figure).patches[0].get_data()
+    assert heights.sum() == pytest.approx(1)
+    assert (edges[0], edges[-1], heights[0], heights[-1]) == (0.0, 1.0, 0.5, 0.25)
+
+
+def test_constant_features_are_drawn_too():
+    """A collapsed model must not stop the report."""
+    same = np.ones((4, 3)) / np.sqrt(3)
+    for figure in (
+        figures.projection({"base": (same, same)}),
+        figures.cosine_histogram({"base": {"pairs": np.ones(4)}}),
+        figures.gap_spectrum({"base": np.zeros(3)}),
+    ):
+        assert figures.to_svgs(figure)
+
+
+def test_gap_spectrum_by_hand():
+    figure = figures.gap_spectrum({"base": np.array([0.0, -4.0, 3.0])})
+    np.testing.assert_array_equal(axes_of(figure, 0).lines[0].get_ydata(), [4, 3, 0])
+    np.testing.assert_allclose(axes_of(figure, 1).lines[0].get_ydata(), [64, 100, 100])
+
+
+def test_gap_spectrum_shows_the_free_baseline_between_the_models():
+    gap = np.array([3.0, 1.0])
+    figure = figures.gap_spectrum({"base": gap, "mean-centred": gap / 2, "refined": gap / 3})
+    lines = axes_of(figure, 0).lines
+    assert [line.get_label() for line in lines] == ["base", "mean-centred", "refined"]
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 3
+
+
+def test_recall_bars_show_values_with_their_intervals():
+    figure = figures.recall_bars(
+        "s", {"image → text": {"base": {1: (0.2, 0.1, 0.4)}, "refined": {1: (0.3, 0.25, 0.5)}}}
+    )
+    axes = axes_of(figure)
+    assert [bar.get_height() for bar in axes.patches] == pytest.approx([20, 30])
+    whiskers = [line.get_segments()[0][:, 1].tolist() for line in axes.collections]
+    assert whiskers == [pytest.approx([10, 40]), pytest.approx([25, 50])]
+    assert figure.name == "recall_s"
+
+
+def test_long_training_curves_get_a_running_mean_and_short_ones_do_not():
+    values = RNG.random(90)
+    axes = axes_of(figures.training_curves(np.arange(90), {"loss": values}))
+    window = 5
+    slow = [np.mean(values[i - window + 1 : i + 1]) for i in range(window - 1, 90)]
+    np.testing.assert_allclose(axes.lines[1].get_ydata(), slow)
+    np.testing.assert_array_equal(axes.lines[1].get_xdata(), np.arange(window - 1, 90))
+    assert len(axes_of(figures.training_curves(np.arange(9), {"loss": values[:9]})).lines) == 1
+
+
+def test_curves_of_any_length_stay_small():
+    figure = figures.training_curves(np.arange(50_000), {"loss": RNG.random(50_000)})
+    assert len(figures.to_svgs(figure)[0]) < 100_000
+
+
+def test_wise_ft_rings_nothing_where_nothing_was_chosen():
+    curve = {"eval": [(0, 0, 0), (0.5, 1, 2), (1, -1, 3)]}
+    lines = [len(axes_of(figures.wise_ft_curve(curve, chosen=chosen)).lines) for chosen in (None, 0.5)]
+    assert lines[0] == lines[1] - 1
+
+
+def test_wise_ft_orders_by_mix_names_the_ends_and_rings_the_choice():
+    axes = axes_of(figures.wise_ft_curve({"eval": [(1, -1, 3), (0, 0, 0), (0.5, 1, 2)]}, chosen=0.5))
+    np.testing.assert_array_equal(axes.lines[2].get_xydata(), [[0, 0], [1, 2], [-1, 3]])
+    assert [text.get_text() for text in axes.texts] == ["base", "0.5", "refined"]
+    np.testing.assert_array_equal(axes.lines[3].get_xydata(), [[1, 2]])
+
+
+def test_differences_carry_their_verdict_by_shape_and_colour():
+    rows = [
+        Difference("a", (2, 1, 3), "rose"),
+        Difference("b", (-2, -3, -1), "fell"),
+        Difference("c", (0, -1, 1), "still"),
+    ]
+    axes = axes_of(figures.differences(rows, confidence="95 %"))
+    marks = axes.lines[2::2]
+    assert [mark.get_marker() for mark in marks] == ["^", "v", "o"]
+    for mark, row in zip(marks, rows, strict=True):
+        assert same_color(mark.get_color(), COLOURS[row.verdict])
+    assert [list(line.get_xdata()) for line in axes.lines[1::2]] == [[1, 3], [-3, -1], [-1, 1]]

@@ -1,0 +1,260 @@
+"""Intervals and tests against slow resampling, hand-worked cases and scipy; and that they cover what they promise."""
+
+import doctest
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from pipeline_lib.results import statistics
+from pipeline_lib.results.statistics import Mean
+
+
+def test_docstring_examples():
+    result = doctest.testmod(statistics)
+    assert result.failed == 0
+    assert result.attempted >= 2
+
+
+def test_resamples_draw_every_image_once_on_average(monkeypatch):
+    monkeypatch.setattr(statistics, "BLOCK_COUNTS", 100)
+    blocks = list(statistics.resample_counts(30, 500, seed=0))
+    assert len(blocks) > 1
+    counts = np.concatenate(blocks)
+    assert counts.shape == (500, 30)
+    assert (counts.sum(1) == 30).all()
+    assert np.abs(counts.mean(0) - 1).max() < 0.25
+    assert counts.var() == pytest.approx(1 - 1 / 30, rel=0.05)  # multinomial
+
+
+def test_bootstrap_equals_drawing_the_images_one_by_one():
+    """Captions follow their image: each resample's mean is the plain mean over the drawn images' captions."""
+    generator = np.random.default_rng(0)
+    index = np.sort(generator.integers(8, size=25))
+    values = generator.random(25)
+    found = statistics.bootstrap({"plain": Mean(values, index)}, 8, num_samples=20, seed=5)
+    for r, counts in enumerate(np.concatenate(list(statistics.resample_counts(8, 20, seed=5)))):
+        items = [item for image in range(8) for _ in range(counts[image]) for item in np.flatnonzero(index == image)]
+        assert found["plain"][r] == pytest.approx(values[items].mean())
+
+
+def test_class_means_are_resampled_within_each_class(monkeypatch):
+    """Every class is in every resample, its mean with the variance that theory gives: s² / n."""
+    monkeypatch.setattr(statistics, "BLOCK_COUNTS", 1000)
+    generator = np.random.default_rng(0)
+    labels = generator.permutation([0] * 2 + [1] * 5 + [4] * 20)  # classes 2 and 3 do not occur
+    values = generator.random(27) + labels
+    mean = Mean(values, generator.permutation(27), labels)
+    found = statistics.bootstrap({"x": mean}, 27, num_samples=20_000, seed=0)["x"]
+    of_class = [values[labels == c] for c in (0, 1, 4)]
+    expected = np.sqrt(sum(v.var(ddof=1) / len(v) for v in of_class)) / 3
+    assert found.mean() == pytest.approx(mean.value, abs=4 * expected / np.sqrt(20_000))
+    assert found.std() == pytest.approx(expected, rel=0.02)
+    with pytest.raises(ValueError, match="one value per image"):
+        statistics.bootstrap({"x": mean._replace(image_index=np.zeros(27, int))}, 27, num_samples=9, seed=0)
+
+
+@pytest.mark.parametrize("sizes", [[1] * 20 + [2] * 20 + [3] * 15 + [5] * 15 + [8] * 10 + [12] * 6, [2] * 20 + [5] * 9])
+def test_intervals_of_class_means_cover_the_truth_where_classes_are_small(sizes):
+    """Dropping a class that a resample lacks shifts the interval; drawing n of n images makes it too narrow."""
+    generator = np.random.default_rng(0)
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    truth = np.clip(generator.beta(0.5, 2, len(sizes)), 0.02, 0.98)
+    covered, shift = 0, []
+    for seed in range(300):
+        mean = Mean((generator.random(len(labels)) < truth[labels]).astype(float), np.arange(len(labels)), labels)
+        replicates = statistics.bootstrap({"x": mean}, len(labels), num_samples=200, seed=seed)["x"]
+        low, high = np.percentile(replicates, [2.5, 97.5])
+        covered += low <= truth.mean() <= high
+        shift.append(replicates.mean() - mean.value)
+    assert covered / 300 >= 0.92
+    assert abs(np.mean(shift)) < 0.001
+
+
+def test_value_is_the_statistic_itself():
+    mean = Mean(np.array([1.0, 0.0, 1.0]), np.array([0, 0, 1]))
+    assert mean.value == pytest.approx(2 / 3)
+    assert mean._replace(group=np.array([0, 0, 2])).value == pytest.approx(0.75)  # class 1 does not occur
+    assert math.isnan(Mean(np.array([]), np.array([], dtype=int)).value)
+
+
+def test_seed_decides_and_order_of_names_does_not():
+    values = {name: Mean(np.random.default_rng(i).random(50), np.arange(50)) for i, name in enumerate("ab")}
+    settings = {"num_samples": 50, "confidence": 0.9}
+    first = statistics.intervals(values, 50, seed=1, **settings)
+    assert first == statistics.intervals(dict(reversed(values.items())), 50, seed=1, **settings)
+    assert first != statistics.intervals(values, 50, seed=2, **settings)
+
+
+def test_intervals_agree_with_scipys_bootstrap():
+    values = np.random.default_rng(0).random(200) ** 2
+    found = statistics.intervals({"x": Mean(values, np.arange(200))}, 200, num_samples=4000, confidence=0.95, seed=0)[
+        "x"
+    ]
+    reference = stats.bootstrap(
+        (values,), np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(1)
+    ).confidence_interval
+    assert (found.low, found.high) == pytest.approx((reference.low, reference.high), abs=0.004)
+    assert found.low < found.value < found.high
+
+
+def test_captions_of_one_image_do_not_narrow_the_interval():
+    """Ten captions that repeat their image's value bring no information: the interval is that of the images alone."""
+    values = np.random.default_rng(0).random(100)
+    settings = {"num_samples": 500, "confidence": 0.95, "seed": 0}
+    alone = statistics.intervals({"x": Mean(values, np.arange(100))}, 100, **settings)["x"]
+    repeated = {"x": Mean(values.repeat(10), np.arange(100).repeat(10))}
+    assert statistics.intervals(repeated, 100, **settings)["x"] == pytest.approx(alone)
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say():
+    generator = np.random.default_rng(0)
+    covered = 0
+    for seed in range(200):
+        sample = Mean((generator.random(80) < 0.4).astype(float), np.arange(80))
+        low, high = statistics.intervals({"x": sample}, 80, num_samples=200, confidence=0.9, seed=seed)["x"][1:]
+        covered += low <= 0.4 <= high
+    assert 0.83 <= covered / 200 <= 0.96
+
+
+def test_paired_test_sees_what_two_intervals_do_not():
+    """The same small gain on every hard or easy item: the intervals overlap, the paired difference is certain."""
+    generator = np.random.default_rng(0)
+    base = generator.random(100)
+    refined = base + 0.02 + 0.01 * generator.standard_normal(100)
+    settings = {"num_samples": 999, "confidence": 0.95, "seed": 0}
+    both = {"base": Mean(base, np.arange(100)), "refined": Mean(refined, np.arange(100))}
+    found = statistics.intervals(both, 100, **settings)
+    assert found["base"].high > found["refined"].low
+    test = statistics.paired_tests({"x": Mean(refined - base, np.arange(100))}, 100, **settings)["x"]
+    assert test.low > 0
+    assert test.p_value < 1e-9
+
+
+def test_no_difference_has_p_value_one():
+    test = statistics.paired_tests(
+        {"x": Mean(np.zeros(20), np.arange(20))}, 20, num_samples=99, confidence=0.95, seed=0
+    )["x"]
+    assert test == (0.0, 0.0, 0.0, 1.0)
+
+
+def test_p_values_are_about_uniform_when_nothing_differs():
+    generator = np.random.default_rng(1)
+    p_values = [
+        statistics.paired_tests(
+            {"x": Mean(generator.integers(-9, 10, size=60), np.arange(60))}, 60, num_samples=9, confidence=0.95, seed=s
+        )["x"].p_value
+        for s in range(200)
+    ]
+    assert 0.01 <= np.mean(np.array(p_values) < 0.05) <= 0.12
+    assert np.mean(p_values) == pytest.approx(0.5, abs=0.08)
+
+
+def pairs(generator, count, shifts):
+    """Image minus text of `count` unit pairs for each shift between the modalities, all on the same noise."""
+    concept = generator.standard_normal((count, 16))
+    image, text = (concept + generator.standard_normal((count, 16)) for _ in range(2))
+    axis = np.eye(16)[0]
+
+    def unit(rows):
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    return [unit(image + shift * axis) - unit(text - shift * axis) for shift in shifts]
+
+
+@pytest.mark.parametrize("shifts", [(0.1, 0.4), (0.5, 0.3), (0.2, 0.25)])
+def test_change_of_a_distance_covers_that_of_the_whole(shifts):
+    """A sample's own distances are inflated by its noise, unequally; plain percentiles cover almost never here."""
+    generator = np.random.default_rng(0)
+    before, after = (np.linalg.norm(whole.mean(0)) for whole in pairs(generator, 200_000, shifts))
+    covered = 0
+    for seed in range(150):
+        found = statistics.distance_change(*pairs(generator, 100, shifts), num_samples=200, confidence=0.95, seed=seed)
+        covered += found.low <= after - before <= found.high
+    assert covered / 150 >= 0.9
+
+
+def test_change_of_a_distance_that_does_not_change_is_zero():
+    one, other = pairs(np.random.default_rng(0), 50, (0.3, 0.9))
+    options = {"num_samples": 100, "confidence": 0.95, "seed": 0}
+    assert statistics.distance_change(one, one, **options) == (0, 0, 0)
+    assert statistics.distance_change(one, other, **options).low > 0
+    with pytest.raises(ValueError, match="same pairs"):
+        statistics.distance_change(one, other[1:], **options)
+
+
+def slow_sign_flips(differences):
+    flips = np.array(list(itertools.product([1, -1], repeat=len(differences))))
+    sums = flips @ differences.astype(np.float64)
+    return (np.abs(sums) >= abs(sums[0]) - 1e-5).mean()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_sign_flips_equal_all_choices_one_by_one(seed):
+    """Captions of an image together, ties that share a place, means of three seeds."""
+    generator = np.random.default_rng(seed)
+    for differences in (
+        generator.integers(-5, 6, size=11),
+        generator.integers(-6, 7, size=10) / 6,
+        generator.integers(-3, 4, size=10).astype(np.float32) / 3,
+    ):
+        assert statistics.sign_flips(differences) == pytest.approx(slow_sign_flips(differences))
+    differences = generator.standard_normal(12)  # no common fraction: rounded to a grid
+    assert statistics.sign_flips(differences) == pytest.approx(slow_sign_flips(differences), abs=0.002)
+    assert statistics.sign_flips(np.abs(differences)) == 2 / 2**12
+
+
+@pytest.mark.parametrize(("lost", "gained"), [(0, 0), (0, 4), (0, 6), (1, 5), (3, 3), (40, 60), (100, 300)])
+def test_test_of_images_with_one_caption_each_is_mcnemars(lost, gained):
+    """The bootstrap said 0.037 of four against none, where chance alone does it in one case of eight."""
+    values = np.array([-1.0] * lost + [1.0] * gained + [0.0] * 50)
+    settings = {"num_samples": 10, "confidence": 0.95, "seed": 0}
+    found = statistics.paired_tests({"x": Mean(values, np.arange(len(values)))}, len(values), **settings)["x"]
+    expected = statistics.mcnemar(values == -1, values == 1)
+    assert found.p_value == pytest.approx(expected, rel=1e-6, abs=1e-12)
+
+
+@pytest.mark.parametrize(("lost", "gained"), [(10, 90), (50, 450)])
+def test_p_values_below_the_rounding_of_the_transform_are_given_as_that(lost, gained):
+    """Their truth is 3e-17 and 2e-81; rounding alone gave 2e-15 and 2e-14."""
+    differences = np.array([-1.0] * lost + [1.0] * gained)
+    assert statistics.sign_flips(differences) == statistics.SMALLEST_P
+
+
+def test_captions_of_one_image_are_no_evidence_of_each_other():
+    """Five captions of two images, all better: two coin tosses, not ten."""
+    difference = Mean(np.ones(10), np.repeat([3, 7], 5))
+    found = statistics.paired_tests({"x": difference}, 9, num_samples=10, confidence=0.95, seed=0)["x"]
+    assert found.p_value == 0.5
+
+
+def test_detectable_change_is_found_in_four_cases_of_five():
+    generator = np.random.default_rng(0)
+    count, num_tests = 300, 4
+    change = statistics.detectable(1.96 / np.sqrt(count), 0.95, num_tests)
+    samples = change + generator.standard_normal((2000, count))
+    z = samples.mean(1) / (samples.std(1, ddof=1) / np.sqrt(count))
+    assert (2 * stats.norm.sf(np.abs(z)) < 0.05 / num_tests).mean() == pytest.approx(0.8, abs=0.03)
+
+
+@pytest.mark.parametrize(("lost", "gained"), [(0, 0), (0, 6), (1, 5), (3, 3), (40, 60)])
+def test_mcnemar_is_the_exact_binomial_test_of_the_disagreements(lost, gained):
+    base = np.array([1] * lost + [0] * gained + [1] * 7 + [0] * 2)
+    refined = np.array([0] * lost + [1] * gained + [1] * 7 + [0] * 2)
+    total = lost + gained
+    tail = sum(math.comb(total, i) for i in range(min(lost, gained) + 1)) / 2**total
+    assert statistics.mcnemar(base, refined) == pytest.approx(min(1.0, 2 * tail))
+
+
+def test_mcnemar_needs_the_same_items():
+    with pytest.raises(ValueError, match="same items"):
+        statistics.mcnemar(np.ones(3), np.ones(4))
+
+
+def test_holm_by_hand():
+    """0.01 x 4; 0.02 x 3; 0.03 x 2; then 0.04 may not be smaller than the one before."""
+    assert statistics.holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert statistics.holm([0.9, 0.8]) == [1.0, 1.0]
+    assert statistics.holm([]) == []

@@ -1,0 +1,86 @@
+"""Known answers are read from beside the set they are of, and held to the model that they name."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from pipeline_lib.core import config
+from pipeline_lib.core.errors import UserError
+from pipeline_lib.sources import formats as sources
+from pipeline_lib.sources import known_answers
+from tests.small_sets import coco, data, image_folder, write
+
+
+def test_known_answers_stand_beside_the_set_they_are_of(tmp_path):
+    folder, answer = image_folder(tmp_path / "clothes"), {"value": 0.9, "tolerance": 0.01}
+    write(
+        folder / "known_answers.json", json.dumps({"zero_shot_class_top1": [answer, {**answer, "model": "12345678"}]})
+    )
+    file = coco(tmp_path / "coco") / "annotations/captions_val2017.json"
+    write(file.with_name("captions_val2017.known_answers.json"), json.dumps({"alignment": answer}))
+    write(tmp_path / "own/eval.known_answers.json", json.dumps({"alignment": answer | {"value": 1}}))
+    sets = {
+        "folder": config.EvaluationSet(format="image_folder", path="clothes"),
+        "file": config.EvaluationSet(format="coco", path="coco/annotations/captions_val2017.json"),
+        "cut": config.EvaluationSet(format="image_folder", path="clothes", limit=2),
+        "none": config.EvaluationSet(format="coco", path="coco"),
+    }
+    found = data(tmp_path / "own", "flickr", evaluation_root=str(tmp_path), evaluation=sets)
+    assert {name: known_answers.read(found, name) for name in (*sets, "eval", "val")} == {
+        "folder": {"zero_shot_class_top1": [answer | {"model": None}, answer | {"model": "12345678"}]},
+        "file": {"alignment": [answer | {"model": None}]},
+        "cut": {},  # of the whole set, so not of a part of it
+        "none": {},
+        "eval": {"alignment": [answer | {"value": 1, "model": None}]},
+        "val": {},
+    }
+    assert list(sources.open_evaluation_set(found, "folder").samples), "the file is no class and no picture"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("[1]", r"expected \{\"metric\""),
+        ('{"alignment": 0.5}', "alignment: expected `value` and `tolerance`"),
+        ('{"alignment": {"value": 0.5}}', "alignment: expected `value` and `tolerance`"),
+        ('{"alignment": {"value": "0.5", "tolerance": 1}}', "alignment: expected `value` and `tolerance`"),
+        ('{"alignment": {"value": 0.5, "tolerance": -1}}', "alignment: expected `value` and `tolerance`"),
+        ('{"alignment": {"value": 0.5, "tolerance": NaN}}', "alignment: expected `value` and `tolerance`"),
+        (
+            '{"alignment": {"value": 0.5, "tolerance": 1, "weights": "x"}}',
+            "alignment: expected `value` and `tolerance`",
+        ),
+        ('{"alignment": [{"value": 0.5, "tolerance": 1, "model": "1"}]}', "alignment: `model` must be"),
+    ],
+)
+def test_what_is_no_known_answer(tmp_path, content, message):
+    write(tmp_path / "eval.known_answers.json", content)
+    with pytest.raises(UserError, match=rf"eval\.known_answers\.json: {message}"):
+        known_answers.read(data(tmp_path, "flickr"), "eval")
+
+
+def test_known_answers_are_those_of_the_model_that_they_name():
+    facts = {"weights_digest": "ab12" * 16, "source": {"kind": "open_clip", "model": "ViT-B-32", "pretrained": "tag"}}
+
+    def check(name="recall", number=0.5, known_by=None, **answer):
+        answers = {name: [{"value": 0.51, "tolerance": 0.02, "model": known_by, **answer}]}
+        part = SimpleNamespace(name="eval", manifest={"known_answers": answers})
+        known_answers.check(part, {"recall": number}, facts)
+
+    known_answers.check(SimpleNamespace(name="eval", manifest={}), {"recall": 0.5}, facts)
+    check()
+    for model_name in (None, "ab12ab12", "ViT-B-32/tag"):
+        check(known_by=model_name)
+        with pytest.raises(
+            UserError, match=r"eval: the base model scores recall 0\.5, its known answer is 0\.51 ± 0\.001"
+        ):
+            check(known_by=model_name, tolerance=0.001)
+    for model_name in ("ab12ab13", "ViT-B-32/other"):
+        check(known_by=model_name, tolerance=0.001)
+    with pytest.raises(UserError, match=r"its known answer"):
+        check(number=math.nan)
+    with pytest.raises(UserError, match=r"eval: known answers: no metric 'recal'; there are recall"):
+        check(name="recal")

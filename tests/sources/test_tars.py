@@ -1,0 +1,170 @@
+"""Tars of others: webdataset's own grouping, nothing hostile touched, offsets that give the exact bytes."""
+
+import io
+import json
+import pickle
+import tarfile
+
+import pytest
+import webdataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from webdataset.tariterators import base_plus_ext
+
+from pipeline_lib.core.errors import UserError
+from pipeline_lib.sources import tars
+from pipeline_lib.sources.samples import Task
+from tests.small_sets import img2dataset, picture, tar
+
+
+@settings(deadline=None)
+@given(st.text(st.sampled_from("ab./_-"), max_size=12))
+def test_the_key_rule_is_that_of_webdataset(name):
+    prefix, suffix = base_plus_ext(name)
+    assert tars.split_member(name) == (None if prefix is None else (prefix, suffix.lower()))
+
+
+def test_what_img2dataset_writes(tmp_path):
+    path = img2dataset(tmp_path) / "00001.tar"
+    listing = tars.list_tar(path)
+    assert [s.key for s in listing.samples] == ["000010000", "000010001", "000010002"]
+    assert listing.samples[2].captions == ("picture 2 of shard 1",)  # once, though txt and json both hold it
+    for n, sample in enumerate(listing.samples):
+        assert sample.image.read() == picture(10 + n)
+        assert path.read_bytes()[sample.image.offset :][: sample.image.size] == picture(10 + n)
+    assert (listing.rejected, listing.ignored) == ([], {})
+
+
+def test_webdataset_reads_the_same_samples(tmp_path):
+    path = img2dataset(tmp_path) / "00000.tar"
+    theirs = list(webdataset.WebDataset(str(path), shardshuffle=False))
+    assert [(s["__key__"], s["jpg"]) for s in theirs] == [(s.key, s.image.read()) for s in tars.list_tar(path).samples]
+
+
+@pytest.mark.parametrize(
+    ("texts", "captions"),
+    [
+        ({"txt": "one\ntwo\n"}, ("one", "two")),
+        ({"json": '{"captions": ["one", " two "]}', "txt": "other"}, ("one", "two")),
+        ({"json": '["one", "two"]'}, ("one", "two")),
+        ({"json": '{"caption": "one"}'}, ("one",)),
+        ({"json": '{"caption": "other"}', "txt": "one"}, ("one",)),
+        ({}, ()),
+        ({"txt": "  "}, ()),
+    ],
+)
+def test_captions_of_a_tar(tmp_path, texts, captions):
+    members = {"a.jpg": picture(0), **{f"a.{extension}": text for extension, text in texts.items()}}
+    [sample] = tars.list_tar(tar(tmp_path / "t.tar", members)).samples
+    assert sample.captions == captions
+
+
+def test_hostile_members_are_counted_and_never_opened(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (pytest.fail, ("a pickle was loaded",))
+
+    link = tarfile.TarInfo("b.jpg")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    hard = tarfile.TarInfo("c.jpg")
+    hard.type, hard.linkname = tarfile.LNKTYPE, "a.jpg"
+    device = tarfile.TarInfo("d.jpg")
+    device.type = tarfile.CHRTYPE
+    members = [
+        ("/abs.jpg", picture(1)),
+        ("../up.jpg", picture(2)),
+        ("x/../../up.txt", b"text"),
+        ("a.jpg", picture(3)),
+        ("a.txt", b"a caption"),
+        ("a.pyd", pickle.dumps(Bomb())),
+        ("a.pth", pickle.dumps(Bomb())),
+        ("a.cls.pkl", pickle.dumps(Bomb())),
+        (link, b""),
+        (hard, b""),
+        (device, b""),
+        ("big.json", b"[" * (tars.MAX_TEXT_BYTES + 1)),
+        ("e.exe", b"MZ"),
+    ]
+    path = tmp_path / "t.tar"
+    with tarfile.open(path, "w") as file:
+        for name, content in members:
+            info = tarfile.TarInfo(name) if isinstance(name, str) else name
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
+    listing = tars.list_tar(path)
+    assert [(s.key, s.captions, s.image.read()) for s in listing.samples] == [("a", ("a caption",), picture(3))]
+    assert listing.ignored == {"unsafe path": 3, "pickle": 3, "link or device": 3, "oversized": 1}
+    assert listing.rejected == [("e", "no image in the tar")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.txt", b"\xff\xfe", "unreadable text"),
+        ("a.json", b"{", "unreadable text"),
+        ("a.json", b"[" * 100_000, "unreadable text"),  # nested beyond what a parser bears
+        ("a.json", b"3", "neither an object nor a list"),
+        ("a.cls", b"cat", "unreadable text"),
+    ],
+)
+def test_unreadable_texts_reject_the_sample(tmp_path, name, content, reason):
+    path = tar(tmp_path / "t.tar", {"a.jpg": picture(0), name: content, "b.jpg": picture(1)})
+    listing = tars.list_tar(path, {"class": Task(("x", "y"))})
+    assert [s.key for s in listing.samples] == ["b"]
+    [(key, why)] = listing.rejected
+    assert key == "a"
+    assert reason in why
+
+
+def test_a_class_out_of_range_is_refused(tmp_path):
+    path = tar(tmp_path / "t.tar", {"a.jpg": picture(0), "a.cls": "2"})
+    with pytest.raises(UserError, match=r"t.tar: a.cls is 2, but there are 2 class names"):
+        tars.list_tar(path, {"class": Task(("x", "y"))})
+
+
+def test_a_doubled_member_is_refused(tmp_path):
+    path = tmp_path / "t.tar"
+    with tarfile.open(path, "w") as file:
+        for _ in range(2):
+            file.addfile(tarfile.TarInfo("a.jpg"))
+    with pytest.raises(UserError, match=r"member a.jpg stands twice"):
+        tars.list_tar(path)
+
+
+@pytest.mark.parametrize("kind", ["gz", "text", "cut", "missing"])
+def test_what_is_no_whole_plain_tar_is_refused(tmp_path, kind):
+    path = img2dataset(tmp_path) / "00000.tar"
+    if kind == "gz":
+        with tarfile.open(path, "w:gz") as file:
+            file.addfile(tarfile.TarInfo("a.jpg"))
+    elif kind == "text":
+        path.write_text("not a tar " * 100)
+    elif kind == "cut":
+        path.write_bytes(path.read_bytes()[:1000])
+    else:
+        path.unlink()
+    with pytest.raises(UserError, match=str(path)):
+        tars.list_tar(path)
+
+
+def test_a_tar_whose_writer_was_killed_is_told(tmp_path):
+    path = img2dataset(tmp_path) / "00000.tar"
+    with tarfile.open(path) as file:
+        last = file.getmembers()[-1]
+    path.write_bytes(path.read_bytes()[: last.offset])
+    listing = tars.list_tar(path)
+    assert len(listing.samples) == 3
+    assert listing.ignored == {"missing end of the archive": 1}
+
+
+def test_a_limit_reads_the_first_samples(tmp_path):
+    assert [s.key for s in tars.list_tar(img2dataset(tmp_path) / "00000.tar", limit=2).samples] == [
+        "000000000",
+        "000000001",
+    ]
+
+
+def test_json_numbers_as_captions_are_dropped_and_counted(tmp_path):
+    path = tar(tmp_path / "t.tar", {"a.jpg": picture(0), "a.json": json.dumps({"captions": ["x", 3, None]})})
+    [sample] = tars.list_tar(path).samples
+    assert (sample.captions, sample.empty_captions) == (("x",), 2)
