@@ -49,7 +49,7 @@ lint: $(STAMP) ## ruff, mypy, import-linter
 	lint-imports
 
 bench: $(STAMP) ## measurements as ratios, into bench.json
-	python -m tests.bench.__main__
+	python -m tests.bench
 
 ablate: $(STAMP) ## run every ablation on top of params.yaml (SEEDS=0..2 for several seeds)
 	python -m pipeline_lib.compare queue --seeds '$(or $(SEEDS),0)'

@@ -1,4 +1,4 @@
-"""Materialise the pre-trained model of params.yaml as an open_clip directory: `python -m stages.base`.
+"""Materialise the pre-trained model of params.yaml as an open_clip folder: `python -m stages.base`.
 
 Reads section `base` (and, for the demo base, part `base` of the source data); writes `paths.base`.
 """
@@ -7,22 +7,26 @@ from pathlib import Path
 
 from pipeline_lib import tracking
 from pipeline_lib.base import run as base
+from pipeline_lib.base.settings import BaseSettings
 from pipeline_lib.core import artifacts, config, runtime
-from pipeline_lib.params import check as precheck
+from pipeline_lib.core.paths import Paths
+from pipeline_lib.core.runtime import RuntimeSettings
+from pipeline_lib.params import check
+from pipeline_lib.sources.settings import DataSettings
+from pipeline_lib.terminal import run_stage
 
 SECTIONS = ("paths", "data", "base", "runtime", "tracking")
 
 
 def main(params_file: Path = Path("params.yaml")) -> None:
     """Write the base model and its manifest."""
-    precheck.check(params_file)
-    paths, data, settings, how = (config.load(params_file, name) for name in SECTIONS[:4])
+    check.check_params(params_file)
+    paths, data = config.load(params_file, Paths), config.load(params_file, DataSettings)
+    settings, how = config.load(params_file, BaseSettings), config.load(params_file, RuntimeSettings)
     seed = settings.demo.seed if settings.demo else 0  # published weights are not drawn
     runtime.prepare(seed=seed, num_threads=how.num_threads, deterministic=how.deterministic)
     with tracking.stage_run("base", params_file) as run:
-        made = base.materialise(
-            settings, data, paths.base, device=runtime.pick_device(how.device), progress=how.progress
-        )
+        made = base.run(settings, data, paths.base, device=runtime.pick_device(how.device), progress=how.progress)
         for epoch, loss in enumerate(made.losses):
             run.log_metrics({"base/heads_loss": loss}, step=epoch)
         run.log_metrics({"base/logit_scale": made.clip.facts["logit_scale"], "base/num_images": len(made.trained_on)})
@@ -33,4 +37,4 @@ def main(params_file: Path = Path("params.yaml")) -> None:
 
 
 if __name__ == "__main__":
-    runtime.run_stage(main, __doc__)
+    run_stage(main, __doc__)

@@ -10,26 +10,30 @@ their machine. `pixels` stores them alone, where the cache came from another one
 from pathlib import Path
 
 from pipeline_lib import tracking
-from pipeline_lib.cache_teacher import pixels as pixel_cache
-from pipeline_lib.cache_teacher import run as cache_writer
+from pipeline_lib.cache_teacher import pixels
+from pipeline_lib.cache_teacher import run as cache_teacher
+from pipeline_lib.cache_teacher.settings import CacheTeacherSettings
 from pipeline_lib.core import artifacts, config, distributed, provenance, shards
-from pipeline_lib.core.runtime import prepare, run_stage
+from pipeline_lib.core.paths import Paths
+from pipeline_lib.core.runtime import RuntimeSettings, prepare
+from pipeline_lib.terminal import run_stage
 
 SECTIONS = ("paths", "cache_teacher", "runtime", "tracking")
 
 
 def main(params_file: Path = Path("params.yaml"), chosen: str | None = None) -> None:
     """Fill the cache, verify a sample of it against a fresh computation, publish it; or only store the pixels."""
-    paths, settings, how = (config.load(params_file, name) for name in ("paths", "cache_teacher", "runtime"))
+    paths, how = config.load(params_file, Paths), config.load(params_file, RuntimeSettings)
+    settings = config.load(params_file, CacheTeacherSettings)
     if chosen == "pixels":
-        pixel_cache.build(paths, settings, how)
+        pixels.run(paths, settings, how)
         return
     distributed.relaunch_if_asked(how, "stages.cache_teacher", params_file)
     prepare(seed=0, num_threads=how.num_threads, deterministic=how.deterministic)
     upstream = artifacts.digests(paths.folders("base", "shard"))
     world = distributed.join(how.device)
     with tracking.stage_run("cache_teacher", params_file, upstream=upstream) as run:
-        made = cache_writer.build(paths, settings, how, world, provenance.stage_digest("cache_teacher"))
+        made = cache_teacher.run(paths, settings, how, world, provenance.stage_digest("cache_teacher"))
         if world.is_main:
             digests = artifacts.read_manifest(paths.shards)["parts"]
             for part in sorted(set(shards.TRAINING_PARTS) & set(digests)):

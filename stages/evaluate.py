@@ -8,32 +8,36 @@ features, and the flat numbers in data/eval/<model>.json.
 
 from pathlib import Path
 
-from pipeline_lib import evaluate as evaluation
 from pipeline_lib import tracking
 from pipeline_lib.core import artifacts, config, distributed
-from pipeline_lib.core.runtime import prepare, run_stage
+from pipeline_lib.core.paths import MODELS, Paths
+from pipeline_lib.core.runtime import RuntimeSettings, prepare
+from pipeline_lib.evaluate import run as evaluate
+from pipeline_lib.evaluate.settings import EvaluateSettings
+from pipeline_lib.terminal import run_stage
 
 SECTIONS = ("paths", "evaluate", "runtime", "tracking")
 
 
 def main(params_file: Path = Path("params.yaml"), chosen: str | None = None) -> None:
     """Evaluate the chosen model, or both if none is named."""
-    settings, how = config.load(params_file, "evaluate"), config.load(params_file, "runtime")
+    settings, how = config.load(params_file, EvaluateSettings), config.load(params_file, RuntimeSettings)
     distributed.relaunch_if_asked(how, "stages.evaluate", params_file, *([chosen] if chosen else []))
     prepare(seed=settings.seed, num_threads=how.num_threads, deterministic=how.deterministic)
     world = distributed.join(how.device)
-    for name in [chosen] if chosen else config.MODELS:
-        evaluate(name, params_file, world)
+    for name in [chosen] if chosen else MODELS:
+        _evaluate(name, params_file, world)
     distributed.leave()
 
 
-def evaluate(name: str, params_file: Path, world: distributed.World) -> None:
+def _evaluate(name: str, params_file: Path, world: distributed.World) -> None:
     """Evaluate one model and log its numbers as `<set>/<metric>`; those of the base model carry `base/` in front."""
-    paths, settings, how = (config.load(params_file, section) for section in SECTIONS[:3])
+    paths, how = config.load(params_file, Paths), config.load(params_file, RuntimeSettings)
+    settings = config.load(params_file, EvaluateSettings)
     inputs = ("base", "shard", "refine") if name == "refined" else ("base", "shard")
     upstream = artifacts.digests(paths.folders(*inputs))
     with tracking.stage_run(f"evaluate@{name}", params_file, upstream=upstream) as run:
-        made = evaluation.build(name, paths, settings, how, world)
+        made = evaluate.run(name, paths, settings, how, world)
         if made:
             front = "" if name == "refined" else "base/"
             digests = artifacts.read_manifest(paths.shards)["parts"]
@@ -45,4 +49,4 @@ def evaluate(name: str, params_file: Path, world: distributed.World) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, __doc__, choice=("model", config.MODELS))
+    run_stage(main, __doc__, choice=("model", MODELS))

@@ -10,19 +10,23 @@ last.
 from pathlib import Path
 
 from pipeline_lib import tracking
+from pipeline_lib.cache_teacher.settings import CacheTeacherSettings
 from pipeline_lib.core import artifacts, config, distributed, provenance
-from pipeline_lib.core.runtime import prepare, run_stage
-from pipeline_lib.params import check as precheck
-from pipeline_lib.refine import run as refinement
+from pipeline_lib.core.paths import Paths
+from pipeline_lib.core.runtime import RuntimeSettings, prepare
+from pipeline_lib.params import check
+from pipeline_lib.refine import run as refine
+from pipeline_lib.refine.settings import RefineSettings
+from pipeline_lib.terminal import run_stage
 
 SECTIONS = ("paths", "cache_teacher", "refine", "recipes", "runtime", "tracking")
 
 
 def main(params_file: Path = Path("params.yaml")) -> None:
     """Check the cache against the student, run the loop, save, load back and compare."""
-    precheck.check(params_file)
-    how = config.load(params_file, "runtime")
-    paths, settings, cache = (config.load(params_file, name) for name in ("paths", "refine", "cache_teacher"))
+    check.check_params(params_file)
+    paths, how = config.load(params_file, Paths), config.load(params_file, RuntimeSettings)
+    settings, cache = config.load(params_file, RefineSettings), config.load(params_file, CacheTeacherSettings)
     blocks = config.raw_section(params_file, "recipes")
     distributed.relaunch_if_asked(how, "stages.refine", params_file)
     prepare(seed=settings.seed, num_threads=how.num_threads, deterministic=how.deterministic)
@@ -30,7 +34,7 @@ def main(params_file: Path = Path("params.yaml")) -> None:
     world = distributed.join(how.device)
     with tracking.stage_run("refine", params_file, upstream=upstream) as run:
         run.dataset("refine", artifacts.read_manifest(paths.shards / "refine")["digest"], "refine")
-        made = refinement.build(paths, settings, cache, blocks, how, world, run, provenance.stage_digest("refine"))
+        made = refine.run(paths, settings, cache, blocks, how, world, run, provenance.stage_digest("refine"))
         if world.is_main:
             run.log_metrics({f"refine/{name}": value for name, value in made["metrics"].items()})
             run.log_artifact(paths.refined / artifacts.HISTORY)

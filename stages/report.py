@@ -8,21 +8,24 @@ verdict; `python -m pipeline_lib.report` prints the table.
 
 from pathlib import Path
 
-from pipeline_lib import report, tracking
+from pipeline_lib import tracking
 from pipeline_lib.core import artifacts, config
-from pipeline_lib.core.runtime import run_stage
+from pipeline_lib.core.paths import Paths
+from pipeline_lib.report import run as report
+from pipeline_lib.report.inputs import Inputs, read_inputs
+from pipeline_lib.terminal import run_stage
 
 SECTIONS = ("paths", "data", "base", "shard", "cache_teacher", "refine", "recipes", "evaluate", "report", "tracking")
 
 
 def main(params_file: Path = Path("params.yaml")) -> None:
     """Read both evaluations, write the page, print the verdict."""
-    inputs = report.read(params_file)
-    paths = config.load(params_file, "paths")
+    inputs = read_inputs(params_file)
+    paths = config.load(params_file, Paths)
     target, folders = paths.report, paths.folders()
     upstream = artifacts.digests({stage: folder for stage, folder in folders.items() if stage != "report"})
     with tracking.stage_run("report", params_file, upstream=upstream) as run:
-        report.write(inputs, target)
+        report.run(inputs, target)
         found = summary(inputs)
         artifacts.write_json(paths.report_numbers, found)
         run.headline(found)
@@ -32,7 +35,7 @@ def main(params_file: Path = Path("params.yaml")) -> None:
     print(f"\n{report.sentence(inputs)}\nTable: python -m pipeline_lib.report. Page: {target / report.HTML}")
 
 
-def summary(inputs: report.Inputs) -> dict[str, float | str]:
+def summary(inputs: Inputs) -> dict[str, float | str]:
     """What a table of configurations shows of one: headlines with change and p-value, the gap, the verdict."""
     values: dict[str, float] = {}
     for row in inputs.comparison:

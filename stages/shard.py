@@ -10,20 +10,25 @@ from pathlib import Path
 
 from pipeline_lib import tracking
 from pipeline_lib.core import artifacts, config, provenance, shards
-from pipeline_lib.core.runtime import run_stage
-from pipeline_lib.shard import run as shard_writer
+from pipeline_lib.core.paths import Paths
+from pipeline_lib.core.runtime import RuntimeSettings
+from pipeline_lib.shard import run as shard
+from pipeline_lib.shard.settings import ShardSettings
+from pipeline_lib.sources.settings import DataSettings
+from pipeline_lib.terminal import run_stage
 
 SECTIONS = ("paths", "data", "shard", "runtime", "tracking")
 
 
 def main(params_file: Path = Path("params.yaml")) -> None:
     """Write all parts and sets, and log what each of them holds."""
-    paths, data, settings, how = (config.load(params_file, name) for name in SECTIONS[:4])
+    paths, data = config.load(params_file, Paths), config.load(params_file, DataSettings)
+    settings, how = config.load(params_file, ShardSettings), config.load(params_file, RuntimeSettings)
     base = artifacts.read_manifest(paths.base)["digest"]
     code = provenance.stage_digest("shard")
     choices = [config.raw_section(params_file, name) for name in ("data", "shard")]
     with tracking.stage_run("shard", params_file, upstream={"base": base}) as run:
-        manifest = shard_writer.write(
+        manifest = shard.run(
             data,
             settings,
             trained_on=paths.base / artifacts.TRAINED_ON,
@@ -34,7 +39,7 @@ def main(params_file: Path = Path("params.yaml")) -> None:
         for part, numbers in manifest["numbers"].items():
             run.log_metrics({f"shard/{part}/{name}": count for name, count in numbers.items()})
             run.dataset(part, manifest["parts"][part], "refine" if part in shards.TRAINING_PARTS else "evaluate")
-        for name in shard_writer.LISTS:
+        for name in shard.LISTS:
             run.log_artifact(paths.shards / name)
         run.output(manifest["digest"])
 

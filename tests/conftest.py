@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from pipeline_lib.core import config
+from pipeline_lib.refine.settings import RefineSettings
 from tests import tiny_project
 from tests.tiny_model import write_tiny_clip
 
@@ -48,7 +49,7 @@ def tiny_clip(tmp_path_factory):
 @pytest.fixture(scope="session")
 def refine_settings():
     """Section `refine` of the project's own params.yaml."""
-    return config.load(tiny_project.ROOT / "params.yaml", "refine")
+    return config.load(tiny_project.ROOT / "params.yaml", RefineSettings)
 
 
 @pytest.fixture(scope="session")

@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from pipeline_lib import evaluate as evaluation
 from pipeline_lib.core import artifacts, config, shards
 from pipeline_lib.core.distributed import World
-from pipeline_lib.evaluate import EmbeddedSet, EmbeddedTask, scoring
+from pipeline_lib.evaluate import EmbeddedSet, EmbeddedTask, run, scoring
 from pipeline_lib.evaluate.run import Inputs
+from pipeline_lib.evaluate.settings import EvaluateSettings
+from pipeline_lib.refine.settings import RefineSettings
 from pipeline_lib.results import folders as results
 
 ROOT = Path(__file__).parents[1]
@@ -47,7 +48,7 @@ def build(root: Path, *, gain=1.0, loss=1.0, with_captions=True, with_task=True,
     `gain` moves pairs together, `loss` moves the class prompts away, `refine.seed` is the luck of the refinement.
     """
     params_file, data = root / "params.yaml", root / "data"
-    settings, seed = config.load(params_file, "evaluate"), config.load(params_file, "refine").seed
+    settings, seed = config.load(params_file, EvaluateSettings), config.load(params_file, RefineSettings).seed
     parts = {
         name: write_part(
             data / "shards" / name,
@@ -66,14 +67,14 @@ def build(root: Path, *, gain=1.0, loss=1.0, with_captions=True, with_task=True,
         embedded = {name: embed(part, gain_now, loss_now, luck) for name, part in parts.items()}
         clip = SimpleNamespace(facts={"weights_digest": digest(weights)})
         embedder = SimpleNamespace(clip=clip, world=World(), embed=lambda part, sets=embedded: sets[part.name])
-        found = evaluation.evaluate(embedder, model, Inputs([parts["eval"]], parts["val"]), settings)
+        found = run.evaluate(embedder, model, Inputs([parts["eval"]], parts["val"]), settings)
         if model == "refined":
             more = {"val": 2, "eval": 1}  # so that the best mix on val is not the best on eval
             found.results["wise_ft"] = [
                 mixed(x, {n: embed(p, more[n] * gain * x, loss * x**2, seed) for n, p in parts.items()}, settings)
                 for x in settings.wise_ft
             ]
-        evaluation.write(found, settings, data / "eval" / model, data / "eval" / f"{model}.json")
+        run.write(found, settings, data / "eval" / model, data / "eval" / f"{model}.json")
     write_models(data, refined, results.read_parameters(params_file))
 
 
@@ -109,10 +110,10 @@ def embed(part, gain, loss, luck):
 
 def mixed(mix, embedded, settings):
     """A row of the sweep."""
-    blocks = {name: evaluation.score(one, settings)[0] for name, one in embedded.items()}
+    blocks = {name: scoring.score(one, settings)[0] for name, one in embedded.items()}
     return {
         "mix": mix,
-        "sets": {name: evaluation.headlines(block) for name, block in blocks.items()},
+        "sets": {name: scoring.headlines(block) for name, block in blocks.items()},
         "metrics": {name: scoring.flat(block) for name, block in blocks.items()},
     }
 

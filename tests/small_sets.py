@@ -8,7 +8,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from pipeline_lib.core import config
+from pipeline_lib.shard.settings import ShardSettings
+from pipeline_lib.sources.settings import DataSettings
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -123,7 +124,7 @@ def clip_benchmark(folder: Path, count: int = 12, retrieval: bool = False) -> Pa
     return folder
 
 
-def data(root: Path | str, kind: str, **changes) -> config.Data:
+def data(root: Path | str, kind: str, **changes) -> DataSettings:
     """The section `data:`."""
     values = {
         "images": None,
@@ -133,10 +134,10 @@ def data(root: Path | str, kind: str, **changes) -> config.Data:
         "evaluation_root": ".",
         "evaluation": {},
     }
-    return config.Data(format=kind, root=str(root), **{**values, **changes})
+    return DataSettings(format=kind, root=str(root), **{**values, **changes})
 
 
-def settings(**changes) -> config.Shard:
+def settings(**changes) -> ShardSettings:
     """The section `shard:`."""
     values = {
         "samples_per_shard": 4,
@@ -146,4 +147,4 @@ def settings(**changes) -> config.Shard:
         "max_bad_share": 0.0,
         "max_overlap_share": 0.0,
     }
-    return config.Shard(**{**values, **changes})
+    return ShardSettings(**{**values, **changes})

@@ -5,10 +5,10 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-import yaml
-from ruamel.yaml import YAML
 
-from pipeline_lib.core import config, provenance, yaml12
+from pipeline_lib.core import config, provenance
+from pipeline_lib.params.sections import SECTIONS
+from pipeline_lib.refine.settings import RefineSettings
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("base", "shard", "cache_teacher", "refine", "evaluate", "report")
@@ -16,7 +16,7 @@ FREE = {"paths", "runtime", "tracking"}  # where and how, not what: in no stage'
 
 
 def graph():
-    return yaml.load((ROOT / "dvc.yaml").read_text(), yaml12.Yaml12Loader)
+    return config.parse_yaml((ROOT / "dvc.yaml").read_text(), "dvc.yaml")
 
 
 def stage(name):
@@ -24,20 +24,38 @@ def stage(name):
     return {**found, **found.get("do", {})}
 
 
-def test_stages_scripts_sections_and_folders_share_their_names():
+def code_deps(name):
+    return [Path(dep) for dep in stage(name)["deps"] if dep.startswith(("stages/", "pipeline_lib/"))]
+
+
+def test_stages_scripts_sections_packages_and_folders_share_their_names():
     assert tuple(graph()["stages"]) == STAGES
     assert {p.stem for p in (ROOT / "stages").glob("*.py")} - {"__init__"} == set(STAGES)
     for name in STAGES:
-        assert name in config.SECTIONS
+        assert name in SECTIONS
+        assert SECTIONS[name].__module__ == f"pipeline_lib.{name}.settings"
+        assert callable(import_module(f"pipeline_lib.{name}.run").run)
         assert re.fullmatch(rf"python -m stages\.{name}( \$\{{key\}})?", stage(name)["cmd"])
         assert stage(name)["desc"]
 
 
+def test_the_graph_is_a_page():
+    assert len((ROOT / "dvc.yaml").read_text().splitlines()) < 150
+
+
 @pytest.mark.parametrize("name", STAGES)
-def test_code_deps_are_the_import_closure(name):
-    """Remedy when this fails: `python -m pipeline_lib.core.provenance` prints the lists."""
-    listed = [dep for dep in stage(name)["deps"] if dep.endswith(".py")]
-    assert listed == [path.as_posix() for path in provenance.import_closure(Path(f"stages/{name}.py"), ROOT)]
+def test_every_file_that_a_stage_imports_lies_below_a_dep_and_no_dep_is_idle(name):
+    """What decides nothing is not in the closure: see `provenance.DECIDES_NOTHING`."""
+    closure, deps = provenance.import_closure(Path(f"stages/{name}.py"), ROOT), code_deps(name)
+    assert [path for path in closure if not any(path.is_relative_to(dep) for dep in deps)] == []
+    assert [dep for dep in deps if not any(path.is_relative_to(dep) for path in closure)] == []
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_what_decides_nothing_is_there_and_in_no_dep(name):
+    for idle in provenance.DECIDES_NOTHING:
+        assert (ROOT / idle).exists()
+        assert not any(Path(idle).is_relative_to(dep) or dep.is_relative_to(idle) for dep in code_deps(name))
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -57,15 +75,6 @@ def test_nothing_persists_and_small_files_are_metrics_or_plots():
         assert not stage(name).get("always_changed")
 
 
-@pytest.mark.parametrize("path", ["dvc.lock", "dvc.yaml", "params.yaml"])
-def test_dvc_reads_its_files_with_the_parser_in_c_and_reads_the_same(path):
-    """In Python, reading dvc.lock twice is nearly half of a `dvc repro` with nothing to do."""
-    text = (ROOT / path).read_text(encoding="utf-8")
-    in_c, in_python = YAML(typ="safe"), YAML(typ="safe", pure=True)
-    assert in_c.Parser is not in_python.Parser
-    assert repr(in_c.load(text)) == repr(in_python.load(text)) != "None"
-
-
 def test_each_path_is_typed_once():
     """dvc.yaml takes every data path from `paths:` or `data:` of params.yaml."""
     text = (ROOT / "dvc.yaml").read_text()
@@ -81,20 +90,26 @@ def test_make_clean_removes_what_git_ignores_under_data():
 
 def test_closure_follows_imports_inside_functions(tmp_path):
     for name, body in {
-        "stages/a.py": "def f():\n    from pipeline_lib import b\n",
+        "stages/a.py": "def f():\n    from pipeline_lib import b, terminal\n",
         "stages/__init__.py": "",
         "pipeline_lib/b.py": "import pipeline_lib.c\nimport os\n",
         "pipeline_lib/c.py": "from pipeline_lib.b import x\n",
         "pipeline_lib/d.py": "",
         "pipeline_lib/__init__.py": "",
+        "pipeline_lib/terminal.py": "from pipeline_lib import d\n",
     }.items():
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(body)
     found = [p.as_posix() for p in provenance.import_closure(Path("stages/a.py"), tmp_path)]
-    assert found == ["pipeline_lib/__init__.py", "pipeline_lib/b.py", "pipeline_lib/c.py", "stages/__init__.py", "stages/a.py"]  # noqa: E501  # fmt: skip
+    assert found == [
+        "pipeline_lib/b.py",
+        "pipeline_lib/c.py",
+        "stages/a.py",
+    ]
     before = provenance.code_digest(Path("stages/a.py"), tmp_path)
-    (tmp_path / "pipeline_lib/d.py").write_text("x = 1")
+    for idle in ("pipeline_lib/d.py", "pipeline_lib/terminal.py", "stages/__init__.py"):
+        (tmp_path / idle).write_text("x = 1")
     assert provenance.code_digest(Path("stages/a.py"), tmp_path) == before
     (tmp_path / "pipeline_lib/c.py").write_text("x = 1")
     assert provenance.code_digest(Path("stages/a.py"), tmp_path) != before
@@ -116,10 +131,10 @@ def test_an_ablation_differs_only_in_the_keys_its_first_comment_names(path):
     unnamed = {key for key in differing if not any(key == n or key.startswith(n + ".") for n in named)}
     idle = [n for n in named if not any(key == n or key.startswith(n + ".") for key in differing)]
     assert (unnamed, idle) == (set(), [])
-    for name in config.SECTIONS:
+    for name in SECTIONS:
         config.load(path, name)
 
 
 def test_there_is_an_ablation_for_every_recipe():
-    chosen = {config.load(p, "refine").recipe for p in (ROOT / "ablations").glob("*.yaml")}
+    chosen = {config.load(p, RefineSettings).recipe for p in (ROOT / "ablations").glob("*.yaml")}
     assert chosen | {"clip_refine"} >= set(config.raw_section(ROOT / "params.yaml", "recipes"))

@@ -7,7 +7,9 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from pipeline_lib.core import artifacts, config
+from pipeline_lib.base.settings import BaseSettings
+from pipeline_lib.core import artifacts
+from pipeline_lib.params.sections import load_all
 from tests.conftest import run_stage
 from tests.tiny_model import write_tiny_clip
 from tests.tiny_project import ROOT, make_project
@@ -33,13 +35,12 @@ def paste(snippet, params):
 def test_snippets_load_when_pasted(snippet, tmp_path):
     path = tmp_path / "params.yaml"
     path.write_text(paste(snippet, (ROOT / "params.yaml").read_text()))
-    for name in config.SECTIONS:
-        config.load(path, name)
+    load_all(path)
 
 
 def test_every_source_but_the_default_has_its_snippet():
     sources = re.findall(r"^base: {source: (\w+)", "".join(snippets()), re.MULTILINE)
-    assert {"demo", *sources} == set(get_args(get_type_hints(config.Base)["source"]))
+    assert {"demo", *sources} == set(get_args(get_type_hints(BaseSettings)["source"]))
     assert sum(text.startswith("data:") for text in snippets()) == 1
 
 

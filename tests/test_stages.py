@@ -16,7 +16,7 @@ import torch
 from pipeline_lib import model
 from pipeline_lib.core import artifacts, config, runtime
 from pipeline_lib.core.errors import UserError
-from pipeline_lib.params import check as precheck
+from pipeline_lib.params import check
 from tests.conftest import run_stage
 from tests.tiny_model import write_tiny_clip
 from tests.tiny_project import ROOT, STAGES, make_project, write_params
@@ -29,7 +29,7 @@ def whole(tmp_path_factory):
     """A project in which all stages ran, with the sections each of them read."""
     project = make_project(tmp_path_factory.mktemp("whole") / "project", evaluate__wise_ft=[0.5])
     sections = {}
-    original, check = config.raw_section, precheck.check
+    original, check_params = config.raw_section, check.check_params
     for name in STAGES:
         sections[name] = set()
 
@@ -40,11 +40,11 @@ def whole(tmp_path_factory):
         def unrecorded(params_file):
             with pytest.MonkeyPatch.context() as inner:
                 inner.setattr(config, "raw_section", original)
-                check(params_file)
+                check_params(params_file)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(config, "raw_section", recording)
-            patch.setattr(precheck, "check", unrecorded)
+            patch.setattr(check, "check_params", unrecorded)
             run_stage(name, project)
     return project, sections
 
@@ -57,7 +57,7 @@ def digests(project):
 def test_a_stage_reads_the_sections_it_declares(whole, name):
     """With tests/test_pipeline_graph.py: a stage that read an undeclared parameter would leave stale results.
 
-    What `precheck` reads changes no result, so it does not count.
+    What `check_params` reads changes no result, so it does not count.
     """
     declared = set(importlib.import_module(f"stages.{name}").SECTIONS)
     read = whole[1][name]

@@ -20,6 +20,7 @@ import pytest
 
 from pipeline_lib import tracking
 from pipeline_lib.core import config
+from pipeline_lib.tracking.settings import TrackingSettings
 
 REPOSITORY = Path(__file__).parents[1]
 CLOSED = "http://user:hunter2@127.0.0.1:9"  # the discard port: nothing listens
@@ -116,7 +117,7 @@ def make_project(folder: Path, *, mode: str = "required", store: bool = True, **
     path = folder / "params.yaml"
     shutil.copyfile(REPOSITORY / "params.yaml", path)
     change(path, "mode: best_effort", f"mode: {mode}")
-    assert config.load(path, "tracking").mode == mode
+    assert config.load(path, TrackingSettings).mode == mode
     return path
 
 

@@ -24,9 +24,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pipeline_lib import model
+from pipeline_lib import model, terminal
 from pipeline_lib.base import checkpoints
-from pipeline_lib.core import artifacts, config, runtime
+from pipeline_lib.base.settings import DemoSettings
+from pipeline_lib.core import artifacts, runtime
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.losses import contrastive_loss
 from pipeline_lib.sources.samples import Sample
@@ -63,7 +64,7 @@ class Pairs(NamedTuple):
 
 
 def train_demo(
-    settings: config.DemoBase, samples: Sequence[Sample], directory: Path, *, device: torch.device, progress: bool
+    settings: DemoSettings, samples: Sequence[Sample], directory: Path, *, device: torch.device, progress: bool
 ) -> tuple[model.Clip, list[dict[str, str]], list[float]]:
     """Join the towers in `directory` and train the heads on `samples`.
 
@@ -82,7 +83,7 @@ def train_demo(
     return clip, trained_on, heads.losses
 
 
-def join_towers(settings: config.DemoBase, directory: Path) -> model.Clip:
+def join_towers(settings: DemoSettings, directory: Path) -> model.Clip:
     """Both towers with their published weights in one open_clip model; the projections are still random."""
     image_file, text_file = _package_file(IMAGE_PACKAGE, IMAGE_FILE), _package_file(TEXT_PACKAGE, TEXT_FILE)
     text_tensors = _unpack_text_tower(text_file, directory)
@@ -114,7 +115,7 @@ def _unpack_text_tower(archive: Path, directory: Path) -> checkpoints.Tensors:
         return safetensors.torch.load(file.read("model.safetensors"))
 
 
-def _model_config(settings: config.DemoBase) -> dict[str, Any]:
+def _model_config(settings: DemoSettings) -> dict[str, Any]:
     return {
         "embed_dim": settings.embed_dim,
         "custom_text": True,
@@ -163,7 +164,7 @@ def tower_features(
     owners: list[int] = []
     trained_on: list[dict[str, str]] = []
     bad: list[str] = []
-    for sample in runtime.until_stopped(runtime.progress(samples, label="decode", enabled=progress)):
+    for sample in runtime.until_stopped(terminal.progress(samples, label="decode", enabled=progress)):
         try:
             data = sample.image.read()
             image = clip.decode(data, MAX_PIXELS)
@@ -193,7 +194,7 @@ def tower_features(
 @torch.no_grad()
 def _embed_images(clip: model.Clip, pixels: list[torch.Tensor], progress: bool) -> torch.Tensor:
     starts = range(0, len(pixels), CHUNK)
-    chunks = runtime.progress(starts, label="embed images", enabled=progress)
+    chunks = terminal.progress(starts, label="embed images", enabled=progress)
     return torch.cat(
         [
             clip.encode_image(torch.stack(pixels[i : i + CHUNK]).to(clip.device)).cpu()
@@ -208,7 +209,7 @@ def _embed_texts(clip: model.Clip, captions: list[str], progress: bool) -> torch
     token_ids = clip.tokenize(captions)
     lengths = clip.text_lengths(token_ids)
     order = lengths.argsort(stable=True)
-    chunks = runtime.progress(order.split(CHUNK), label="embed captions", enabled=progress)
+    chunks = terminal.progress(order.split(CHUNK), label="embed captions", enabled=progress)
     features = [
         clip.encode_text(token_ids[rows, : int(lengths[rows].max())].to(clip.device)).cpu()
         for rows in runtime.until_stopped(chunks)
@@ -216,7 +217,7 @@ def _embed_texts(clip: model.Clip, captions: list[str], progress: bool) -> torch
     return torch.cat(features)[order.argsort()]
 
 
-def train_heads(pairs: Pairs, settings: config.DemoBase) -> Heads:
+def train_heads(pairs: Pairs, settings: DemoSettings) -> Heads:
     """Two linear projections trained with the symmetric InfoNCE loss and a learned temperature, on the CPU.
 
     Each epoch visits every image once with one of its captions drawn at random; a pure function of the features and

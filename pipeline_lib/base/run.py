@@ -17,11 +17,13 @@ import torch
 
 from pipeline_lib import model
 from pipeline_lib.base import checkpoints, demo
-from pipeline_lib.core import artifacts, config
+from pipeline_lib.base.settings import BaseSettings
+from pipeline_lib.core import artifacts
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.model.features import row_difference
 from pipeline_lib.sources import formats as sources
 from pipeline_lib.sources.samples import split
+from pipeline_lib.sources.settings import DataSettings
 
 _PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode")
 
@@ -37,8 +39,8 @@ class Made:
     losses: list[float] = field(default_factory=list)  # of each epoch of the demo's heads
 
 
-def materialise(
-    settings: config.Base, data: config.Data, target: Path, *, device: torch.device, progress: bool = False
+def run(
+    settings: BaseSettings, data: DataSettings, target: Path, *, device: torch.device, progress: bool = False
 ) -> Made:
     """Write the model that `settings` names to `target`, whole or not at all.
 
@@ -92,7 +94,7 @@ def check_written(clip: model.Clip, directory: Path) -> None:
         raise RuntimeError(f"{directory}: the written model differs in {', '.join(differing)}")
 
 
-def _demo(settings: config.Base, data: config.Data, work: Path, device: torch.device, progress: bool) -> Made:
+def _demo(settings: BaseSettings, data: DataSettings, work: Path, device: torch.device, progress: bool) -> Made:
     """Two published towers joined, heads trained on part `base` of the data."""
     if settings.demo is None:
         raise UserError("base.demo: missing; `source: demo` needs it; copy the block from the project's params.yaml")
@@ -109,7 +111,7 @@ def _demo(settings: config.Base, data: config.Data, work: Path, device: torch.de
     return Made(clip, source, "Apache-2.0 (both towers)", trained_on, losses)
 
 
-def _open_clip(settings: config.Base, work: Path) -> Made:
+def _open_clip(settings: BaseSettings, work: Path) -> Made:
     """A published architecture and tag, downloaded by open_clip."""
     name, architecture = _architecture(settings)
     tag, record = _tag(settings, name, architecture)
@@ -126,7 +128,7 @@ def _open_clip(settings: config.Base, work: Path) -> Made:
     return Made(clip, {"kind": "open_clip", "model": name, "pretrained": tag}, license_note)
 
 
-def _checkpoint(settings: config.Base, work: Path) -> Made:
+def _checkpoint(settings: BaseSettings, work: Path) -> Made:
     """A local checkpoint of a named architecture, or a Hugging Face CLIPModel folder."""
     path = _path(settings)
     if path.is_dir():
@@ -165,7 +167,7 @@ def _tokenizer_of(folder: Path, model_config: Mapping[str, Any], work: Path) -> 
     return {"hf_tokenizer_name": folder.name}
 
 
-def _local_dir(settings: config.Base, work: Path) -> Made:
+def _local_dir(settings: BaseSettings, work: Path) -> Made:
     """An open_clip directory, checked against its own manifest where it has one."""
     folder = _path(settings)
     if not (folder / model.CONFIG).is_file():
@@ -199,7 +201,7 @@ def _assemble(
     return clip
 
 
-def _path(settings: config.Base) -> Path:
+def _path(settings: BaseSettings) -> Path:
     if not settings.path:
         raise UserError(f"base.path: missing; `source: {settings.source}` needs the path of the checkpoint")
     path = Path(settings.path).expanduser()
@@ -208,7 +210,7 @@ def _path(settings: config.Base) -> Path:
     return path
 
 
-def _architecture(settings: config.Base) -> tuple[str, dict[str, Any]]:
+def _architecture(settings: BaseSettings) -> tuple[str, dict[str, Any]]:
     """open_clip's name (`/` as `-`) and configuration of `base.model`."""
     if not settings.model:
         raise UserError(f"base.model: missing; `source: {settings.source}` needs an open_clip architecture name")
@@ -224,7 +226,7 @@ def _architecture(settings: config.Base) -> tuple[str, dict[str, Any]]:
     return name, found
 
 
-def _tag(settings: config.Base, name: str, architecture: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def _tag(settings: BaseSettings, name: str, architecture: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """The tag `base.pretrained` and open_clip's record of it.
 
     open_clip itself only warns where a tag's activation is not the architecture's, and builds a model that gives wrong

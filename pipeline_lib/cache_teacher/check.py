@@ -10,7 +10,8 @@ import torch
 
 from pipeline_lib import losses
 from pipeline_lib.cache_teacher.reader import CachedPart, embed_images, embed_texts
-from pipeline_lib.core import config, runtime
+from pipeline_lib.cache_teacher.settings import CacheTeacherSettings
+from pipeline_lib.core import runtime
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.model import Clip
 from pipeline_lib.model.features import fault, row_difference
@@ -57,7 +58,7 @@ def _used(unit: dict[str, torch.Tensor], key: str) -> torch.Tensor:
     return unit[key][unit["valid"].bool()] if key == "image_features" else unit[key]
 
 
-def verify(part: CachedPart, teacher: Clip, settings: config.CacheTeacher) -> dict[str, float]:
+def verify(part: CachedPart, teacher: Clip, settings: CacheTeacherSettings) -> dict[str, float]:
     """Compute a sample of rows again from the shards and compare features, the HyCD loss and its gradient.
 
     Returns:

@@ -17,10 +17,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline_lib import model
+from pipeline_lib import model, terminal
 from pipeline_lib.cache_teacher.reader import pixels_directory, pixels_identity, pixels_name
-from pipeline_lib.core import artifacts, config, runtime, shards
+from pipeline_lib.cache_teacher.settings import CacheTeacherSettings
+from pipeline_lib.core import artifacts, runtime, shards
 from pipeline_lib.core.errors import UserError
+from pipeline_lib.core.paths import Paths
+from pipeline_lib.core.runtime import RuntimeSettings
 from pipeline_lib.model import Clip
 
 log = logging.getLogger(__name__)
@@ -90,7 +93,7 @@ def new_file(path: Path, num_images: int, image_size: tuple[int, int]) -> Iterat
     partial.replace(path)
 
 
-def fits(settings: config.CacheTeacher, num_samples: int, image_size: tuple[int, int], at: Path) -> bool:
+def fits(settings: CacheTeacherSettings, num_samples: int, image_size: tuple[int, int], at: Path) -> bool:
     """Whether the uint8 pixels are stored: `always`, `never`, or (auto) within max_gb and half of the free disk.
 
     Raises:
@@ -105,13 +108,13 @@ def fits(settings: config.CacheTeacher, num_samples: int, image_size: tuple[int,
     return settings.pixels == "always" or (settings.pixels == "auto" and small)
 
 
-def publish(folder: Path, known: dict[str, str], identity: dict[str, Any], paths: config.Paths) -> None:
+def publish(folder: Path, known: dict[str, str], identity: dict[str, Any], paths: Paths) -> None:
     """Put `folder` with files of these hashes where readers look for pixels of this `identity`."""
     artifacts.write_manifest(folder, "cache_teacher", known=known, **identity)
     artifacts.publish(folder, pixels_directory(paths))
 
 
-def build(paths: config.Paths, settings: config.CacheTeacher, how: config.Runtime) -> None:
+def run(paths: Paths, settings: CacheTeacherSettings, how: RuntimeSettings) -> None:
     """Store the pixels and nothing else: `dvc pull` brings a cache without them.
 
     Raises:
@@ -131,7 +134,7 @@ def build(paths: config.Paths, settings: config.CacheTeacher, how: config.Runtim
     for part in parts:
         indices = range(len(part.shards))
         chunks = iter(decoded(part, indices, student, student, settings.chunk_size, how.num_workers))
-        for index in runtime.progress(indices, label=f"pixels {part.name}", unit="shard", enabled=how.progress):
+        for index in terminal.progress(indices, label=f"pixels {part.name}", unit="shard", enabled=how.progress):
             entries = list(shards.read_index(part.shards[index].index_path))
             path = work / pixels_name(identity, entries)
             with new_file(path, len(entries), student.image_size) as pixels:

@@ -28,8 +28,10 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from pipeline_lib.core import artifacts, config, provenance, shards
+from pipeline_lib.cache_teacher.settings import CacheTeacherSettings
+from pipeline_lib.core import artifacts, provenance, shards
 from pipeline_lib.core.errors import UserError
+from pipeline_lib.core.paths import Paths
 from pipeline_lib.model import Clip, Preprocess
 from pipeline_lib.model.features import Inputs
 
@@ -82,7 +84,7 @@ def _embed(clip: Clip, encode: Any, rows: torch.Tensor, chunk_size: int) -> torc
 # --- fingerprint ------------------------------------------------------------------------------------------------
 
 
-def fingerprint(student: Clip, teacher: Clip, settings: config.CacheTeacher, shards_digest: str) -> dict[str, Any]:
+def fingerprint(student: Clip, teacher: Clip, settings: CacheTeacherSettings, shards_digest: str) -> dict[str, Any]:
     """Everything on which a cached number depends, as JSON values; readers refuse a cache whose fingerprint differs."""
 
     def facts(clip: Clip) -> dict[str, Any]:
@@ -111,7 +113,7 @@ def differences(found: Any, expected: Any, path: str = "") -> list[str]:
 # --- pixels -----------------------------------------------------------------------------------------------------
 
 
-def pixels_directory(paths: config.Paths) -> Path:
+def pixels_directory(paths: Paths) -> Path:
     """Where this machine keeps pixels: one folder for the project and all experiments in DVC's temporary folders."""
     return Path(os.environ.get("DVC_ROOT", ""), paths.pixels)
 
@@ -299,7 +301,7 @@ def _check_identity(
             raise UserError(f"{path}: {name} differ from {shard.index_path}; run `dvc repro -f cache_teacher`")
 
 
-def open_parts(paths: config.Paths, student: Clip, *, pixels: bool = True) -> dict[str, CachedPart]:
+def open_parts(paths: Paths, student: Clip, *, pixels: bool = True) -> dict[str, CachedPart]:
     """Open the parts of the cache for reading, with the stored pixels if they are there and `pixels` says so.
 
     Raises:

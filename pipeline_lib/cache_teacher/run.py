@@ -19,7 +19,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from pipeline_lib import model
+from pipeline_lib import model, terminal
 from pipeline_lib.cache_teacher import check as cache_check
 from pipeline_lib.cache_teacher import pixels as pixel_cache
 from pipeline_lib.cache_teacher.reader import (
@@ -33,9 +33,12 @@ from pipeline_lib.cache_teacher.reader import (
     pixels_identity,
     pixels_name,
 )
-from pipeline_lib.core import artifacts, config, provenance, runtime, shards
+from pipeline_lib.cache_teacher.settings import CacheTeacherSettings
+from pipeline_lib.core import artifacts, provenance, runtime, shards
 from pipeline_lib.core.distributed import World
 from pipeline_lib.core.errors import UserError
+from pipeline_lib.core.paths import Paths
+from pipeline_lib.core.runtime import RuntimeSettings
 from pipeline_lib.model import Clip
 from pipeline_lib.model.features import raw_norms_problem
 
@@ -50,7 +53,7 @@ class Writer:
 
     student: Clip
     teacher: Clip
-    settings: config.CacheTeacher
+    settings: CacheTeacherSettings
     work: Path
     world: World
     num_workers: int = 0
@@ -101,7 +104,7 @@ class Writer:
         for part in parts:
             own = range(self.world.rank, len(part.shards), self.world.size)
             enabled = self.progress and self.world.is_main
-            for index in runtime.progress(own, label=f"tokenize {part.name}", unit="shard", enabled=enabled):
+            for index in terminal.progress(own, label=f"tokenize {part.name}", unit="shard", enabled=enabled):
                 if not self._tokens_path(part, index).is_file():
                     self._tokenize(part, index)
         self.world.barrier()
@@ -168,7 +171,7 @@ class Writer:
         chunks = iter(pixel_cache.decoded(part, todo, self.student, self.teacher, chunk, self.num_workers))
         enabled = self.progress and self.world.is_main
         total = sum(part.shards[index].num_samples for index in todo)
-        with runtime.progress(None, label=f"cache {part.name}", total=total, unit="img", enabled=enabled) as bar:
+        with terminal.progress(None, label=f"cache {part.name}", total=total, unit="img", enabled=enabled) as bar:
             for index in todo:
                 self._write_unit(part, index, chunks)
                 bar.update(part.shards[index].num_samples)
@@ -245,8 +248,8 @@ def feature_statistics(units: Iterable[dict[str, torch.Tensor]]) -> dict[str, to
 # --- the stage --------------------------------------------------------------------------------------------------
 
 
-def build(
-    paths: config.Paths, settings: config.CacheTeacher, how: config.Runtime, world: World, code_digest: str
+def run(
+    paths: Paths, settings: CacheTeacherSettings, how: RuntimeSettings, world: World, code_digest: str
 ) -> dict[str, Any]:
     """Fill `paths.teacher` from `paths.base` and `paths.shards`, verify a sample, publish; store pixels beside it.
 
@@ -291,7 +294,7 @@ def build(
     return {"digest": artifacts.read_manifest(paths.teacher)["digest"], "metrics": measured}
 
 
-def _verify(part: CachedPart, teacher: Clip, settings: config.CacheTeacher) -> dict[str, float]:
+def _verify(part: CachedPart, teacher: Clip, settings: CacheTeacherSettings) -> dict[str, float]:
     difference = cache_check.verify(part, teacher, settings)
     log.info(
         "%d rows computed again: relative difference of features up to %.1e, of the loss %.1e, its gradient %.1e",

@@ -11,9 +11,11 @@ import torch
 from pipeline_lib import model
 from pipeline_lib.cache_teacher import reader as teacher_cache
 from pipeline_lib.cache_teacher.reader import embed_images, embed_texts
-from pipeline_lib.core import config, runtime
+from pipeline_lib.cache_teacher.settings import CacheTeacherSettings
+from pipeline_lib.core import runtime
 from pipeline_lib.core.distributed import World
 from pipeline_lib.core.errors import UserError
+from pipeline_lib.core.paths import Paths
 from pipeline_lib.model import Clip
 from pipeline_lib.model.features import Features, Inputs
 
@@ -31,7 +33,7 @@ class Teacher:
 
     @classmethod
     def of_cache(
-        cls, paths: config.Paths, settings: config.CacheTeacher, manifest: dict[str, Any], student: Clip, teacher: Clip
+        cls, paths: Paths, settings: CacheTeacherSettings, manifest: dict[str, Any], student: Clip, teacher: Clip
     ) -> Teacher:
         """The teacher of the cache in `paths.teacher`, made with `settings`, whose manifest is `manifest`.
 

@@ -8,9 +8,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline_lib import compare
+from pipeline_lib import compare, terminal
 from pipeline_lib.compare import ablate, board, candidates
-from pipeline_lib.core import runtime
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.lineage.revisions import current_experiments
 
@@ -68,5 +67,5 @@ def _folder(argument: str) -> candidates.Candidate:
 
 
 if __name__ == "__main__":
-    with runtime.one_line_errors():
+    with terminal.one_line_errors():
         main()

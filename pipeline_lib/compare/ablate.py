@@ -20,17 +20,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline_lib import tracking
 from pipeline_lib.core import config
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.lineage import revisions
 from pipeline_lib.lineage.revisions import current_experiments, run_command, run_dvc
+from pipeline_lib.refine.settings import RefineSettings
 from pipeline_lib.report import page
 from pipeline_lib.results import folders as results
 
 NAMED = "# Differs from params.yaml in: "  # begins an ablation; then its keys
 FREE = ("refine.", "recipes.")  # what an ablation may set and still share base, shards and teacher cache
 INPUTS = ("data.root", "data.evaluation_root", "base.path", "cache_teacher.teacher")  # may be paths of the user
-CODE = ("dvc.yaml", "stages", "pipeline_lib", ":!pipeline_lib/compare")  # git's names of what makes results
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def plan(params_file: Path, folder: Path, seeds: Sequence[int]) -> tuple[list[Pl
         UserError: An ablation does not say what it sets, or sets what params.yaml does not have.
     """
     here = results.flat(config.read_params(params_file))
-    variants: dict[str, dict[str, Any]] = {config.load(params_file, "refine").recipe: {}}
+    variants: dict[str, dict[str, Any]] = {config.load(params_file, RefineSettings).recipe: {}}
     ablations, notes = read_ablations(folder)
     for path, changes in ablations.items():
         _check_blocks(params_file, here | changes, path)
@@ -171,7 +172,8 @@ def _look(planned: Planned, scratch: Path) -> Found:
     files = revisions.open_revision(Path(), planned.name)
     revisions.copy(files, ["params.yaml"], scratch)
     commit = files.repo.get_rev()
-    sources = run_command("git", "diff", "--name-only", commit, "--", *CODE).splitlines()
+    code = ("dvc.yaml", *tracking.code_deps(Path("dvc.yaml")))
+    sources = run_command("git", "diff", "--name-only", commit, "--", *code).splitlines()
     return Found(commit, [*differences(planned, scratch / "params.yaml"), *(f"other {path}" for path in sources)])
 
 

@@ -18,7 +18,8 @@ from pipeline_lib.report import figures, page
 from pipeline_lib.report.page import Cell, Drawing, Fold, Page, Row, Section, Table, Text
 from pipeline_lib.results import folders as results
 from pipeline_lib.results import statistics
-from pipeline_lib.results.folders import CENTRED, Interval, Measure, Settings, Variant, Verdict
+from pipeline_lib.results.certainty import Certainty
+from pipeline_lib.results.folders import CENTRED, Interval, Measure, Variant, Verdict
 
 HTML, MARKDOWN = "comparison.html", "comparison.md"
 MINUS_BASE, MEAN_CENTRED = "minus base", "mean-centred"
@@ -57,7 +58,7 @@ class Board:
     """The groups, best first, with everything they are compared by."""
 
     groups: Sequence[Group]
-    settings: Settings
+    settings: Certainty
 
     @cached_property
     def ranking_sets(self) -> list[str]:
@@ -149,7 +150,7 @@ class Board:
 
 
 def _compare(
-    pairs: Sequence[tuple[Variant, Variant]], name: str, keys: Sequence[str], settings: Settings
+    pairs: Sequence[tuple[Variant, Variant]], name: str, keys: Sequence[str], settings: Certainty
 ) -> dict[str, Entry]:
     """Headlines of several (before, after) pairs on one set, their item-wise differences averaged over the pairs."""
     measures = {m.key: m for m in pairs[0][1].headlines(name) if m.key in keys}
@@ -160,7 +161,7 @@ def _compare(
     tests = statistics.paired_tests(
         differences,
         pairs[0][1].evaluation.all_sets[name]["num_images"],
-        num_samples=settings.samples,
+        num_samples=settings.bootstrap_samples,
         confidence=settings.confidence,
         seed=settings.seed,
     )
@@ -184,7 +185,7 @@ def make(groups: Sequence[Group], params_file: Path) -> Board:
     """
     labels = [group.label for group in groups]
     assert len(set(labels)) == len(labels), f"groups share a label, by which entries are found: {labels}"
-    board = Board(groups, Settings.of(config.load(params_file, "evaluate")))
+    board = Board(groups, config.load_some(params_file, Certainty))
     if not board.sets:
         raise UserError("nothing to compare: the evaluations have no set in common with the same pictures")
     return board

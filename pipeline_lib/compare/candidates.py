@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline_lib.core import artifacts, config, yaml12
+from pipeline_lib.core import artifacts, config
 from pipeline_lib.core.errors import UserError
+from pipeline_lib.core.paths import MODELS, Paths
 from pipeline_lib.lineage import revisions
 from pipeline_lib.results import folders as results
 from pipeline_lib.results.folders import Evaluation
@@ -64,8 +65,8 @@ def read_folder(name: str, root: Path) -> Candidate:
         UserError: Something is missing, or models, evaluations and params.yaml do not belong together.
     """
     params_file = root / "params.yaml"
-    parameters, paths = results.read_parameters(params_file), config.load(params_file, "paths")
-    base, refined = (Evaluation(root / paths.eval / model) for model in config.MODELS)
+    parameters, paths = results.read_parameters(params_file), config.load(params_file, Paths)
+    base, refined = (Evaluation(root / paths.eval / model) for model in MODELS)
     results.check_pair(params_file, parameters, base, refined)
     if (root / paths.refined / artifacts.MANIFEST).is_file():
         manifest = artifacts.read_manifest(root / paths.refined, stage="refine")
@@ -89,19 +90,19 @@ def _read_revision(revision: str, folder: Path) -> Candidate:
     try:
         files = revisions.open_revision(Path(), revision)
         artifacts.write_text(folder / "params.yaml", files.read_text("params.yaml"))
-        lock, paths = files.read_text("dvc.lock"), config.load(folder / "params.yaml", "paths")
-        for model in config.MODELS:
+        lock, paths = files.read_text("dvc.lock"), config.load(folder / "params.yaml", Paths)
+        for model in MODELS:
             files.get((paths.eval / model).as_posix(), str(folder / paths.eval / model), recursive=True)
     except (DvcException, OSError) as error:
         raise UserError(f"{revision}: no evaluation to read ({error}); try `dvc exp list`, `dvc pull`") from None
     try:
-        check_lock(yaml12.load(lock, "dvc.lock"), results.read_parameters(folder / "params.yaml"), paths)
+        check_lock(config.parse_yaml(lock, "dvc.lock"), results.read_parameters(folder / "params.yaml"), paths)
         return read_folder(revision, folder)
     except UserError as error:
         raise UserError(f"{revision}: {error}") from None
 
 
-def check_lock(lock: Mapping[str, Any], parameters: Mapping[str, Any], paths: config.Paths) -> None:
+def check_lock(lock: Mapping[str, Any], parameters: Mapping[str, Any], paths: Paths) -> None:
     """Refuse a commit whose params.yaml or models are not those that were evaluated, by what its dvc.lock recorded.
 
     Raises:

@@ -18,8 +18,9 @@ from typing import NoReturn
 import torch
 import torch.distributed as dist
 
-from pipeline_lib.core import config, runtime
+from pipeline_lib.core import runtime
 from pipeline_lib.core.errors import UserError
+from pipeline_lib.core.runtime import RuntimeSettings
 
 BUCKET_ELEMENTS = 2**24  # gradients are summed in flat buckets of this many numbers
 
@@ -153,7 +154,7 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def relaunch_if_asked(how: config.Runtime, module: str, params_file: Path, *arguments: str) -> None:
+def relaunch_if_asked(how: RuntimeSettings, module: str, params_file: Path, *arguments: str) -> None:
     """With `runtime.processes` > 1 and no world around us, replace this process by torchrun over `module`.
 
     The stage's command in dvc.yaml stays the same (a changed command would re-run the stage).

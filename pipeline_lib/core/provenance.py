@@ -1,8 +1,8 @@
 """What a result came from: the source files a stage imports, their digest, the versions of the packages that matter.
 
 DVC hashes the dependencies it is told of and traces no imports. `import_closure` reads the imports with `ast`, so that
-one function decides three things: the `deps` of dvc.yaml (a test compares), the fingerprint under which a killed stage
-may resume, and the code digest that the report prints.
+one function decides three things: what dvc.yaml must name (a test compares), the fingerprint under which a killed stage
+may resume, and the code digest that the report prints. What decides no result is left out of all three.
 """
 
 from __future__ import annotations
@@ -16,6 +16,16 @@ from pipeline_lib.core.artifacts import digest, sha256_file
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "transformers", "numpy", "pillow", "scikit-learn")
 OWN = ("pipeline_lib", "stages")
+DECIDES_NOTHING = (
+    "pipeline_lib/__init__.py",  # how idle threads wait
+    "pipeline_lib/params",  # refuses a params.yaml that does not fit together, and prints its reference
+    "pipeline_lib/terminal.py",  # command lines, progress bars, how an error reads
+    "pipeline_lib/tracking",  # what MLflow is told
+    "stages/__init__.py",  # prose
+)
+"""Files and folders whose code changes no output: in no stage's deps and in no fingerprint. An edit there re-runs
+nothing, and a half-finished epoch goes on.
+"""
 
 
 @cache
@@ -40,12 +50,20 @@ def _own_imports(path: Path, root: Path) -> set[Path]:
     return found
 
 
+def decides(path: Path) -> bool:
+    """Return whether the code of `path`, relative to the project, may decide a result; see `DECIDES_NOTHING`."""
+    return not any(path.is_relative_to(idle) for idle in DECIDES_NOTHING)
+
+
 def import_closure(script: Path, root: Path = Path()) -> list[Path]:
-    """`script` and every file of this project that it imports, directly or not, as sorted paths relative to `root`."""
+    """List `script` and every file that it imports, directly or not, as sorted paths relative to `root`.
+
+    Files that decide nothing are left out, and what only they import with them.
+    """
     todo, seen = [root / script], set()
     while todo:
         path = todo.pop()
-        if path not in seen:
+        if path not in seen and decides(path.relative_to(root)):
             seen.add(path)
             todo += _own_imports(path, root)
             package = path.parent / "__init__.py"
@@ -72,8 +90,3 @@ def package_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "not installed"
     return versions
-
-
-if __name__ == "__main__":
-    for stage_script in sorted(Path("stages").glob("[a-z]*.py")):
-        print(f"{stage_script.stem}:", *(f"  - {dep.as_posix()}" for dep in import_closure(stage_script)), sep="\n")

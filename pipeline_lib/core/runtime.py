@@ -1,26 +1,23 @@
-"""How a stage runs: command line, logging, errors, signals, device, threads, determinism. Nothing here knows CLIP.
+"""How a stage runs: signals, device, threads, precision, determinism. Nothing here knows CLIP.
 
-`run_stage` is the shell around every `stages/<name>.py`: it turns a `UserError` into one line and exit code 1, lets
-every other exception through with its traceback, and makes SIGTERM (and the death of the parent, on Linux) and Ctrl-C
-an orderly end: loops ask `stop_requested()` between steps and write a checkpoint. torch is imported only by those who
-need it.
+SIGTERM (and the death of the parent, on Linux) and Ctrl-C end a stage in order: loops ask `stop_requested()` between
+steps and write a checkpoint. torch is imported only by those who need it.
 """
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import logging
 import os
 import random
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from pipeline_lib.core.errors import UserError
+from pipeline_lib.core.schema import AtLeastOne, Count, section
 
 if TYPE_CHECKING:
     import torch
@@ -32,75 +29,38 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # <malloc.h>
 _stop_signal: int | None = None
 
 
+@section("runtime")
+class RuntimeSettings:
+    """How, not what: nothing here may change a result beyond rounding, so no stage re-runs for it."""
+
+    device: str
+    """Cpu, cuda, mps, or auto: the first of cuda, mps, cpu that is there."""
+
+    num_threads: AtLeastOne | None
+    """Of torch, in each process; null: as torch chooses."""
+
+    num_workers: Count
+    """Image decoding processes; 0: the stage decodes by itself."""
+
+    processes: AtLeastOne
+    """>1: the stage relaunches itself under torch.distributed.run."""
+
+    deterministic: bool
+    """True: only kernels that give the same bits again."""
+
+    checkpoint_every: AtLeastOne
+    """Optimiser steps of `refine` between checkpoints."""
+
+    progress: bool
+    """True: progress bars, where there is a terminal."""
+
+
 class Stopped(SystemExit):
     """Raised by a loop that wrote its checkpoint because a signal asked it to end; exit code 128 + signal."""
 
     def __init__(self) -> None:
         """Exit code by the shell's convention."""
         super().__init__(128 + (_stop_signal or signal.SIGTERM))
-
-
-def run_stage(
-    main: Callable[..., None], description: str | None, *, choice: tuple[str, Sequence[str]] | None = None
-) -> NoReturn:
-    """Run a stage's `main(params_file)` as a command and exit: 0 only on success.
-
-    Args:
-        main: Called with the params file (and the chosen item, if `choice` is given and one was named).
-        description: The stage's docstring, shown by `--help`.
-        choice: Name and values of an optional positional argument, such as `("model", ("base", "refined"))`.
-    """
-    parser = argparse.ArgumentParser(
-        prog=_command(main), description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameters (default: %(default)s)")
-    parser.add_argument("--debug", action="store_true", help="traceback for user errors, more log lines")
-    if choice:
-        parser.add_argument(choice[0], nargs="?", choices=choice[1], help=f"only this {choice[0]} (default: all)")
-    options = parser.parse_args()
-    install_signals()
-    chosen = getattr(options, choice[0]) if choice else None
-    with one_line_errors(debug=options.debug):
-        main(options.params, chosen) if chosen else main(options.params)
-        _end_repro()
-    sys.exit(0)
-
-
-def _command(main: Callable[..., None]) -> str | None:
-    """How a user calls the module of `main`: `python -m stages.base`; None where it was not called as a module."""
-    spec = getattr(main, "__globals__", {}).get("__spec__")
-    return f"python -m {spec.name.removesuffix('.__main__')}" if spec else None
-
-
-def _end_repro() -> None:
-    """After Ctrl-C in the last moments of a stage, do not end in success: dvc would go on with the next stage."""
-    if _stop_signal == signal.SIGINT and "DVC_STAGE" in os.environ:
-        log.warning("the stage is done; `dvc commit %s` keeps what it made", os.environ["DVC_STAGE"])
-        raise Stopped
-
-
-@contextmanager
-def one_line_errors(*, debug: bool = False, level: int = logging.INFO) -> Iterator[None]:
-    """Around a command: its log goes to standard error, and what the user can mend is one line there and exit code 1.
-
-    Ctrl-C is one line as well. With `debug`, all log lines, and every error has its traceback.
-    """
-    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr, force=True)
-    for own in ("pipeline_lib", "stages"):
-        logging.getLogger(own).setLevel(logging.DEBUG if debug else level)
-    try:
-        yield
-    except (UserError, OSError) as error:
-        # A full disk or a missing permission is the user's to mend as well: OSError names the file itself.
-        if debug or (isinstance(error, OSError) and not error.strerror):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        if debug:
-            raise
-        print("interrupted", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
 
 
 def install_signals() -> None:
@@ -120,6 +80,11 @@ def install_signals() -> None:
     signal.signal(signal.SIGINT, handle)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def stop_signal() -> int | None:
+    """Return the number of the signal that asked this process to end, or None."""
+    return _stop_signal
 
 
 def stop_requested() -> bool:
@@ -142,13 +107,6 @@ def until_stopped(items: Iterable[T]) -> Iterator[T]:
 def leave_ctrl_c_to_parent(_worker: int = 0) -> None:
     """In a worker process: Ctrl-C reaches it as well, but the stage decides what becomes of its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def progress(items: Iterable[T] | None, *, label: str, enabled: bool = True, **options: Any) -> Any:
-    """A progress bar over `items` (tqdm), silent where standard error is not a terminal or `enabled` is false."""
-    from tqdm import tqdm
-
-    return tqdm(items, desc=label, disable=None if enabled else True, dynamic_ncols=True, **options)
 
 
 def available_cores() -> int:

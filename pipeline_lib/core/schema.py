@@ -11,7 +11,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -56,9 +56,26 @@ ShareBelow1 = Annotated[float, Range(at_least=0, below=1)]
 
 
 @typing.dataclass_transform(kw_only_default=True, frozen_default=True)
-def section(kind: type[T]) -> type[T]:
-    """A section or block of params.yaml: a frozen keyword-only dataclass."""
+def block(kind: type[T]) -> type[T]:
+    """Make a class a block of params.yaml: a frozen keyword-only dataclass, each field with a docstring under it."""
     return dataclasses.dataclass(frozen=True, kw_only=True, slots=True)(kind)
+
+
+@typing.dataclass_transform(kw_only_default=True, frozen_default=True)
+def section(name: str) -> Callable[[type[T]], type[T]]:
+    """Make a class the section `name` of params.yaml; see `block`."""
+
+    def named(kind: type[T]) -> type[T]:
+        made = block(kind)
+        made.__section__ = name  # type: ignore[attr-defined]
+        return made
+
+    return named
+
+
+def section_of(kind: type) -> str:
+    """Return the name of the section that `kind` declares."""
+    return str(kind.__section__)  # type: ignore[attr-defined]
 
 
 def build(kind: type[T], value: Any, path: str) -> T:
@@ -83,6 +100,13 @@ def build(kind: type[T], value: Any, path: str) -> T:
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise UserError(f"{path}.{name}: missing; add it ({_describe(hints[name])})")
     return kind(**filled)
+
+
+def build_some(kind: type[T], value: Any, path: str) -> T:
+    """As `build`, of those keys of `value` that `kind` has."""
+    if isinstance(value, dict):
+        value = {field.name: value[field.name] for field in dataclasses.fields(kind) if field.name in value}  # type: ignore[arg-type]
+    return build(kind, value, path)
 
 
 def _required(kind: Any) -> list[str]:
@@ -203,7 +227,13 @@ def _plural(kind: Any) -> str:
     return {float: "numbers", int: "whole numbers", str: "texts", Path: "paths"}.get(_plain(kind), "values")
 
 
-def did_you_mean(name: str, known: typing.Iterable[str]) -> str:
-    """The end of an error about an unknown name: the closest known one, or all of them."""
+def similar(name: str, known: Iterable[str]) -> str:
+    """End an error about an unknown name with the closest known one; empty where none is close."""
     close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean `{close[0]}`?" if close else f"; known: {', '.join(known)}"
+    return f"; did you mean `{close[0]}`?" if close else ""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """End an error about an unknown name with the closest known one, or with all of them."""
+    known = list(known)
+    return similar(name, known) or f"; known: {', '.join(known)}"

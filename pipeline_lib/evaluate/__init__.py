@@ -1,4 +1,4 @@
-"""Evaluation: embed each set once, then score it by pure functions of the features.
+"""Stage `evaluate`: embed each set once, then score it by pure functions of the features.
 
 embedding    the only part that runs the model: images, captions and prompts of a set -> `EmbeddedSet`
 scoring      retrieval, zero-shot, gap suite, mean-centred variant, intervals -> numbers and per-item arrays
@@ -7,26 +7,3 @@ probes       linear probes on the frozen image features
 wise_ft      models between the base and the refined one, by their weights
 run          the order of it all, and what is written to data/eval/<model>/
 """
-
-from pipeline_lib.evaluate.embedding import EmbeddedSet, EmbeddedTask, Embedder
-from pipeline_lib.evaluate.inputs import Inputs
-from pipeline_lib.evaluate.probes import linear_probe
-from pipeline_lib.evaluate.run import Evaluated, build, evaluate, flat_metrics, write
-from pipeline_lib.evaluate.scoring import headlines, score
-from pipeline_lib.evaluate.wise_ft import interpolate
-
-__all__ = [
-    "EmbeddedSet",
-    "EmbeddedTask",
-    "Embedder",
-    "Evaluated",
-    "Inputs",
-    "build",
-    "evaluate",
-    "flat_metrics",
-    "headlines",
-    "interpolate",
-    "linear_probe",
-    "score",
-    "write",
-]

@@ -24,7 +24,7 @@ import safetensors.torch
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline_lib import model
+from pipeline_lib import model, terminal
 from pipeline_lib.core import artifacts, runtime
 from pipeline_lib.core.distributed import World
 from pipeline_lib.core.errors import UserError
@@ -194,7 +194,7 @@ class Embedder:
         )
         features, reasons = [], []
         label = f"{part.name}: images"
-        with runtime.progress(None, label=label, total=len(places), unit="img", enabled=self._shows_progress) as bar:
+        with terminal.progress(None, label=label, total=len(places), unit="img", enabled=self._shows_progress) as bar:
             for pixels, failed in loader:
                 reasons += failed
                 if not reasons:
@@ -226,7 +226,7 @@ class Embedder:
         lengths = self.clip.text_lengths(token_ids)
         features = torch.empty(len(token_ids), self.clip.embed_dim)
         label = f"{part.name}: texts"
-        with runtime.progress(
+        with terminal.progress(
             None, label=label, total=len(token_ids), unit="text", enabled=self._shows_progress
         ) as bar:
             for rows in lengths.argsort(stable=True).split(self.batch_size) if len(lengths) else ():

@@ -10,9 +10,11 @@ from pathlib import Path
 import torch
 
 from pipeline_lib import model
-from pipeline_lib.core import artifacts, config
+from pipeline_lib.core import artifacts
 from pipeline_lib.core.errors import UserError
+from pipeline_lib.core.paths import Paths
 from pipeline_lib.core.shards import Part, evaluated_sets, read_part
+from pipeline_lib.evaluate.settings import EvaluateSettings
 
 log = logging.getLogger(__name__)
 LIKE_BASE = ("preprocess", "quick_gelu", "tokenizer_digest", "config_digest")  # refinement changes weights only
@@ -34,9 +36,7 @@ class Inputs:
         return [self.selection, *self.sets]
 
 
-def open_model(
-    name: str, paths: config.Paths, device: torch.device
-) -> tuple[model.Clip, Mapping[str, torch.Tensor] | None]:
+def open_model(name: str, paths: Paths, device: torch.device) -> tuple[model.Clip, Mapping[str, torch.Tensor] | None]:
     """The model `name`, and for the refined one the weights of the base model that it came from.
 
     Raises:
@@ -60,7 +60,7 @@ def open_model(
     return clip, base.module.state_dict()
 
 
-def open_inputs(shards: Path, settings: config.Evaluate) -> Inputs:
+def open_inputs(shards: Path, settings: EvaluateSettings) -> Inputs:
     """The parts and sets below `shards` that a model is evaluated on, from the manifest of the whole folder.
 
     Raises:

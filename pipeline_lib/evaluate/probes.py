@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from pipeline_lib.core import config
 from pipeline_lib.evaluate import scoring
 from pipeline_lib.evaluate.embedding import EmbeddedSet, Embedder, labels
 from pipeline_lib.evaluate.inputs import Inputs
 from pipeline_lib.evaluate.scoring import Block, Items
+from pipeline_lib.evaluate.settings import EvaluateSettings
 from pipeline_lib.metrics import logistic_regression
 from pipeline_lib.model.features import l2_normalize
 from pipeline_lib.results.statistics import Mean
@@ -78,7 +78,7 @@ def training_data(embedder: Embedder, inputs: Inputs, selection: EmbeddedSet) ->
 
 
 def probe_sets(
-    sets: Sequence[EmbeddedSet], training: Mapping[str, TrainingData], settings: config.Evaluate
+    sets: Sequence[EmbeddedSet], training: Mapping[str, TrainingData], settings: EvaluateSettings
 ) -> tuple[Block, dict[str, Items]]:
     """Probes of every task of every set: {set: {task: {"top1", …}}}, and per-item arrays by set.
 

@@ -25,13 +25,15 @@ import safetensors.torch
 import torch
 
 from pipeline_lib import model
-from pipeline_lib.core import artifacts, config, provenance, runtime
+from pipeline_lib.core import artifacts, provenance, runtime
 from pipeline_lib.core.distributed import World
-from pipeline_lib.evaluate import probes, scoring, wise_ft
+from pipeline_lib.core.paths import Paths
+from pipeline_lib.core.runtime import RuntimeSettings
+from pipeline_lib.evaluate import known_answers, probes, scoring, wise_ft
 from pipeline_lib.evaluate.embedding import EmbeddedSet, Embedder
 from pipeline_lib.evaluate.inputs import Inputs, open_inputs, open_model
 from pipeline_lib.evaluate.scoring import Block, Items, Stopwatch
-from pipeline_lib.sources import known_answers
+from pipeline_lib.evaluate.settings import EvaluateSettings
 
 log = logging.getLogger(__name__)
 COMMON_ITEMS = ("text_image_index", ".label", ".image_index")  # per-item arrays that every variant has alike
@@ -49,7 +51,7 @@ class Evaluated:
     seconds: dict[str, float] = field(default_factory=dict)  # by part of the work; differs from run to run
 
 
-def evaluate(embedder: Embedder, name: str, inputs: Inputs, settings: config.Evaluate) -> Evaluated | None:
+def evaluate(embedder: Embedder, name: str, inputs: Inputs, settings: EvaluateSettings) -> Evaluated | None:
     """Evaluate one model.
 
     Args:
@@ -117,7 +119,7 @@ def _centring(embedder: Embedder, inputs: Inputs, selection: EmbeddedSet) -> Emb
 
 
 def _score(
-    embedded: Sequence[EmbeddedSet], centring: EmbeddedSet | None, settings: config.Evaluate, watch: Stopwatch
+    embedded: Sequence[EmbeddedSet], centring: EmbeddedSet | None, settings: EvaluateSettings, watch: Stopwatch
 ) -> Evaluated:
     """Score the selection set (first) and the others, these also centred with the means of `centring`."""
     selection, *sets = embedded
@@ -142,7 +144,7 @@ def _score(
 
 
 def _score_set(
-    one: EmbeddedSet, settings: config.Evaluate, means: scoring.Means | None, watch: Stopwatch
+    one: EmbeddedSet, settings: EvaluateSettings, means: scoring.Means | None, watch: Stopwatch
 ) -> tuple[Block, Items]:
     plain, items = scoring.score(one, settings, watch=watch)
     variants = {"plain": plain}
@@ -192,7 +194,7 @@ def flat_metrics(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     return flat
 
 
-def write(evaluated: Evaluated, settings: config.Evaluate, directory: Path, metrics_file: Path) -> str:
+def write(evaluated: Evaluated, settings: EvaluateSettings, directory: Path, metrics_file: Path) -> str:
     """Write the folder and the metrics file; returns the digest of the folder's manifest."""
     with artifacts.output_directory(directory, "evaluate") as place:
         artifacts.write_json(place("results.json"), evaluated.results)
@@ -209,8 +211,8 @@ def write(evaluated: Evaluated, settings: config.Evaluate, directory: Path, metr
 # ---- the whole stage ----
 
 
-def build(
-    name: str, paths: config.Paths, settings: config.Evaluate, how: config.Runtime, world: World
+def run(
+    name: str, paths: Paths, settings: EvaluateSettings, how: RuntimeSettings, world: World
 ) -> dict[str, Any] | None:
     """Load a model and its sets, evaluate, and write `paths.eval`/<name>.
 
@@ -249,7 +251,7 @@ def build(
     return {"digest": digest, "metrics": flat_metrics(evaluated.results), "seconds": evaluated.seconds}
 
 
-def _work_directory(name: str, clip: model.Clip, inputs: Inputs, settings: config.Evaluate, world: World) -> Path:
+def _work_directory(name: str, clip: model.Clip, inputs: Inputs, settings: EvaluateSettings, world: World) -> Path:
     """Where finished features wait for the end of the stage; named by all that they depend on."""
     parts = [*inputs.all_sets, *([inputs.training] if inputs.training else [])]
     identity = {

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from pipeline_lib import metrics
-from pipeline_lib.core import config
 from pipeline_lib.evaluate.embedding import EmbeddedSet, EmbeddedTask
+from pipeline_lib.evaluate.settings import EvaluateSettings
 from pipeline_lib.results import keys as naming
 from pipeline_lib.results import statistics
 from pipeline_lib.results.statistics import Mean
@@ -84,7 +84,7 @@ def modality_means(centring: EmbeddedSet) -> Means:
 
 
 def score(
-    embedded: EmbeddedSet, settings: config.Evaluate, means: Means | None = None, watch: Stopwatch | None = None
+    embedded: EmbeddedSet, settings: EvaluateSettings, means: Means | None = None, watch: Stopwatch | None = None
 ) -> tuple[Block, Items]:
     """Everything that is measured on a set in one variant.
 
@@ -249,7 +249,7 @@ def _gap(directions: Directions, embedded: EmbeddedSet, seed: int) -> Block:
 # ---- blocks ----
 
 
-def with_intervals(block: Block, num_images: int, settings: config.Evaluate) -> Block:
+def with_intervals(block: Block, num_images: int, settings: EvaluateSettings) -> Block:
     """`block` with each `Mean` as {"value", "low", "high"}, all from the same resamples of the images."""
     means = dict(_means(block, ()))
     found = statistics.intervals(

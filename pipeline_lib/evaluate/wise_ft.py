@@ -11,17 +11,17 @@ from collections.abc import Mapping
 
 import torch
 
-from pipeline_lib.core import config
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.evaluate import scoring
 from pipeline_lib.evaluate.embedding import Embedder
 from pipeline_lib.evaluate.inputs import Inputs
 from pipeline_lib.evaluate.scoring import Block
+from pipeline_lib.evaluate.settings import EvaluateSettings
 
 log = logging.getLogger(__name__)
 
 
-def sweep(embedder: Embedder, inputs: Inputs, settings: config.Evaluate) -> list[Block]:
+def sweep(embedder: Embedder, inputs: Inputs, settings: EvaluateSettings) -> list[Block]:
     """Every set with weights between base and refined, without intervals; the ends are the two models themselves."""
     if inputs.base_weights is None or not settings.wise_ft:
         return []

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline_lib import export
-from pipeline_lib.core import config, runtime
+from pipeline_lib import export, terminal
+from pipeline_lib.core import runtime
+from pipeline_lib.core.paths import MODELS
 from pipeline_lib.export.subject import Subject
 
 
@@ -17,7 +18,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("python -m pipeline_lib.export", description=export.__doc__, formatter_class=raw)
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--model", choices=config.MODELS, default="refined", help="which model (default: %(default)s)")
+    common.add_argument("--model", choices=MODELS, default="refined", help="which model (default: %(default)s)")
     common.add_argument("--mix", type=float, metavar="A", help="(1 - A) base + A refined weights, 0 < A < 1 (WiSE-FT)")
     common.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameters (default: %(default)s)")
     common.add_argument("--debug", action="store_true", help="traceback for user errors, more log lines")
@@ -51,7 +52,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Export and say where the result lies and what comes next."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
-    with runtime.one_line_errors(debug=options.debug):
+    with terminal.one_line_errors(debug=options.debug):
         print({"hub": _hub, "mlflow": _mlflow, "onnx": _onnx}[options.kind](options))
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from pipeline_lib import report
 from pipeline_lib.export.subject import Subject
 from pipeline_lib.report import page, tables
+from pipeline_lib.report import run as report
 from pipeline_lib.report.page import Cell, Page, Row, Section, Table, Text
 from pipeline_lib.results.folders import Measure, Variant
 

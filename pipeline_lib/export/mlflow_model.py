@@ -23,13 +23,16 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw
 
-from pipeline_lib import report, tracking
+from pipeline_lib import tracking
 from pipeline_lib.core import config
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.export import hub
 from pipeline_lib.export.subject import Subject
 from pipeline_lib.model.features import l2_normalize, row_difference
+from pipeline_lib.report import run as report
 from pipeline_lib.results import folders as results
+from pipeline_lib.shard.settings import ShardSettings
+from pipeline_lib.tracking.settings import TrackingSettings
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +93,7 @@ def open_store(params_file: Path) -> tracking.Store:
     tracking.prepare_environment("required")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     with _as_user_error(root, "see to the server and to MLFLOW_TRACKING_URI"):
-        return tracking.Store(root, config.load(params_file, "tracking").experiment)
+        return tracking.Store(root, config.load(params_file, TrackingSettings).experiment)
 
 
 def check_names(name: str, alias: str) -> None:
@@ -242,7 +245,7 @@ def _options(subject: Subject) -> dict[str, Any]:
     """What MLflow is told about the model."""
     import pandas as pd
 
-    shard, flat = config.load(subject.params_file, "shard"), results.flat(subject.inputs.parameters)
+    shard, flat = config.load(subject.params_file, ShardSettings), results.flat(subject.inputs.parameters)
     return {
         "name": re.sub(r"[/:.%\"']", "_", f"{subject.name}-clip"),
         "signature": signature(subject.inputs.parameters["evaluate"]["prompt"]),

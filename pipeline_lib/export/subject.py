@@ -13,11 +13,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pipeline_lib import evaluate as evaluation
-from pipeline_lib import model, report
+from pipeline_lib import model
 from pipeline_lib.core import artifacts, config, provenance
 from pipeline_lib.core.errors import UserError
+from pipeline_lib.core.paths import Paths
+from pipeline_lib.evaluate import scoring, wise_ft
 from pipeline_lib.evaluate.inputs import open_model
+from pipeline_lib.report.inputs import Inputs, read_inputs
+from pipeline_lib.shard.settings import ShardSettings
 from pipeline_lib.tracking.describe import public
 
 STAGE = "export"
@@ -40,7 +43,7 @@ class Subject:
     name: str  # base, refined or mix-0.5
     mix: float | None  # share of the refined weights; None: not a mix
     clip: model.Clip
-    inputs: report.Inputs
+    inputs: Inputs
     params_file: Path
     max_pixels: int  # of an image file
 
@@ -62,7 +65,7 @@ class Subject:
             rows = self.inputs.refined.results.get("wise_ft") or []
             return next((row["sets"] for row in rows if math.isclose(row["mix"], self.mix)), None)
         found = {"base": self.inputs.base, "refined": self.inputs.refined}[self.name]
-        return {name: evaluation.headlines(one["variants"]["plain"]) for name, one in found.all_sets.items()}
+        return {name: scoring.headlines(one["variants"]["plain"]) for name, one in found.all_sets.items()}
 
     @property
     def made_by(self) -> tuple[str, str]:
@@ -125,8 +128,8 @@ def open_subject(params_file: Path, which: str = "refined", mix: float | None = 
         raise UserError(f"--mix: {mix:g} is not between 0 and 1; 0 is --model base, 1 is --model refined (the default)")
     if mix is not None and which == "base":
         raise UserError("--mix: a mix is made of both models; leave --model away")
-    paths, shard = config.load(params_file, "paths"), config.load(params_file, "shard")
-    inputs = report.read(params_file)
+    paths, shard = config.load(params_file, Paths), config.load(params_file, ShardSettings)
+    inputs = read_inputs(params_file)
     inputs = dataclasses.replace(inputs, parameters=_public(inputs.parameters))  # what is exported is shown to others
     clip, base_weights = open_model(which, paths, torch.device("cpu"))
     name = which
@@ -155,7 +158,7 @@ def refuse_to_overwrite(target: Path, *, force: bool) -> None:
 def _mix(clip: model.Clip, base_weights: Mapping[str, torch.Tensor], mix: float) -> None:
     """Put the mixed weights into the refined model and describe it anew."""
     refined = {name: tensor.clone() for name, tensor in clip.module.state_dict().items()}
-    clip.module.load_state_dict(evaluation.interpolate(base_weights, refined, mix))
+    clip.module.load_state_dict(wise_ft.interpolate(base_weights, refined, mix))
     clip.facts = {**clip.facts, **model.describe(clip), "mix": mix}
 
 

@@ -2,9 +2,9 @@
 
 import logging
 
-from pipeline_lib.core import runtime
+from pipeline_lib import terminal
 from pipeline_lib.lineage import commands
 
 if __name__ == "__main__":
-    with runtime.one_line_errors(level=logging.WARNING):
+    with terminal.one_line_errors(level=logging.WARNING):
         commands.main()

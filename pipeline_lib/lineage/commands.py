@@ -23,7 +23,9 @@ from typing import Any
 from pipeline_lib import tracking
 from pipeline_lib.core import artifacts, config, shards
 from pipeline_lib.core.errors import UserError
+from pipeline_lib.core.paths import Paths
 from pipeline_lib.lineage import revisions
+from pipeline_lib.tracking.settings import TrackingSettings
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,13 @@ class Snapshot:
 
 def output_folders(params_file: Path) -> dict[str, Path]:
     """The output folder of each stage, in the order of the pipeline, relative to the current folder."""
-    folders = config.load(params_file, "paths").folders()
+    folders = config.load(params_file, Paths).folders()
     return {stage: params_file.parent / folder for stage, folder in folders.items()}
 
 
 def metrics_file(params_file: Path) -> Path:
     """The report's few numbers, which DVC compares."""
-    return params_file.parent / config.load(params_file, "paths").report_numbers
+    return params_file.parent / config.load(params_file, Paths).report_numbers
 
 
 def output_digests(params_file: Path) -> dict[str, str]:
@@ -119,7 +121,7 @@ def sync(params_file: Path, *, all_experiments: bool = False) -> str:
 def check(params_file: Path) -> list[str]:
     """What differs between the output folders and their manifests, one line each (empty: all is well)."""
     folders = list(output_folders(params_file).values())
-    pixels = params_file.parent / config.load(params_file, "paths").pixels
+    pixels = params_file.parent / config.load(params_file, Paths).pixels
     folders += [pixels] if pixels.exists() else []  # a cache that may be absent
     return [problem for folder in folders for problem in _verify(folder)]
 
@@ -138,7 +140,7 @@ def _verify(folder: Path) -> list[str]:
 
 def _open_store(params_file: Path, *, create: bool = False) -> tuple[tracking.Store | None, str]:
     """The store, or None and why; a local store that is not there yet is only made where `create` says so."""
-    settings, root = config.load(params_file, "tracking"), tracking.project_root(params_file)
+    settings, root = config.load(params_file, TrackingSettings), tracking.project_root(params_file)
     tracking.prepare_environment("best_effort")
     uri = tracking.store_uri(root)
     if not create and uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///").split("?")[0]).exists():
@@ -230,7 +232,7 @@ def _copy(files: Any, params_file: Path) -> None:
     if params_file.is_file():
         outputs = [path / artifacts.MANIFEST for path in output_folders(params_file).values()]
         made = [path.relative_to(folder).as_posix() for path in (*outputs, metrics_file(params_file))]
-        revisions.copy(files, [*tracking.code_files(folder / "dvc.yaml"), *made], folder)
+        revisions.copy(files, [*tracking.code_deps(folder / "dvc.yaml"), *made], folder)
 
 
 # Command line ---------------------------------------------------------------------------------------------------------

@@ -98,11 +98,12 @@ def open_revision(project: Path, revision: str) -> Any:
 
 
 def copy(files: Any, names: Iterable[str], target: Path) -> None:
-    """Write those of the files that are there to the folder `target`."""
+    """Write those of the text files that are there, alone or in a folder that is named, to the folder `target`."""
     from dvc.exceptions import DvcException
 
     for name in names:
-        try:
-            artifacts.write_text(target / name, files.read_text(name))
-        except (DvcException, OSError):
-            continue  # never made, or gone from the cache
+        for path in files.find(name) or [name]:
+            try:
+                artifacts.write_text(target / path, files.read_text(path))
+            except (DvcException, OSError):
+                continue  # never made, or gone from the cache

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline_lib.core import config
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.core.shards import check_names, evaluated_sets
+from pipeline_lib.params.sections import load_all
+from pipeline_lib.sources.settings import DataSettings
 
 
-def check(params_file: Path) -> None:
+def check_params(params_file: Path) -> None:
     """Refuse what a later stage would refuse, as far as it can be told without data.
 
     A stage may read sections here that dvc.yaml does not list for it: they only stop it, and change nothing it makes.
@@ -24,14 +25,14 @@ def check(params_file: Path) -> None:
     Raises:
         UserError: A section does not load, or parts and evaluation do not fit together.
     """
-    sections = {name: config.load(params_file, name) for name in config.SECTIONS}
+    sections = load_all(params_file)
     _check_parts(sections["data"], sections["evaluate"].selection, params_file)
     prompt = sections["evaluate"].prompt
     if prompt.count("{}") != 1:
         raise UserError(f"{params_file}: evaluate.prompt: {prompt!r} must hold {{}} once, for the class name")
 
 
-def _check_parts(data: config.Data, selection: str, params_file: Path) -> None:
+def _check_parts(data: DataSettings, selection: str, params_file: Path) -> None:
     parts = [part for part, share in data.parts.items() if share != 0]
     if "refine" not in parts:
         raise UserError(

@@ -21,12 +21,13 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from pipeline_lib import tracking
+from pipeline_lib import terminal, tracking
 from pipeline_lib.cache_teacher.reader import CachedPart, cut_length
 from pipeline_lib.cache_teacher.teacher import Teacher
-from pipeline_lib.core import artifacts, config, provenance, runtime
+from pipeline_lib.core import artifacts, provenance, runtime
 from pipeline_lib.core.distributed import World
 from pipeline_lib.core.errors import UserError
+from pipeline_lib.core.runtime import RuntimeSettings
 from pipeline_lib.model import Clip
 from pipeline_lib.model.features import Features, Inputs, raw_norms_problem
 from pipeline_lib.refine import recipes
@@ -34,6 +35,7 @@ from pipeline_lib.refine.epochs import Plan, StepData, read_steps
 from pipeline_lib.refine.gradients import Encoders, backward
 from pipeline_lib.refine.optimiser import clamp_logit_scale, learning_rate, make_optimizer, select_trainable
 from pipeline_lib.refine.sampling import Draws
+from pipeline_lib.refine.settings import RefineSettings
 
 log = logging.getLogger(__name__)
 CHECKPOINT = "checkpoint.pt"
@@ -46,8 +48,8 @@ class Refiner:
     student: Clip
     recipe: recipes.Recipe
     part: CachedPart
-    settings: config.Refine
-    runtime: config.Runtime
+    settings: RefineSettings
+    runtime: RuntimeSettings
     work: Path
     teacher: Teacher
     val: CachedPart | None = None
@@ -99,7 +101,7 @@ class Refiner:
                 self.plan.num_dropped,
             )
         started = time.perf_counter()
-        bar = runtime.progress(
+        bar = terminal.progress(
             None,
             label="refine",
             total=self.plan.num_steps,

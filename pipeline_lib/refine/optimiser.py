@@ -8,14 +8,14 @@ from typing import Any
 import torch
 
 from pipeline_lib import model
-from pipeline_lib.core import config
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.model import Clip
+from pipeline_lib.refine.settings import RefineSettings
 
 LARGEST_LOGIT_SCALE = 100.0
 
 
-def select_trainable(student: Clip, settings: config.Refine) -> None:
+def select_trainable(student: Clip, settings: RefineSettings) -> None:
     """Set `requires_grad` by `trainable`, `lock_*` and `train_logit_scale`, and the mode of every layer.
 
     Raises:
@@ -49,7 +49,7 @@ def _set_mode(student: Clip, stochastic_layers: bool) -> None:
             layer.eval()
 
 
-def learning_rate(settings: config.Refine, step: int, num_steps: int) -> float:
+def learning_rate(settings: RefineSettings, step: int, num_steps: int) -> float:
     """Learning rate of a step: linear warm-up, then constant or half a cosine to 0."""
     if step < settings.warmup_steps:
         return settings.learning_rate * (step + 1) / settings.warmup_steps
@@ -59,7 +59,7 @@ def learning_rate(settings: config.Refine, step: int, num_steps: int) -> float:
     return settings.learning_rate * (1 + math.cos(math.pi * share)) / 2
 
 
-def make_optimizer(student: Clip, settings: config.Refine) -> torch.optim.AdamW:
+def make_optimizer(student: Clip, settings: RefineSettings) -> torch.optim.AdamW:
     """AdamW over the trainable weights, fused where it exists.
 
     One weight decay for all of the towers, as in the published code; none for the logit scale, which has no reason to

@@ -30,7 +30,7 @@ Recipe = Callable[[Features, Features, Draws], Terms]
 Logits = Literal["raw", "scaled_cosine"]
 
 
-@schema.section
+@schema.block
 class Prior:
     """The law of RaFA's reference vectors."""
 

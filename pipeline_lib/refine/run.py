@@ -21,14 +21,18 @@ import torch
 from pipeline_lib import model, tracking
 from pipeline_lib.cache_teacher import reader as teacher_cache
 from pipeline_lib.cache_teacher.reader import CachedPart, embed_images, embed_texts, fingerprint
+from pipeline_lib.cache_teacher.settings import CacheTeacherSettings
 from pipeline_lib.cache_teacher.teacher import Teacher
-from pipeline_lib.core import artifacts, config, runtime
+from pipeline_lib.core import artifacts, runtime
 from pipeline_lib.core.distributed import World
 from pipeline_lib.core.errors import UserError
+from pipeline_lib.core.paths import Paths
+from pipeline_lib.core.runtime import RuntimeSettings
 from pipeline_lib.model import Clip
 from pipeline_lib.model.features import row_difference
 from pipeline_lib.refine import recipes
 from pipeline_lib.refine.loop import Refiner
+from pipeline_lib.refine.settings import RefineSettings
 
 log = logging.getLogger(__name__)
 HISTORY_CSV = "history.csv"  # the history for `dvc plots`, which reads no JSON Lines
@@ -82,12 +86,12 @@ def check_saved(student: Clip, saved: Clip, part: CachedPart, chunk_size: int) -
             raise UserError(f"{saved.directory}: the saved model does not give the features of the refined one")
 
 
-def build(
-    paths: config.Paths,
-    settings: config.Refine,
-    cache: config.CacheTeacher,
+def run(
+    paths: Paths,
+    settings: RefineSettings,
+    cache: CacheTeacherSettings,
     blocks: dict[str, Any],
-    how: config.Runtime,
+    how: RuntimeSettings,
     world: World,
     run: tracking.Run,
     code_digest: str,
@@ -152,7 +156,7 @@ def _warn_if_still(displacement: float) -> None:
         )
 
 
-def _step_zero(student: Clip, part: CachedPart, cache: config.CacheTeacher, tolerance: float) -> dict[str, float]:
+def _step_zero(student: Clip, part: CachedPart, cache: CacheTeacherSettings, tolerance: float) -> dict[str, float]:
     """`check_step_zero` where the base teaches itself; the tolerance is no finer than the cache."""
     if cache.teacher != "base" or cache.mode != "cached":
         return {}
@@ -177,14 +181,14 @@ def _write_trained_on(refiner: Refiner, before: Path, target: Path) -> None:
     artifacts.write_jsonl(target, itertools.chain(known, ({"key": e.key, "sha256": e.sha256} for e in entries)))
 
 
-def _made_with(settings: config.Refine, cache: config.CacheTeacher, block: Mapping[str, Any]) -> dict[str, Any]:
+def _made_with(settings: RefineSettings, cache: CacheTeacherSettings, block: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters that decide the weights, in the places that they have in params.yaml."""
     refine = {key: value for key, value in dataclasses.asdict(settings).items() if key != "step0_tolerance"}
     teacher = {key: value for key, value in dataclasses.asdict(cache).items() if key in DECIDE_TEACHER}
     return {"refine": refine, "cache_teacher": teacher, "recipes": {settings.recipe: block}}
 
 
-def _publish(refiner: Refiner, paths: config.Paths, cache_digest: str, made_with: Mapping[str, Any]) -> str:
+def _publish(refiner: Refiner, paths: Paths, cache_digest: str, made_with: Mapping[str, Any]) -> str:
     """Save the student, load it back, compare features, write the manifest, move it to `paths.refined`.
 
     Args:

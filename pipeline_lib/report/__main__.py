@@ -2,15 +2,17 @@
 
 from pathlib import Path
 
-from pipeline_lib import report
 from pipeline_lib.core import config
-from pipeline_lib.core.runtime import run_stage
+from pipeline_lib.core.paths import Paths
+from pipeline_lib.report import run as report
+from pipeline_lib.report.inputs import read_inputs
+from pipeline_lib.terminal import run_stage
 
 
 def main(params_file: Path = Path("params.yaml")) -> None:
     """Read both evaluations and print; nothing is written."""
-    inputs = report.read(params_file)
-    print(f"{report.terminal_table(inputs)}\n\n{config.load(params_file, 'paths').report / report.HTML}")
+    inputs = read_inputs(params_file)
+    print(f"{report.terminal_table(inputs)}\n\n{config.load(params_file, Paths).report / report.HTML}")
 
 
 if __name__ == "__main__":

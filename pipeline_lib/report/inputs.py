@@ -10,8 +10,11 @@ from typing import Any
 
 from pipeline_lib.core import artifacts, config, shards
 from pipeline_lib.core.errors import UserError
+from pipeline_lib.core.paths import MODELS, Paths
+from pipeline_lib.report.settings import ReportSettings
 from pipeline_lib.results import folders as results
-from pipeline_lib.results.folders import CENTRED, Evaluation, Paired, Settings, Variant
+from pipeline_lib.results.certainty import Certainty
+from pipeline_lib.results.folders import CENTRED, Evaluation, Paired, Variant
 
 OPENMOJI = (
     "All emojis designed by OpenMoji (openmoji.org) – the open-source emoji and icon project. License: CC BY-SA 4.0"
@@ -28,7 +31,7 @@ class Inputs:
     parts: Mapping[str, shards.Part]  # evaluated sets by name
     manifests: Mapping[str, Mapping[str, Any]]  # stage -> manifest of its output
     parameters: Mapping[str, Any]  # the sections of params.yaml that decide results
-    evaluate: Settings
+    certainty: Certainty
     num_examples: int
     title: str
 
@@ -50,35 +53,35 @@ class Inputs:
     @cached_property
     def comparison(self) -> list[Paired]:
         """Refined against base."""
-        return results.paired(Variant(self.base), Variant(self.refined), self.evaluate, sets=self.sets)
+        return results.paired(Variant(self.base), Variant(self.refined), self.certainty, sets=self.sets)
 
     @cached_property
     def probes(self) -> list[Paired]:
         """Linear probes of refined against base."""
-        return results.paired_probes(Variant(self.base), Variant(self.refined), self.evaluate, sets=self.sets)
+        return results.paired_probes(Variant(self.base), Variant(self.refined), self.certainty, sets=self.sets)
 
     @cached_property
     def gaps(self) -> dict[str, results.Gap]:
         """The modality gap of every set that has one."""
-        found = {name: results.gap(self.base, self.refined, name, self.evaluate) for name in self.with_captions}
+        found = {name: results.gap(self.base, self.refined, name, self.certainty) for name in self.with_captions}
         return {name: gap for name, gap in found.items() if gap}
 
     @cached_property
     def against_centring(self) -> list[Paired]:
         """Refined against the mean-centred base."""
         sets = [name for name in self.sets if CENTRED in self.base.sets[name]["variants"]]
-        return results.paired(Variant(self.base, CENTRED), Variant(self.refined), self.evaluate, sets=sets)
+        return results.paired(Variant(self.base, CENTRED), Variant(self.refined), self.certainty, sets=sets)
 
 
-def read(params_file: Path) -> Inputs:
+def read_inputs(params_file: Path) -> Inputs:
     """Read what the stages before have written, as `paths` says.
 
     Raises:
         UserError: Something is missing, what was evaluated is not what lies in `paths.base` and `paths.refined`, or
             params.yaml is not what the refined model was made with.
     """
-    paths, evaluate, shown = (config.load(params_file, name) for name in ("paths", "evaluate", "report"))
-    base, refined = (Evaluation(paths.eval / name) for name in config.MODELS)
+    paths, shown = config.load(params_file, Paths), config.load(params_file, ReportSettings)
+    base, refined = (Evaluation(paths.eval / name) for name in MODELS)
     folders = paths.folders("base", "shard", "cache_teacher", "refine")
     manifests = {stage: artifacts.read_manifest(path, stage=stage) for stage, path in folders.items()}
     results.check_weights(base, refined, paths.refined, manifests["refine"])
@@ -99,7 +102,7 @@ def read(params_file: Path) -> Inputs:
         parts=parts,
         manifests=manifests,
         parameters=parameters,
-        evaluate=Settings.of(evaluate),
+        certainty=config.load_some(params_file, Certainty),
         num_examples=shown.num_examples,
         title=shown.title,
     )

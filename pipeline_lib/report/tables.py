@@ -43,7 +43,7 @@ def before_after(inputs: Inputs) -> Table:
     return Table(
         ("percent", "base", "refined", "difference", "p"),
         tuple(rows),
-        note=f"In small type: {page.level(inputs.evaluate.confidence)} bootstrap intervals over pictures, of the "
+        note=f"In small type: {page.level(inputs.certainty.confidence)} bootstrap intervals over pictures, of the "
         "difference over the same pictures. Headlines are set in bold and carry a p-value (Holm). Zero-shot uses the "
         "template ensemble unless it says otherwise.",
     )
@@ -173,7 +173,7 @@ def _gap_note(inputs: Inputs, name: str) -> str:
     if found:
         note += (
             "Centroid distance, refined minus base, less the noise of so few pictures: "
-            f"{signed(found.change.value)} ({page.level(inputs.evaluate.confidence)}: "
+            f"{signed(found.change.value)} ({page.level(inputs.certainty.confidence)}: "
             f"{signed(found.change.low)} to {signed(found.change.high)}, paired bootstrap). Two samples of "
             "one distribution differ by chance: a distance near theirs is none. "
         )

@@ -10,7 +10,8 @@ from pipeline_lib.report.inputs import Inputs
 from pipeline_lib.report.page import Drawing, Points, Text
 from pipeline_lib.report.tables import signed
 from pipeline_lib.results import statistics
-from pipeline_lib.results.folders import Gap, Paired, Settings
+from pipeline_lib.results.certainty import Certainty
+from pipeline_lib.results.folders import Gap, Paired
 from pipeline_lib.results.statistics import Interval
 
 
@@ -36,9 +37,9 @@ def section(inputs: Inputs) -> tuple[Any, ...]:
     headlines = [row for row in inputs.comparison if row.adjusted_p is not None]
     order = {"rose": 0, "fell": 1, "still": 2}
     ordered = sorted(headlines, key=lambda row: order[row.verdict])
-    points = Points(tuple((_point(row, inputs.evaluate), row.verdict) for row in ordered))
+    points = Points(tuple((_point(row, inputs.certainty), row.verdict) for row in ordered))
     rows = [figures.Difference(row.before.name, _in_points(row.difference), row.verdict) for row in headlines]
-    drawing = (Drawing(figures.differences(rows, confidence=page.level(inputs.evaluate.confidence))),) if rows else ()
+    drawing = (Drawing(figures.differences(rows, confidence=page.level(inputs.certainty.confidence))),) if rows else ()
     return (
         Text(sentence(inputs.comparison), lead=True),
         points,
@@ -47,13 +48,13 @@ def section(inputs: Inputs) -> tuple[Any, ...]:
         Text(
             "How sure: both models saw the same items. Retrieval is tested by exact sign flips of each picture's "
             "difference, captions kept with theirs; accuracy by McNemar's exact test; p-values carry Holm's correction "
-            f"over all headlines. {_resolution(headlines, inputs.evaluate)}This covers the choice of pictures, not the "
-            "luck of one training run: for that, refine with several seeds and compare them."
+            f"over all headlines. {_resolution(headlines, inputs.certainty)}This covers the choice of pictures, "
+            "not the luck of one training run: for that, refine with several seeds and compare them."
         ),
     )
 
 
-def _point(row: Paired, settings: Settings) -> str:
+def _point(row: Paired, settings: Certainty) -> str:
     p = page.p_value(1.0 if row.adjusted_p is None else row.adjusted_p)
     verb = "did not move measurably" if row.verdict == "still" else row.verdict
     return (
@@ -65,7 +66,7 @@ def _point(row: Paired, settings: Settings) -> str:
     )
 
 
-def _resolution(headlines: Sequence[Paired], settings: Settings) -> str:
+def _resolution(headlines: Sequence[Paired], settings: Certainty) -> str:
     """How large a change would have been seen, where something did not move."""
     widths = [(row.difference.high - row.difference.low) / 2 for row in headlines if row.verdict == "still"]
     if not widths:
@@ -84,10 +85,10 @@ def _in_points(interval: Interval) -> tuple[float, float, float]:
 def _gap_text(inputs: Inputs) -> str:
     """The verdict on the gap of the first set that has one; empty without captions."""
     gaps = list(inputs.gaps.values())
-    return gap_verdict(gaps[0], inputs.against_centring, inputs.evaluate) if gaps else ""
+    return gap_verdict(gaps[0], inputs.against_centring, inputs.certainty) if gaps else ""
 
 
-def gap_verdict(gap: Gap, against_centring: Sequence[Paired], settings: Settings) -> str:
+def gap_verdict(gap: Gap, against_centring: Sequence[Paired], settings: Certainty) -> str:
     """What became of the gap, and whether refinement beats the free baseline: on the gap, or else on accuracy."""
     change = gap.change
     moved = "narrowed" if change.high < 0 else "widened" if change.low > 0 else "did not change measurably"

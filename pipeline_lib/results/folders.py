@@ -22,6 +22,7 @@ from pipeline_lib.core import artifacts, config
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.results import keys as naming
 from pipeline_lib.results import statistics
+from pipeline_lib.results.certainty import Certainty
 from pipeline_lib.results.statistics import Interval, Mean
 
 Array = np.ndarray[Any, Any]
@@ -133,20 +134,6 @@ class Paired:
     verdict: Verdict = "still"
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How sure is sure."""
-
-    confidence: float
-    samples: int
-    seed: int
-
-    @classmethod
-    def of(cls, evaluate: config.Evaluate) -> Settings:
-        """Those that section `evaluate` asks for."""
-        return cls(evaluate.confidence, evaluate.bootstrap_samples, evaluate.seed)
-
-
 class Evaluation:
     """One folder of the evaluate stage, `data/eval/<model>/`, arrays read when asked for."""
 
@@ -243,7 +230,7 @@ def _accuracy(set_name: str, one: naming.Named) -> Measure:
     )
 
 
-def paired(before: Variant, after: Variant, settings: Settings, *, sets: Sequence[str]) -> list[Paired]:
+def paired(before: Variant, after: Variant, settings: Certainty, *, sets: Sequence[str]) -> list[Paired]:
     """Every measure of `sets` that both have per item; headlines with their test, Holm's correction over all of them.
 
     Args:
@@ -258,7 +245,7 @@ def paired(before: Variant, after: Variant, settings: Settings, *, sets: Sequenc
     return _pair(before, after, settings, sets, Variant.measures)
 
 
-def paired_probes(before: Variant, after: Variant, settings: Settings, *, sets: Sequence[str]) -> list[Paired]:
+def paired_probes(before: Variant, after: Variant, settings: Certainty, *, sets: Sequence[str]) -> list[Paired]:
     """Every linear probe that both have, tested like headlines, with Holm's correction over the probes alone."""
     return _pair(before, after, settings, sets, Variant.probes)
 
@@ -266,7 +253,7 @@ def paired_probes(before: Variant, after: Variant, settings: Settings, *, sets: 
 def _pair(
     before: Variant,
     after: Variant,
-    settings: Settings,
+    settings: Certainty,
     sets: Sequence[str],
     measures: Callable[[Variant, str], Iterator[Measure]],
 ) -> list[Paired]:
@@ -296,7 +283,7 @@ def item_differences(before: Variant, after: Variant, measure: Measure) -> Mean:
 def _paired_on(
     before: Variant,
     after: Variant,
-    settings: Settings,
+    settings: Certainty,
     set_name: str,
     measures: Callable[[Variant, str], Iterator[Measure]],
 ) -> list[Paired]:
@@ -307,7 +294,7 @@ def _paired_on(
     found = statistics.paired_tests(
         {measure.key: item_differences(before, after, measure) for measure in both},
         before.evaluation.all_sets[set_name]["num_images"],
-        num_samples=settings.samples,
+        num_samples=settings.bootstrap_samples,
         confidence=settings.confidence,
         seed=settings.seed,
     )
@@ -357,7 +344,7 @@ class Gap:
     against_free: Interval | None  # refined minus mean-centred
 
 
-def gap(base: Evaluation, refined: Evaluation, set_name: str, settings: Settings) -> Gap | None:
+def gap(base: Evaluation, refined: Evaluation, set_name: str, settings: Certainty) -> Gap | None:
     """The gap on a set, on the same pairs; None where it was not measured.
 
     Raises:
@@ -376,7 +363,7 @@ def gap(base: Evaluation, refined: Evaluation, set_name: str, settings: Settings
         return statistics.distance_change(
             before[0] - before[1],
             after[0] - after[1],
-            num_samples=settings.samples,
+            num_samples=settings.bootstrap_samples,
             confidence=settings.confidence,
             seed=settings.seed,
         )

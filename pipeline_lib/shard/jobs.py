@@ -26,9 +26,10 @@ from typing import IO, Any
 
 from PIL import Image
 
-from pipeline_lib.core import artifacts, config
+from pipeline_lib.core import artifacts
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.core.shards import IndexEntry, text_digest
+from pipeline_lib.shard.settings import ShardSettings
 from pipeline_lib.sources.samples import CLASS_TASK, Sample, Splitter, TarFile, TarImage, Task
 from pipeline_lib.sources.tars import IMAGE_EXTENSIONS, list_tar
 
@@ -143,7 +144,7 @@ class Rules:
     """What all jobs of a set share."""
 
     work: Path
-    settings: config.Shard
+    settings: ShardSettings
     captioned: bool
     tasks: Mapping[str, Task]
 

@@ -16,22 +16,24 @@ from typing import Any
 
 import numpy as np
 
-from pipeline_lib.core import artifacts, config
+from pipeline_lib.core import artifacts
 from pipeline_lib.core.shards import STAGE, check_names
 from pipeline_lib.shard import overlap
 from pipeline_lib.shard.jobs import Record, Rules
 from pipeline_lib.shard.set_writer import SetWriter
+from pipeline_lib.shard.settings import ShardSettings
 from pipeline_lib.shard.workers import start_workers
 from pipeline_lib.sources import formats as sources
 from pipeline_lib.sources import known_answers
 from pipeline_lib.sources.samples import Source, Splitter
+from pipeline_lib.sources.settings import DataSettings
 
 QUARANTINE, FILTERED = LISTS = ("quarantine.jsonl", "filtered.jsonl")  # {"part", "key", "reason"} a line
 
 
-def write(
-    data: config.Data,
-    settings: config.Shard,
+def run(
+    data: DataSettings,
+    settings: ShardSettings,
     *,
     trained_on: Path,
     target: Path,
@@ -75,7 +77,7 @@ def write(
 
 
 def _set_writer(
-    data: config.Data, source: Source, parts: Mapping[str, float | str], work: Path, settings: config.Shard
+    data: DataSettings, source: Source, parts: Mapping[str, float | str], work: Path, settings: ShardSettings
 ) -> SetWriter:
     rules = Rules(work=work, settings=settings, captioned=source.captioned, tasks=source.tasks)
     splitter = Splitter(parts, source.samples.folder, source.name)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline_lib.core import runtime
+from pipeline_lib import terminal
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.core.shards import read_index
 from pipeline_lib.shard.jobs import FileJob, Job, Record, Result, Rules, TarJob
@@ -92,7 +92,7 @@ class SetWriter:
         self.records = {part: [] for part in self.parts}
         if not self.source.tars:
             self.check_keys()
-        with runtime.progress(None, label=f"shard {self.source.name}", enabled=progress, unit=" images") as bar:
+        with terminal.progress(None, label=f"shard {self.source.name}", enabled=progress, unit=" images") as bar:
             for result in workers.run(self.jobs(), bar):
                 self._take(result)
         if self.source.tars:
@@ -135,7 +135,7 @@ class SetWriter:
     def exclude(self, workers: Workers, found: Mapping[str, Mapping[tuple[str, str], str]]) -> None:
         """Write the jobs named in `found` again, without the samples {(part, key): reason}."""
         again = (dataclasses.replace(job, excluded=found[job.name]) for job in self.jobs() if job.name in found)
-        with runtime.progress(None, label="", enabled=False) as bar:
+        with terminal.progress(None, label="", enabled=False) as bar:
             for record in (record for result in workers.run(again, bar) for record in result.records):
                 if record.part in self.records:
                     place = [old.job for old in self.records[record.part]].index(record.job)

@@ -28,7 +28,6 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from pipeline_lib.core import config
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.sources import openmoji
 from pipeline_lib.sources.samples import (
@@ -46,6 +45,7 @@ from pipeline_lib.sources.samples import (
     make_sample,
     read_lines,
 )
+from pipeline_lib.sources.settings import DataSettings
 from pipeline_lib.sources.tars import IMAGE_EXTENSIONS, list_tar
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class _Place:
         return self.root.parent if self.root.is_file() else self.root
 
 
-def open_source(data: config.Data) -> Source:
+def open_source(data: DataSettings) -> Source:
     """The set of `data.root`.
 
     Raises:
@@ -82,7 +82,7 @@ def open_source(data: config.Data) -> Source:
     return _open(data.format, place, "root")
 
 
-def open_evaluation_set(data: config.Data, name: str) -> Source:
+def open_evaluation_set(data: DataSettings, name: str) -> Source:
     """The set `data.evaluation.<name>`.
 
     Raises:

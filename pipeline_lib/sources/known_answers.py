@@ -1,4 +1,4 @@
-"""What models are known to score on a set: read from beside it, held against what the base model scores.
+"""What models are known to score on a set, read from beside it; `evaluate` holds the base model against it.
 
 The file is `known_answers.json` in an evaluation set's folder (`<stem>.known_answers.json` beside a set that is a
 file), for a part of the data `<part>.known_answers.json` in the folder `data.root`:
@@ -14,19 +14,18 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline_lib.core import artifacts, config
+from pipeline_lib.core import artifacts
 from pipeline_lib.core.errors import UserError
-from pipeline_lib.core.shards import Part
+from pipeline_lib.sources.settings import DataSettings
 
 FILE = "known_answers.json"
 log = logging.getLogger(__name__)
 
 
-def read(data: config.Data, name: str) -> dict[str, list[dict[str, Any]]]:
+def read(data: DataSettings, name: str) -> dict[str, list[dict[str, Any]]]:
     """What models are known to score on part or evaluation set `name`; empty where no file says so.
 
     Raises:
@@ -63,39 +62,3 @@ def _answer(path: Path, metric: str, answer: Any) -> dict[str, Any]:
     if model is not None and not (isinstance(model, str) and len(model) >= 8):
         raise UserError(f"{path}: {metric}: `model` must be `<architecture>/<tag>` or 8 and more digits of a digest")
     return {"value": fields["value"], "tolerance": fields["tolerance"], "model": model}
-
-
-def check(part: Part, numbers: Mapping[str, float], facts: Mapping[str, Any]) -> None:
-    """Compare the base model's numbers with those that the set pins for it, if it does.
-
-    Args:
-        part: The set; its manifest may hold `known_answers`, see `read`.
-        numbers: What was measured on it, see `evaluation.flat_metrics`.
-        facts: Of the model.
-
-    Raises:
-        UserError: A number is farther from its known answer than the tolerance, or is not measured.
-    """
-    known = part.manifest.get("known_answers") or {}
-    own = [(name, answer) for name, answers in known.items() for answer in answers if _is_for(answer["model"], facts)]
-    for name, answer in own:
-        if name not in numbers:
-            raise UserError(f"{part.name}: known answers: no metric {name!r}; there are {', '.join(numbers)}")
-        if not abs(numbers[name] - answer["value"]) <= answer["tolerance"]:
-            raise UserError(
-                f"{part.name}: the base model scores {name} {numbers[name]:.6g}, its known answer is "
-                f"{answer['value']:g} ± {answer['tolerance']:g}; check weights, preprocessing, prompts and data, or "
-                "mend the known answer beside the set"
-            )
-    if known:
-        log.info("%s: %d known answers met, of %d in its file", part.name, len(own), sum(map(len, known.values())))
-
-
-def _is_for(named: str | None, facts: Mapping[str, Any]) -> bool:
-    """Whether a known answer is that of the model with these `facts`."""
-    source = facts.get("source") or {}
-    return (
-        named is None
-        or facts["weights_digest"].startswith(named)
-        or (source.get("kind") == "open_clip" and named == f"{source['model']}/{source['pretrained']}")
-    )

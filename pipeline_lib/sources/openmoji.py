@@ -9,7 +9,8 @@ asks for words that no caption taught.
 
 `data/openmoji/index.json` names the two packages with the hashes of what they install. It is the pipeline's dependency
 and is compared with the installation before anything is drawn; `python -m pipeline_lib.sources.openmoji`
-prints it anew. OpenMoji is CC BY-SA 4.0: the attribution stands in index.json and must be shown wherever its pictures are.
+prints it anew. OpenMoji is CC BY-SA 4.0: the attribution stands in index.json and must be shown wherever its pictures
+are.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ the row, with the run that made its output (found by the output's digest) and th
 """
 
 from pipeline_lib.tracking.client import Record, prepare_environment, reason, store_errors
-from pipeline_lib.tracking.describe import code_files, describe, project_root, safe_name, store_name, store_uri
+from pipeline_lib.tracking.describe import code_deps, describe, project_root, safe_name, store_name, store_uri
 from pipeline_lib.tracking.rows import DONE
 from pipeline_lib.tracking.run import Run, stage_run
 from pipeline_lib.tracking.sender import deliver
@@ -31,7 +31,7 @@ __all__ = [
     "Run",
     "Spool",
     "Store",
-    "code_files",
+    "code_deps",
     "deliver",
     "describe",
     "prepare_environment",

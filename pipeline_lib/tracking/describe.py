@@ -21,6 +21,7 @@ from pipeline_lib.core.artifacts import sha256_file
 from pipeline_lib.tracking.spool import Op
 
 SECRETS = "token|key|secret|passw|pwd|auth|credential|sig"  # in the names of a URL's parameters
+SOURCES = (".py", ".j2")  # endings of what decides a result
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -137,15 +138,25 @@ def configuration(params_file: Path, root: Path = PACKAGE.parent) -> str:
     """A hash of what decides the results: resolved parameters (not how they are run), dvc.yaml, the code it names."""
     params = resolved(config.read_params(params_file))
     graph = params_file.parent / "dvc.yaml"
-    files = {name: sha256_file(root / name) for name in code_files(graph) if (root / name).is_file()}
+    files = {name: sha256_file(root / name) for name in code_files(graph, root)}
     files["dvc.yaml"] = digest_of(graph.read_text(encoding="utf-8") if graph.is_file() else "")
     return digest_of({"params": {k: v for k, v in params.items() if k not in ("runtime", "tracking")}, "files": files})
 
 
-def code_files(graph: Path) -> list[str]:
-    """The code that the pipeline's stages depend on, as dvc.yaml names it; what no stage imports is not among it."""
+def code_deps(graph: Path) -> list[str]:
+    """List the code that the pipeline's stages depend on, files and folders, as dvc.yaml names it."""
     text = graph.read_text(encoding="utf-8") if graph.is_file() else ""
-    return sorted(set(re.findall(r"^ *- (\S+\.py)$", text, flags=re.M)))
+    return sorted(set(re.findall(r"^ *- ((?:stages|pipeline_lib)/\S+)$", text, flags=re.M)))
+
+
+def code_files(graph: Path, root: Path) -> list[str]:
+    """List the source files of `code_deps` that are there, relative to `root`."""
+    found = []
+    for name in code_deps(graph):
+        path = root / name
+        files = path.rglob("*") if path.is_dir() else [path]
+        found += [file.relative_to(root).as_posix() for file in files if file.suffix in SOURCES and file.is_file()]
+    return sorted(set(found))
 
 
 def row_tags(params_file: Path, origin: Mapping[str, str] | None = None) -> dict[str, str]:

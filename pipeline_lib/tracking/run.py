@@ -26,6 +26,7 @@ from pipeline_lib.tracking.describe import (
     store_uri,
 )
 from pipeline_lib.tracking.sender import Sender
+from pipeline_lib.tracking.settings import TrackingSettings
 from pipeline_lib.tracking.spool import Op, Spool
 
 log = logging.getLogger("pipeline_lib.tracking")
@@ -89,7 +90,7 @@ def stage_run(stage: str, params_file: Path, *, upstream: Mapping[str, str] | No
     Raises:
         UserError: `tracking.mode` is `required` and the store fails.
     """
-    settings = config.load(params_file, "tracking")
+    settings = config.load(params_file, TrackingSettings)
     rank, _, _ = runtime.world_environment() or (0, 1, 0)
     if settings.mode == "disabled" or rank != 0:
         yield Run()
@@ -137,7 +138,7 @@ def _guarded(method: Callable[..., None]) -> Callable[..., None]:
 class TrackedRun(Run):
     """A run that writes to its spool, which a process of its own sends to the store."""
 
-    def __init__(self, root: Path, settings: config.Tracking, start: Op) -> None:
+    def __init__(self, root: Path, settings: TrackingSettings, start: Op) -> None:
         self.required = settings.mode == "required"
         self.broken = self._said = False
         self._failed: set[str] = set()  # methods whose failure has been said

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 
 from pipeline_lib import model
 from pipeline_lib.base import checkpoints, demo
+from pipeline_lib.base.settings import DemoSettings
 from pipeline_lib.core import artifacts, config
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.sources.formats import Sample
@@ -24,7 +25,7 @@ from stages import base as stage
 PROJECT = Path(__file__).parents[2]
 SHARED = PROJECT.parent / "shared" / "data"
 PARTS = {"base": 0.8, "refine": 0.1, "val": 0.05, "eval": 0.05}
-SETTINGS = config.DemoBase(
+SETTINGS = DemoSettings(
     image_size=64, embed_dim=16, epochs=30, batch_size=16, learning_rate=1e-2, weight_decay=0.01, dropout=0.5, seed=0
 )
 COLOURS = ("red", "blue", "green", "yellow", "black", "orange")

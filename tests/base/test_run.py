@@ -15,8 +15,10 @@ from safetensors.torch import load_file, save_file
 from pipeline_lib import model
 from pipeline_lib.base import checkpoints
 from pipeline_lib.base import run as base
-from pipeline_lib.core import artifacts, config, schema
+from pipeline_lib.base.settings import BaseSettings
+from pipeline_lib.core import artifacts, schema
 from pipeline_lib.core.errors import UserError
+from pipeline_lib.sources.settings import DataSettings
 from tests.tiny_model import tiny_config, write_tiny_clip, write_tiny_hf_clip
 
 CPU = torch.device("cpu")
@@ -58,7 +60,7 @@ def weights(tmp_path):
     return load_file(write_tiny_clip(tmp_path / "tiny", seed=3) / model.WEIGHTS)
 
 
-def settings(**given) -> config.Base:
+def settings(**given) -> BaseSettings:
     section = {"source": "checkpoint", "model": None, "pretrained": None, "path": None, **given}
     demo = {
         "image_size": 64,
@@ -71,10 +73,10 @@ def settings(**given) -> config.Base:
         "seed": 0,
     }
     section["demo"] = demo | section.get("demo", {})
-    return schema.build(config.Base, section, "params.yaml: base")
+    return schema.build(BaseSettings, section, "params.yaml: base")
 
 
-def data(root: Path = Path(), **given) -> config.Data:
+def data(root: Path = Path(), **given) -> DataSettings:
     section = {
         "format": "jsonl",
         "root": str(root),
@@ -86,12 +88,12 @@ def data(root: Path = Path(), **given) -> config.Data:
         "evaluation": {},
         **given,
     }
-    return schema.build(config.Data, section, "params.yaml: data")
+    return schema.build(DataSettings, section, "params.yaml: data")
 
 
 def materialise(target: Path, **given) -> model.Clip:
     """Run the source and load what it wrote."""
-    base.materialise(settings(**given), data(), target, device=CPU)
+    base.run(settings(**given), data(), target, device=CPU)
     assert artifacts.verify(target) == []
     return model.load(target)
 
@@ -254,9 +256,9 @@ def test_wrong_settings_get_one_sentence(given, message, tmp_path, monkeypatch, 
 def test_the_demo_alone_needs_its_block(tmp_path):
     chosen = dataclasses.replace(settings(source="demo"), demo=None)
     with pytest.raises(UserError, match=r"base.demo: missing; `source: demo` needs it"):
-        base.materialise(chosen, data(), tmp_path / "base", device=CPU)
+        base.run(chosen, data(), tmp_path / "base", device=CPU)
     chosen = dataclasses.replace(settings(source="local_dir", path=str(write_tiny_clip(tmp_path / "tiny"))), demo=None)
-    assert base.materialise(chosen, data(), tmp_path / "base", device=CPU).source["kind"] == "local_dir"
+    assert base.run(chosen, data(), tmp_path / "base", device=CPU).source["kind"] == "local_dir"
 
 
 # Published tags

@@ -1,6 +1,6 @@
 """How near each stage comes to what the machine can do: ratios within one run, printed as a table, into bench.json.
 
-    python -m tests.bench.__main__ [part ...]
+    python -m tests.bench [part ...]
 
 Both sides of a ratio are measured here, alternating, and medians are compared, so that a slow or busy machine moves
 both. Nothing is asserted: a test must not depend on the clock. Sizes are a CPU's; README says what a GPU must show.
@@ -17,18 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline_lib.core import artifacts, runtime
-from tests.bench import (
-    evaluation as bench_evaluation,
-)
-from tests.bench import (
-    loop as bench_loop,
-)
-from tests.bench import (
-    stages as bench_stages,
-)
-from tests.bench import (
-    tracking as bench_tracking,
-)
+from tests.bench import evaluation, loop, stages, tracking
 from tests.bench.inputs import project, quiet, write_vit
 from tests.tiny_project import ROOT
 
@@ -62,50 +51,50 @@ class Parts:
     def default(self) -> None:
         """The model and set of `make run`, from its outputs."""
         if not (ROOT / "data/teacher/manifest.json").is_file():
-            print("default model: run `make run` first, then `python -m tests.bench.__main__ default`")
+            print("default model: run `make run` first, then `python -m tests.bench default`")
             return
-        bench_loop.loop_against_bare(report, "default", ROOT, 8)
-        bench_loop.allocator(report, ROOT)
+        loop.loop_against_bare(report, "default", ROOT, 8)
+        loop.allocator(report, ROOT)
 
     def loop(self) -> None:
         """ViT-B/32, everything cached, against bare arithmetic."""
-        bench_loop.loop_against_bare(report, "vit_b32", self.photos("cache_teacher"), 5)
+        loop.loop_against_bare(report, "vit_b32", self.photos("cache_teacher"), 5)
 
     def released(self) -> None:
         """Against the method as released."""
         photos = self.photos("cache_teacher")
-        bench_loop.against_released(report, photos, write_vit(self.root / "vit16", "ViT-B-16"), 3)
+        loop.against_released(report, photos, write_vit(self.root / "vit16", "ViT-B-16"), 3)
 
     def caching(self) -> None:
         """The teacher cache."""
-        bench_stages.caching(report, self.photos())
+        stages.caching(report, self.photos())
 
     def sharding(self) -> None:
         """Tars."""
-        bench_stages.sharding(report, self.root)
+        stages.sharding(report, self.root)
 
     def evaluation(self) -> None:
         """Everything after the embedding."""
-        bench_evaluation.measure(report)
+        evaluation.measure(report)
 
     def tracking(self) -> None:
         """What MLflow costs."""
-        bench_tracking.measure(report)
+        tracking.measure(report)
 
     def startup(self) -> None:
         """From the command to the work."""
-        bench_stages.startup(report, self.root)
+        stages.startup(report, self.root)
 
     def noop(self) -> None:
         """`dvc repro` of the default where all is up to date."""
         if not (ROOT / "data/report.json").is_file():
-            print("nothing to do: run `make run` first, then `python -m tests.bench.__main__ noop`")
+            print("nothing to do: run `make run` first, then `python -m tests.bench noop`")
             return
-        bench_stages.nothing_to_do(report, ROOT)
+        stages.nothing_to_do(report, ROOT)
 
     def growth(self) -> None:
         """Cost per sample and memory as the set grows."""
-        bench_stages.growth(report, self.root, ROOT / "bench_growth.png")
+        stages.growth(report, self.root, ROOT / "bench_growth.png")
 
 
 def main() -> None:

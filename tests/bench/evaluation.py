@@ -19,12 +19,12 @@ from pathlib import Path
 
 import torch
 
-from pipeline_lib import evaluate as evaluation
 from pipeline_lib import metrics
 from pipeline_lib import report as page
 from pipeline_lib.core import config, runtime
 from pipeline_lib.evaluate import EmbeddedSet, EmbeddedTask, Embedder, run, scoring
 from pipeline_lib.evaluate.inputs import open_inputs, open_model
+from pipeline_lib.evaluate.settings import EvaluateSettings
 from tests.bench.inputs import Report, paths_of
 from tests.tiny_project import ROOT
 
@@ -38,7 +38,7 @@ def measure(report: Report, root: Path = ROOT) -> None:
     if (root / "data/eval/refined/manifest.json").is_file():
         default_set(report, root)
     else:
-        print("evaluation of the default: run `make run` first, then `python -m tests.bench.__main__ evaluation`")
+        print("evaluation of the default: run `make run` first, then `python -m tests.bench evaluation`")
     synthetic_set(report, 5000)
 
 
@@ -52,7 +52,7 @@ def default_set(report: Report, root: Path) -> None:
         importlib.import_module(name)
     imports = time.perf_counter() - start
     params = root / "params.yaml"
-    settings, paths = config.load(params, "evaluate"), paths_of(root)
+    settings, paths = config.load(params, EvaluateSettings), paths_of(root)
     clip, base_weights = open_model("refined", paths, torch.device("cpu"))
     inputs = dataclasses.replace(open_inputs(paths.shards, settings), base_weights=base_weights)
     embedder = Embedder(
@@ -63,9 +63,9 @@ def default_set(report: Report, root: Path) -> None:
         num_workers=2,
         progress=False,
     )
-    evaluated = evaluation.evaluate(embedder, "refined", inputs, settings)
+    evaluated = run.evaluate(embedder, "refined", inputs, settings)
     with tempfile.TemporaryDirectory() as folder, scoring.Stopwatch(evaluated.seconds)("write"):
-        evaluation.write(evaluated, settings, Path(folder, "refined"), Path(folder, "refined.json"))
+        run.write(evaluated, settings, Path(folder, "refined"), Path(folder, "refined.json"))
     embed = evaluated.seconds["embed"]
     for part, seconds in evaluated.seconds.items():
         print(f"    {part:<20} {seconds:7.2f} s  {seconds / embed:7.1%} of the embedding")
@@ -105,7 +105,7 @@ def retrieve(images: int, threads: int) -> tuple[float, float, float]:
 def score(images: int, threads: int) -> tuple[float, float, float]:
     """The same for retrieval, zero-shot, gap suite and intervals, as they are and mean-centred."""
     torch.set_num_threads(threads)
-    settings = config.load(ROOT / "params.yaml", "evaluate")
+    settings = config.load(ROOT / "params.yaml", EvaluateSettings)
     one = features(images)
     before, start, watch = peak_gigabytes(), time.perf_counter(), scoring.Stopwatch()
     run._score_set(one, settings, scoring.modality_means(one), watch)

@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 
 from pipeline_lib import model
-from pipeline_lib.core import artifacts, config, runtime
+from pipeline_lib.core import artifacts, runtime
+from pipeline_lib.core.paths import Paths
 from tests.conftest import run_stage
 from tests.tiny_project import write_params
 
@@ -101,9 +102,9 @@ def quiet(stage: str, root: Path) -> None:
     runtime.prepare(seed=0, num_threads=None, deterministic=True)
 
 
-def paths_of(root: Path) -> config.Paths:
+def paths_of(root: Path) -> Paths:
     """The outputs of the project `root`."""
-    return config.Paths(**{name: root / "data" / name for name in config.Paths.__dataclass_fields__})
+    return Paths(**{name: root / "data" / name for name in Paths.__dataclass_fields__})
 
 
 def write_small_set(directory: Path, count: int) -> None:

@@ -16,11 +16,13 @@ from pipeline_lib.cache_teacher.reader import embed_images, embed_texts, open_pa
 from pipeline_lib.cache_teacher.teacher import Teacher
 from pipeline_lib.core import config
 from pipeline_lib.core.distributed import World
+from pipeline_lib.core.runtime import RuntimeSettings
 from pipeline_lib.model.features import Features, Inputs
 from pipeline_lib.refine import loop as training
 from pipeline_lib.refine import recipes
 from pipeline_lib.refine.gradients import Encoders, backward
 from pipeline_lib.refine.optimiser import make_optimizer, select_trainable
+from pipeline_lib.refine.settings import RefineSettings
 from tests.bench.inputs import Report, alternate, paths_of
 from tests.tiny_project import ROOT
 
@@ -30,7 +32,7 @@ def make_refiner(root: Path, work: Path) -> training.Refiner:
     paths = paths_of(root)
     student = model.load(paths.base)
     part = open_parts(paths, student)["refine"]
-    settings = replace(config.load(root / "params.yaml", "refine"), epochs=10_000)
+    settings = replace(config.load(root / "params.yaml", RefineSettings), epochs=10_000)
     blocks = config.raw_section(root / "params.yaml", "recipes")
     work.mkdir(parents=True, exist_ok=True)
     return training.Refiner(
@@ -38,13 +40,13 @@ def make_refiner(root: Path, work: Path) -> training.Refiner:
         recipe=recipes.build("clip_refine", blocks),
         part=part,
         settings=settings,
-        runtime=config.load(root / "params.yaml", "runtime"),
+        runtime=config.load(root / "params.yaml", RuntimeSettings),
         work=work,
         teacher=Teacher(student.logit_scale.detach()),
     )
 
 
-def bare_step(student: model.Clip, settings: config.Refine, recipe: recipes.Recipe, data: tuple) -> Callable[[], None]:
+def bare_step(student: model.Clip, settings: RefineSettings, recipe: recipes.Recipe, data: tuple) -> Callable[[], None]:
     """Forward, loss, backward and optimiser step on tensors already in memory, written as anyone would."""
     optimizer = make_optimizer(student, settings)
     inputs, teacher, draws = data
@@ -139,7 +141,8 @@ def against_released(report: Report, root: Path, larger: Path, rounds: int) -> N
 def allocator(report: Report, root: Path) -> None:
     """Steps of the default model with glibc's default allocation against `runtime.keep_freed_memory`."""
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom pipeline_lib import runtime\nfrom tests import bench_loop\n"
+        "import sys, time\nfrom pathlib import Path\nfrom pipeline_lib.core import runtime\n"
+        "from tests.bench import loop as bench_loop\n"
         "if sys.argv[2] == 'keep': runtime.keep_freed_memory()\n"
         "refiner = bench_loop.make_refiner(Path(sys.argv[1]), Path(sys.argv[1]) / 'work')\n"
         "steps = refiner._steps()\n"

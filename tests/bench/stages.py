@@ -19,6 +19,7 @@ import torch
 from pipeline_lib import model
 from pipeline_lib.cache_teacher import run as cache_writer
 from pipeline_lib.cache_teacher.reader import embed_images, embed_texts
+from pipeline_lib.cache_teacher.settings import CacheTeacherSettings
 from pipeline_lib.core import config, shards
 from pipeline_lib.core.distributed import World
 from tests.bench.inputs import Report, alternate, paths_of, write_photos, write_small_set
@@ -32,7 +33,7 @@ def caching(report: Report, root: Path) -> None:
     paths = paths_of(root)
     clip = model.load(paths.base)
     part = shards.read_part(paths.shards / "refine")
-    settings = config.load(root / "params.yaml", "cache_teacher")
+    settings = config.load(root / "params.yaml", CacheTeacherSettings)
 
     def bare() -> None:
         entries = [(shard, entry) for shard in part.shards for entry in shard.samples()]

@@ -1,6 +1,6 @@
 """What tracking costs: the steps and the whole of a refine run, and the start of each stage, with MLflow and without.
 
-    python -m tests.bench.__main__ tracking
+    python -m tests.bench tracking
 
 The store is a local sqlite file that is there already, as it is from the second stage on, or a server that is down.
 """
@@ -32,7 +32,7 @@ began = time.perf_counter()
 os.sched_setaffinity(0, {int(sys.argv.pop())})  # before a library counts the processors
 shutil.rmtree("data/refined", ignore_errors=True)
 import psutil
-from pipeline_lib import training
+from pipeline_lib.refine import loop as training
 from pipeline_lib.tracking.run import TrackedRun
 from stages import refine
 

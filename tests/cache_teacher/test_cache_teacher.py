@@ -33,9 +33,11 @@ from pipeline_lib.cache_teacher import (
     run as cache_writer,
 )
 from pipeline_lib.cache_teacher.reader import embed_images, embed_texts
+from pipeline_lib.cache_teacher.settings import CacheTeacherSettings
 from pipeline_lib.core import artifacts, config, provenance, shards
 from pipeline_lib.core.distributed import World
 from pipeline_lib.core.errors import UserError
+from pipeline_lib.core.paths import Paths
 from tests.conftest import run_stage
 from tests.small_sets import picture, write
 from tests.tiny_model import write_tiny_clip
@@ -43,7 +45,7 @@ from tests.tiny_project import ROOT, make_project, write_params
 
 
 def open_cached(project, name="refine"):
-    paths = config.Paths(**{k: project / "data" / k for k in config.Paths.__dataclass_fields__})
+    paths = Paths(**{k: project / "data" / k for k in Paths.__dataclass_fields__})
     student = model.load(paths.base)
     return teacher_cache.open_parts(paths, student)[name], student, paths
 
@@ -195,7 +197,7 @@ def test_a_teacher_with_a_longer_context_sees_whole_captions(sharded):
         model.load(write_tiny_clip(sharded / f"model{length}", context_length=length)) for length in (24, 77)
     )
     part = shards.read_part(sharded / "data/shards/refine")
-    settings = config.load(sharded / "params.yaml", "cache_teacher")
+    settings = config.load(sharded / "params.yaml", CacheTeacherSettings)
     writer = cache_writer.Writer(student, teacher, settings, sharded / "work", World(), progress=False)
     long = "word " * 60
     for entry in shards.read_index(part.shards[0].index_path):
@@ -482,7 +484,7 @@ def test_a_teacher_with_one_vector_for_all_texts_is_refused(sharded):
 
 def test_few_rows_are_computed_again_however_large_the_set(cached, monkeypatch):
     part, clip, _ = open_cached(cached)
-    settings = replace(config.load(cached / "params.yaml", "cache_teacher"), verify_share=1.0, chunk_size=8)
+    settings = replace(config.load(cached / "params.yaml", CacheTeacherSettings), verify_share=1.0, chunk_size=8)
     assert cache_check.verify(part, clip, settings)["rows"] == len(part)
     monkeypatch.setattr(cache_check, "MOST_ROWS", 9)
     assert cache_check.verify(part, clip, settings)["rows"] == 9
@@ -490,7 +492,7 @@ def test_few_rows_are_computed_again_however_large_the_set(cached, monkeypatch):
 
 def test_verify_notices_features_that_are_not_the_teachers(cached):
     part, clip, _ = open_cached(cached)
-    settings = config.load(cached / "params.yaml", "cache_teacher")
+    settings = config.load(cached / "params.yaml", CacheTeacherSettings)
     found = cache_check.verify(part, clip, settings)
     assert found["features"] == found["loss"] == found["gradient"] == 0.0
     part.units = [{k: v.clone() for k, v in unit.items()} for unit in part.units]
@@ -552,7 +554,7 @@ def test_too_many_undecodable_images_fail_the_stage(cached):
     """Pixels that stop decoding after `shard` saw them: the stage names them and the limit."""
     part, student, _ = open_cached(cached)
     reasons = [f"{part.entry(row)[1].key}: cannot be decoded" for row in range(3)]
-    settings = config.load(cached / "params.yaml", "cache_teacher")
+    settings = config.load(cached / "params.yaml", CacheTeacherSettings)
     writer = cache_writer.Writer(student, student, settings, cached, World())
     with pytest.raises(UserError, match=r"3 of \d+ images cannot be decoded.*raise cache_teacher.max_bad_share"):
         writer._check_share(part.part, reasons)

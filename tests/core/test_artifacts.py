@@ -97,7 +97,7 @@ def test_a_full_disk_leaves_no_half_written_output(tmp_path):
     with artifacts.output_directory(target, "shard") as place:
         place("old.txt").write_text("old")
     code = (
-        "import sys; from pathlib import Path; from pipeline_lib import artifacts\n"
+        "import sys; from pathlib import Path; from pipeline_lib.core import artifacts\n"
         "with artifacts.output_directory(Path(sys.argv[1]), 'shard') as place:\n"
         "    artifacts.write_bytes(place('big.bin'), b'x' * 1_000_000)\n"
     )
@@ -160,7 +160,7 @@ def test_what_a_killed_process_left_half_written_is_no_part_of_the_manifest(tmp_
     """SIGKILL between opening a temporary file and renaming it: the folder has the same digest as without."""
     whole = artifacts.read_manifest(folder(tmp_path / "whole"))
     code = (
-        "import os, signal, sys; from pathlib import Path; from pipeline_lib import artifacts\n"
+        "import os, signal, sys; from pathlib import Path; from pipeline_lib.core import artifacts\n"
         "with artifacts.atomic_open(Path(sys.argv[1])) as file:\n"
         "    file.write(b'half'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -176,7 +176,7 @@ def test_what_a_killed_process_left_half_written_is_no_part_of_the_manifest(tmp_
 
 def test_an_output_folder_of_a_killed_process_is_removed_by_the_next(tmp_path):
     code = (
-        "import os, signal, sys; from pathlib import Path; from pipeline_lib import artifacts\n"
+        "import os, signal, sys; from pathlib import Path; from pipeline_lib.core import artifacts\n"
         "with artifacts.output_directory(Path(sys.argv[1]), 'shard') as place:\n"
         "    place('a').write_text('half'); os.kill(os.getpid(), signal.SIGKILL)\n"
     )

@@ -7,9 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from pipeline_lib.base.settings import DemoSettings
 from pipeline_lib.core import config
 from pipeline_lib.core.errors import UserError
+from pipeline_lib.params.sections import SECTIONS
 from pipeline_lib.refine import recipes
+from pipeline_lib.refine.settings import RefineSettings
+from pipeline_lib.report.settings import ReportSettings
+from pipeline_lib.sources.settings import DataSettings, EvaluationSet
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,9 +30,9 @@ def params_with(tmp_path, *changes):
     return path
 
 
-@pytest.mark.parametrize("name", sorted(config.SECTIONS))
+@pytest.mark.parametrize("name", sorted(SECTIONS))
 def test_the_projects_own_params_load(name):
-    assert isinstance(config.load(ROOT / "params.yaml", name), config.SECTIONS[name])
+    assert isinstance(config.load(ROOT / "params.yaml", SECTIONS[name]), SECTIONS[name])
 
 
 @pytest.mark.parametrize(
@@ -57,7 +62,7 @@ def test_the_projects_own_params_load(name):
 def test_mistakes_are_named_by_path(tmp_path, old, new, message):
     path = params_with(tmp_path, (old, new))
     with pytest.raises(UserError, match=f"^{re.escape(f'{path}: {message}')}$"):
-        config.load(path, "refine")
+        config.load(path, RefineSettings)
 
 
 @pytest.mark.parametrize(
@@ -76,39 +81,38 @@ def test_mistakes_are_named_by_path(tmp_path, old, new, message):
 def test_numbers_out_of_range_are_named_by_path(tmp_path, old, new, message):
     path = params_with(tmp_path, (old, new))
     with pytest.raises(UserError, match=f"^{re.escape(f'{path}: {message}')}$"):
-        config.load(path, message.split(".")[0])
+        config.load(path, SECTIONS[message.split(".")[0]])
 
 
 def test_every_number_has_a_range_or_none_by_choice():
     """A seed may be any whole number; the rest must say what they take."""
     free = set()
-    for kind in {*config.SECTIONS.values(), config.DemoBase, config.EvaluationSet, recipes.Prior}:
+    for kind in {*SECTIONS.values(), DemoSettings, EvaluationSet, recipes.Prior}:
         for name, hint in typing.get_type_hints(kind, include_extras=True).items():
             if {int, float} & {hint, *typing.get_args(hint)} and typing.get_origin(hint) is not typing.Annotated:
                 free.add(f"{kind.__name__}.{name}")
-    assert free == {"Refine.seed", "Prior.mean"}
+    assert free == {"RefineSettings.seed", "Prior.mean"}
 
 
 def test_nested_blocks_and_mappings_are_strict(tmp_path):
     path = params_with(tmp_path, ("  evaluation: {} #", "  evaluation: {cifar: {format: clip_benchmark, pat: x}} #"))
     with pytest.raises(UserError, match=r"data.evaluation.cifar.pat: unknown key; did you mean `path`\?"):
-        config.load(path, "data")
+        config.load(path, DataSettings)
 
 
-def test_every_field_is_explained_beside_it():
-    """README.md and params.yaml send the reader there."""
-    source = (ROOT / "pipeline_lib/core/config.py").read_text()
-    lines = source.splitlines()
-    blocks = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.decorator_list]
-    fields = [field for block in blocks for field in block.body if isinstance(field, ast.AnnAssign)]
-    assert {block.name for block in blocks} >= {kind.__name__ for kind in config.SECTIONS.values()}
-    assert [lines[field.lineno - 1] for field in fields if "  # " not in lines[field.lineno - 1]] == []
+@pytest.mark.parametrize("path", sorted((ROOT / "pipeline_lib").rglob("settings.py")), ids=lambda p: p.parent.name)
+def test_every_field_of_a_section_has_a_docstring_under_it(path):
+    blocks = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]
+    for block in blocks:
+        for field, below in zip(block.body, [*block.body[1:], None], strict=True):
+            if isinstance(field, ast.AnnAssign):
+                assert isinstance(below, ast.Expr), f"{block.name}.{field.target.id}"
+                assert isinstance(below.value.value, str)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("refin: {}\n", "unknown section `refin`; did you mean `refine`?"),
         ("a: [1\n", "params.yaml: not valid YAML"),
         ("- 1\n", "expected sections such as `refine:`, found a list"),
         ("# nothing yet\n", "params.yaml: the file is empty"),
@@ -127,7 +131,7 @@ def test_an_empty_section_is_called_so(tmp_path):
     with pytest.raises(
         UserError, match=r"params.yaml: report: is empty; write its keys below .*\(num_examples, title\)$"
     ):
-        config.load(path, "report")
+        config.load(path, ReportSettings)
 
 
 def test_missing_file_and_section(tmp_path):
@@ -136,4 +140,4 @@ def test_missing_file_and_section(tmp_path):
     path = tmp_path / "params.yaml"
     path.write_text("recipes: {}\n")
     with pytest.raises(UserError, match="section `refine` is missing"):
-        config.load(path, "refine")
+        config.load(path, RefineSettings)

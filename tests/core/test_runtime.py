@@ -19,9 +19,9 @@ ROOT = Path(__file__).parents[2]
 def run(body, *arguments, **options):
     """A script whose main has the given body, run as a stage."""
     code = (
-        "import sys, time\nfrom pipeline_lib import runtime\nfrom pipeline_lib.core.errors import UserError\n"
+        "import sys, time\nfrom pipeline_lib import terminal\nfrom pipeline_lib.core.errors import UserError\n"
         f"def main(params_file):\n    {body}\n"
-        "sys.argv[0] = 'stage'\nruntime.run_stage(main, 'What it does.')\n"
+        "sys.argv[0] = 'stage'\nterminal.run_stage(main, 'What it does.')\n"
     )
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, **options)
@@ -59,9 +59,9 @@ def test_other_exceptions_keep_their_traceback_and_fail():
 
 def start(body):
     code = (
-        "import os, time\nfrom pipeline_lib import runtime\n"
+        "import os, time\nfrom pipeline_lib import terminal\nfrom pipeline_lib.core import runtime\n"
         f"def main(params_file):\n    print('ready', flush=True)\n    {body}\n"
-        "runtime.run_stage(main, None)\n"
+        "terminal.run_stage(main, None)\n"
     )
     return [sys.executable, "-c", code]
 
@@ -114,7 +114,7 @@ def test_ctrl_c_of_a_terminal_leaves_the_workers_to_the_stage(tmp_path):
     """It reaches the whole process group: no worker says a word, and the loop ends in order."""
     script = tmp_path / "stage.py"
     script.write_text(
-        "import time\nimport torch\nfrom pipeline_lib import runtime\n"
+        "import time\nimport torch\nfrom pipeline_lib import terminal\nfrom pipeline_lib.core import runtime\n"
         "class Slow(torch.utils.data.Dataset):\n"
         "    def __len__(self): return 1000\n"
         "    def __getitem__(self, index):\n        time.sleep(0.05)\n        return index\n"
@@ -122,7 +122,7 @@ def test_ctrl_c_of_a_terminal_leaves_the_workers_to_the_stage(tmp_path):
         "    quiet = runtime.leave_ctrl_c_to_parent\n"
         "    loader = torch.utils.data.DataLoader(Slow(), num_workers=2, worker_init_fn=quiet)\n"
         "    for index in runtime.until_stopped(loader):\n        print(int(index), flush=True)\n"
-        "runtime.run_stage(main, None)\n"
+        "terminal.run_stage(main, None)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment, "start_new_session": True}
@@ -180,7 +180,9 @@ def test_devices():
 def test_importing_the_leaves_imports_nothing_heavy():
     """Start-up: config, runtime, artifacts and tracking load neither torch nor mlflow nor matplotlib."""
     code = (
-        "import sys\nfrom pipeline_lib import artifacts, config, runtime, tracking, shards, sources\n"
+        "import sys\nfrom pipeline_lib import terminal, tracking\n"
+        "from pipeline_lib.core import artifacts, config, runtime, shards\n"
+        "from pipeline_lib.params import check\nfrom pipeline_lib.sources import formats\n"
         "print(sorted({'torch', 'mlflow', 'matplotlib', 'sklearn', 'pandas', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)

@@ -10,18 +10,19 @@ from typing import Literal
 
 import pytest
 
+from pipeline_lib.base.settings import BaseSettings
 from pipeline_lib.core import config, schema
 from pipeline_lib.core.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 
 
-@schema.section
+@schema.block
 class Inner:
     size: schema.Eights
 
 
-@schema.section
+@schema.block
 class Outer:
     name: str
     folder: Path
@@ -69,11 +70,11 @@ def test_what_does_not(change, message):
 def test_a_block_may_be_optional_but_not_something_else(tmp_path):
     """What `base.demo` is: absent or null, else a block that is checked like any other."""
     base = config.raw_section(ROOT / "params.yaml", "base")
-    assert schema.build(config.Base, {**base, "demo": None}, "base").demo is None
-    assert schema.build(config.Base, {k: v for k, v in base.items() if k != "demo"}, "base").demo is None
+    assert schema.build(BaseSettings, {**base, "demo": None}, "base").demo is None
+    assert schema.build(BaseSettings, {k: v for k, v in base.items() if k != "demo"}, "base").demo is None
     with pytest.raises(UserError, match=r"^base.demo: expected a block of keys or null, found int 3$"):
-        schema.build(config.Base, {**base, "demo": 3}, "base")
+        schema.build(BaseSettings, {**base, "demo": 3}, "base")
     with pytest.raises(UserError, match=r"^base.demo.image_size: missing; add it \(a whole number\)$"):
-        schema.build(config.Base, {**base, "demo": {"seed": 0}}, "base")
+        schema.build(BaseSettings, {**base, "demo": {"seed": 0}}, "base")
     with pytest.raises(UserError, match=r"^evaluate.recall_at: expected a list of whole numbers, found int 5$"):
         schema.convert(tuple[int, ...], 5, "evaluate.recall_at")

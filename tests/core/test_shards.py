@@ -18,7 +18,7 @@ def part(tmp_path):
     """Six pictures with 36 captions in two tars."""
     coco(tmp_path / "coco")
     write(tmp_path / "t.jsonl", "")
-    shard_writer.write(
+    shard_writer.run(
         data(tmp_path / "coco", "coco", parts={"refine": 1.0}),
         settings(),
         trained_on=tmp_path / "t.jsonl",
@@ -119,7 +119,7 @@ def test_what_is_no_part(part, tmp_path):
 def test_tars_in_place_are_read_where_they_lie(tmp_path):
     img2dataset(tmp_path / "tars")
     write(tmp_path / "t.jsonl", "")
-    shard_writer.write(
+    shard_writer.run(
         data("tars", "webdataset", parts={"refine": 1.0}),
         settings(),
         trained_on=tmp_path / "t.jsonl",

@@ -17,20 +17,21 @@ import yaml
 from PIL import Image
 from safetensors.numpy import load_file
 
-from pipeline_lib import evaluate as evaluation
 from pipeline_lib import metrics, model
 from pipeline_lib.core import artifacts, config, runtime, shards
 from pipeline_lib.core.errors import UserError
+from pipeline_lib.core.paths import Paths
 from pipeline_lib.evaluate import EmbeddedSet, EmbeddedTask, Embedder, probes, run, scoring, wise_ft
 from pipeline_lib.evaluate.inputs import Inputs, open_inputs, open_model
 from pipeline_lib.evaluate.probes import Labelled
+from pipeline_lib.evaluate.settings import EvaluateSettings
 from pipeline_lib.results.statistics import Mean
 from stages import evaluate as evaluate_stage
 from stages import shard as shard_stage
 from tests.tiny_model import write_tiny_clip
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = dataclasses.replace(config.load(ROOT / "params.yaml", "evaluate"), bootstrap_samples=50)
+SETTINGS = dataclasses.replace(config.load(ROOT / "params.yaml", EvaluateSettings), bootstrap_samples=50)
 COLOURS = {"red": (200, 40, 40), "green": (40, 190, 60), "blue": (50, 60, 220)}
 
 
@@ -70,7 +71,7 @@ def test_classes_of_one_name_are_told_apart():
 
 def test_block_holds_what_the_metrics_say():
     one = make_set()
-    block, _ = evaluation.score(one, SETTINGS)
+    block, _ = scoring.score(one, SETTINGS)
     scored = scoring.with_intervals({"plain": block}, one.num_images, SETTINGS)["plain"]
     recall = metrics.retrieval_recall(one.raw_image_features, one.raw_text_features, one.text_image_index)
     assert {name: scored["retrieval"][name]["value"] for name in recall} == pytest.approx(recall)
@@ -97,8 +98,8 @@ def test_block_holds_what_the_metrics_say():
 def test_items_are_what_the_headlines_are_means_of():
     """A paired test of two models starts from these arrays, so their means must be the headlines."""
     one = make_set(per_image=[1 + i % 3 for i in range(30)])
-    block, items = evaluation.score(one, SETTINGS)
-    found = evaluation.headlines(block)
+    block, items = scoring.score(one, SETTINGS)
+    found = scoring.headlines(block)
     assert set(found) == {"image_to_text_recall_at_1", "text_to_image_recall_at_1", "zero_shot_kind_top1"}
     assert items["image_to_text_hit_at_1"].mean() == pytest.approx(found["image_to_text_recall_at_1"])
     assert items["text_to_image_hit_at_1"].mean() == pytest.approx(found["text_to_image_recall_at_1"])
@@ -112,7 +113,7 @@ def test_images_without_a_label_are_left_out_of_the_task_and_of_nothing_else():
     one = make_set()
     task, missing = one.tasks["kind"], torch.tensor([0, 7, 8])
     unlabelled = dataclasses.replace(task, labels=task.labels.index_fill(0, missing, -1))
-    block, items = evaluation.score(dataclasses.replace(one, tasks={"kind": unlabelled}), SETTINGS)
+    block, items = scoring.score(dataclasses.replace(one, tasks={"kind": unlabelled}), SETTINGS)
     kept = [row for row in range(one.num_images) if row not in missing]
     classes = metrics.class_embeddings(task.raw_prompt_features["ensemble"])
     found = metrics.classify(one.raw_image_features[kept], classes, task.labels[kept], 30.0)
@@ -131,7 +132,7 @@ def test_a_task_with_an_image_without_a_label_is_scored_and_says_so(inside, capl
     one = embedder(inside).embed(part)
     assert one.tasks["class"].labels[3] == -1
     assert (one.tasks["class"].labels >= 0).sum() == 49
-    scored = evaluation.evaluate(embedder(inside), "refined", Inputs([part], read_part(inside, "val")), SETTINGS)
+    scored = run.evaluate(embedder(inside), "refined", Inputs([part], read_part(inside, "val")), SETTINGS)
     assert "eval: 1 of 50 images have no label of `class`: not scored" in caplog.text
     found = scored.results["sets"]["eval"]["variants"]["plain"]["zero_shot"]["class"]["ensemble"]
     assert sum(row["num_images"] for row in found["per_class"]) == 49
@@ -139,20 +140,20 @@ def test_a_task_with_an_image_without_a_label_is_scored_and_says_so(inside, capl
 
 
 def test_recall_at_one_is_measured_even_if_not_asked_for():
-    block, _ = evaluation.score(make_set(), dataclasses.replace(SETTINGS, recall_at=(3,)))
+    block, _ = scoring.score(make_set(), dataclasses.replace(SETTINGS, recall_at=(3,)))
     assert {"image_to_text_recall_at_1", "image_to_text_recall_at_3"} <= set(block["retrieval"])
 
 
 def test_a_set_has_blocks_only_for_what_it_carries():
     classes_only = make_set(per_image=[0] * 30, captions=["unused"])
     classes_only = dataclasses.replace(classes_only, captions=())
-    block, items = evaluation.score(classes_only, SETTINGS)
+    block, items = scoring.score(classes_only, SETTINGS)
     assert set(block) == {"zero_shot", "gap"}
     assert set(block["gap"]) == {"raw_image_norm"}
     assert not any(key.startswith("image_to_text") for key in items)
-    block, _ = evaluation.score(make_set(with_task=False), SETTINGS)
+    block, _ = scoring.score(make_set(with_task=False), SETTINGS)
     assert set(block) == {"retrieval", "gap"}
-    block, _ = evaluation.score(make_set(per_image=[0] + [1] * 29), SETTINGS)
+    block, _ = scoring.score(make_set(per_image=[0] + [1] * 29), SETTINGS)
     assert "retrieval" not in block, "an image without captions cannot be searched for"
 
 
@@ -168,7 +169,7 @@ def test_repeated_images_and_captions_are_counted_and_left_out_of_a_second_recal
     images, texts = scoring.distinct_rows(one)
     assert images.tolist() == [i for i in range(30) if i not in (5, 20)]
     assert texts.tolist() == [j for j in range(60) if j not in (10, 11, 20, 40, 41)]
-    block, _ = evaluation.score(one, SETTINGS)
+    block, _ = scoring.score(one, SETTINGS)
     place = {image: row for row, image in enumerate(images.tolist())}
     index = torch.tensor([place[i] for i in one.text_image_index[texts].tolist()])
     recall = metrics.retrieval_recall(one.raw_image_features[images], one.raw_text_features[texts], index)
@@ -183,10 +184,10 @@ def test_centring_takes_its_means_from_another_set_alone():
     shifted = dataclasses.replace(other, raw_text_features=-other.raw_text_features)
     gaps = []
     for source in (other, shifted):
-        block, _ = evaluation.score(one, SETTINGS, scoring.modality_means(source))
+        block, _ = scoring.score(one, SETTINGS, scoring.modality_means(source))
         gaps.append(block["gap"]["centroid_distance"])
         assert "raw_image_norm" not in block["gap"]
-    plain, _ = evaluation.score(one, SETTINGS)
+    plain, _ = scoring.score(one, SETTINGS)
     assert gaps[0] < 0.3 * plain["gap"]["centroid_distance"] < gaps[1]
 
 
@@ -239,12 +240,12 @@ def test_linear_probe_equals_scikit_learn_with_the_chosen_strength():
 def test_interpolation_goes_from_base_to_refined():
     base = {"w": torch.tensor([0.0, 2.0]), "steps": torch.tensor(3)}
     refined = {"w": torch.tensor([1.0, 4.0]), "steps": torch.tensor(5)}
-    assert evaluation.interpolate(base, refined, 0.25)["w"].tolist() == [0.25, 2.5]
-    assert torch.equal(evaluation.interpolate(base, refined, 0.0)["w"], base["w"])
-    assert torch.equal(evaluation.interpolate(base, refined, 1.0)["w"], refined["w"])
-    assert evaluation.interpolate(base, refined, 0.25)["steps"] == 5
+    assert wise_ft.interpolate(base, refined, 0.25)["w"].tolist() == [0.25, 2.5]
+    assert torch.equal(wise_ft.interpolate(base, refined, 0.0)["w"], base["w"])
+    assert torch.equal(wise_ft.interpolate(base, refined, 1.0)["w"], refined["w"])
+    assert wise_ft.interpolate(base, refined, 0.25)["steps"] == 5
     with pytest.raises(UserError, match="different tensors"):
-        evaluation.interpolate({"w": torch.zeros(3), "steps": torch.tensor(3)}, refined, 0.5)
+        wise_ft.interpolate({"w": torch.zeros(3), "steps": torch.tensor(3)}, refined, 0.5)
 
 
 # ---- a tiny model on pictures ----
@@ -377,11 +378,11 @@ def test_both_ensembles_can_be_measured_beside_the_single_prompt(inside):
     assert found["both"].keys() == {"single", "ensemble", "imagenet"}
     assert torch.allclose(found["both"]["ensemble"], found["set"]["ensemble"], atol=1e-5)
     assert torch.allclose(found["both"]["imagenet"], found["openai"]["ensemble"], atol=1e-5)
-    block, items = evaluation.score(kinds["both"], SETTINGS)
+    block, items = scoring.score(kinds["both"], SETTINGS)
     top1 = block["zero_shot"]["class"]["imagenet"]["top1"].value
     assert scoring.flat(block)["zero_shot_class_imagenet_top1"] == top1
     assert items["zero_shot.class.imagenet.correct"].mean() == pytest.approx(top1)
-    assert set(evaluation.headlines(block)) == {"zero_shot_class_top1"}, "the set's own templates make the headline"
+    assert set(scoring.headlines(block)) == {"zero_shot_class_top1"}, "the set's own templates make the headline"
 
 
 def test_texts_that_mean_nothing_are_refused_too(inside):
@@ -529,7 +530,7 @@ def test_of_a_large_training_part_a_fixed_sample_is_embedded(inside, monkeypatch
     assert sample.captions == tuple(whole.captions[row] for row in kept)
     assert torch.allclose(sample.raw_text_features, whole.raw_text_features[kept], atol=1e-6)
     assert [rows[i] for i in sample.text_image_index.tolist()] == whole.text_image_index[kept].tolist()
-    paths, maker = config.load(Path("params.yaml"), "paths"), embedder(inside)
+    paths, maker = config.load(Path("params.yaml"), Paths), embedder(inside)
     inputs = open_inputs(paths.shards, SETTINGS)
     monkeypatch.setattr(run, "CENTRING_SAMPLES", 5)
     selection = maker.embed(inputs.selection)
@@ -569,7 +570,7 @@ def test_wise_ft_mixes_are_evaluated_on_every_set_and_leave_the_model_as_it_was(
 
 def test_the_ends_of_the_wise_ft_sweep_are_the_two_models(evaluated, monkeypatch):
     monkeypatch.chdir(evaluated)
-    paths = config.load(Path("params.yaml"), "paths")
+    paths = config.load(Path("params.yaml"), Paths)
     clip, base_weights = open_model("refined", paths, torch.device("cpu"))
     before = model.weights_digest(clip.module.state_dict())
     inputs = dataclasses.replace(open_inputs(paths.shards, SETTINGS), base_weights=base_weights)
@@ -579,7 +580,7 @@ def test_the_ends_of_the_wise_ft_sweep_are_the_two_models(evaluated, monkeypatch
         results = artifacts.read_json(evaluated / f"data/eval/{name}/results.json")
         for set_name, values in row["sets"].items():
             found = results["sets"].get(set_name) or results["selection"][set_name]
-            assert values == pytest.approx(evaluation.headlines(found["variants"]["plain"]))
+            assert values == pytest.approx(scoring.headlines(found["variants"]["plain"]))
             assert row["metrics"][set_name] == pytest.approx(scoring.flat(found["variants"]["plain"]))
 
 
@@ -670,7 +671,7 @@ def test_a_missing_refined_model_is_an_error_and_never_replaced_by_base(inside, 
 
 def test_a_model_refined_from_another_base_is_refused(inside):
     write_model(inside / "data/stranger", "refine", seed=3, refined_from="0" * 64)
-    paths = dataclasses.replace(config.load(inside / "params.yaml", "paths"), refined=Path("data/stranger"))
+    paths = dataclasses.replace(config.load(inside / "params.yaml", Paths), refined=Path("data/stranger"))
     with pytest.raises(UserError, match="was not refined from the model in data/base"):
         open_model("refined", paths, torch.device("cpu"))
 
@@ -678,7 +679,7 @@ def test_a_model_refined_from_another_base_is_refused(inside):
 def test_a_refined_model_with_other_preprocessing_or_activation_is_refused(inside):
     """Its own manifest fits, but its numbers would not be comparable with the base's."""
     base = model.load(inside / "data/base").facts["weights_digest"]
-    paths = config.load(inside / "params.yaml", "paths")
+    paths = config.load(inside / "params.yaml", Paths)
     for name, section, change, named in (
         ("other_activation", "model_cfg", {"quick_gelu": True}, "quick_gelu"),
         ("other_preprocessing", "preprocess_cfg", {"mean": [0.1, 0.2, 0.3]}, "preprocess"),
@@ -699,7 +700,7 @@ def test_weights_changed_after_they_were_written_are_refused(inside):
     with torch.no_grad():
         clip.module.visual.proj.mul_(1.01)
     model.save_weights(clip.module.state_dict(), inside / "data/edited" / model.WEIGHTS)
-    paths = dataclasses.replace(config.load(inside / "params.yaml", "paths"), base=Path("data/edited"))
+    paths = dataclasses.replace(config.load(inside / "params.yaml", Paths), base=Path("data/edited"))
     with pytest.raises(UserError, match="weights_digest"):
         open_model("base", paths, torch.device("cpu"))
 

@@ -24,12 +24,14 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 
-from pipeline_lib import export, model, report
+from pipeline_lib import export, model
 from pipeline_lib.core import artifacts
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.export import __main__ as command
 from pipeline_lib.export import card, hub, mlflow_model, onnx_towers
 from pipeline_lib.model.features import l2_normalize
+from pipeline_lib.report import run as report
+from pipeline_lib.report.inputs import read_inputs
 from tests import tiny_project
 from tests.conftest import run_stage
 from tests.tiny_model import write_tiny_hf_clip
@@ -271,7 +273,7 @@ def test_the_card_has_the_front_matter_the_table_of_the_report_and_the_provenanc
     text = card.render(subject(), "my-clip")
     parsed = ModelCard(text)
     assert (parsed.data.library_name, parsed.data.pipeline_tag) == ("open_clip", "zero-shot-image-classification")
-    table = report.terminal_table(report.read(Path("params.yaml")))
+    table = report.terminal_table(read_inputs(Path("params.yaml")))
     assert table.splitlines()[0] in text
     row = next(line for line in table.splitlines() if line.startswith("image → text R@1"))
     cells = [cell for cell in row.replace("image → text R@1", "").split("  ") if cell.strip()]
@@ -423,7 +425,7 @@ def test_the_run_hangs_below_the_row_and_names_the_run_that_made_the_weights(log
 
     folder, made = logged
     with inside(folder):
-        verdict = report.sentence(report.read(Path("params.yaml")))
+        verdict = report.sentence(read_inputs(Path("params.yaml")))
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     found = client.get_run(made.run_id)
     refine = client.get_run(found.data.tags["upstream.refine.run_id"])

@@ -492,7 +492,7 @@ def test_check_reads_the_tars_that_shards_only_index(tmp_path, monkeypatch):
     params = make_project(tmp_path, store=False)
     img2dataset(tmp_path / "tars")
     write(tmp_path / "trained_on.jsonl", "")
-    shard_writer.write(
+    shard_writer.run(
         small_sets.data("tars", "webdataset", parts={"refine": 1.0}),
         small_sets.settings(),
         trained_on=Path("trained_on.jsonl"),
@@ -513,7 +513,7 @@ def test_check_reads_the_tars_that_shards_only_index(tmp_path, monkeypatch):
 STAGE = """
 import sys
 from pathlib import Path
-from pipeline_lib import artifacts, config, tracking
+from pipeline_lib.core import artifacts, config; from pipeline_lib import tracking
 
 stage, source, target, section, key = sys.argv[1:]
 params = Path("params.yaml")

@@ -8,7 +8,7 @@ import yaml
 
 from pipeline_lib.core import config
 from pipeline_lib.core.errors import UserError
-from pipeline_lib.params import check as precheck
+from pipeline_lib.params.check import check_params
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,7 +23,7 @@ def write(tmp_path, section, **values):
 
 @pytest.mark.parametrize("path", [ROOT / "params.yaml", *(ROOT / "ablations").glob("*.yaml")], ids=lambda p: p.stem)
 def test_the_projects_own_params_pass(path):
-    precheck.check(path)
+    check_params(path)
 
 
 @pytest.mark.parametrize(
@@ -42,9 +42,17 @@ def test_the_projects_own_params_pass(path):
 def test_what_does_not_fit_together_is_refused(tmp_path, section, values, message):
     path = write(tmp_path, section, **values)
     with pytest.raises(UserError, match=f"^{re.escape(f'{path}: {message}')}"):
-        precheck.check(path)
+        check_params(path)
 
 
 def test_an_evaluation_set_is_enough_to_evaluate_on(tmp_path):
     parts = {"parts": {"refine": 0.9, "val": 0.1}, "evaluation": {"cifar": {"format": "clip_benchmark", "path": "c"}}}
-    precheck.check(write(tmp_path, "data", **parts))
+    check_params(write(tmp_path, "data", **parts))
+
+
+@pytest.mark.parametrize("text", ["refin:\n  recipe: hycd\n", "refin: {}\n"])
+def test_an_unknown_section_is_named(tmp_path, text):
+    path = tmp_path / "params.yaml"
+    path.write_text((ROOT / "params.yaml").read_text() + text)
+    with pytest.raises(UserError, match=re.escape(f"{path}: unknown section `refin`; did you mean `refine`?")):
+        check_params(path)

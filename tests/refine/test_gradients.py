@@ -16,6 +16,7 @@ from pipeline_lib.model.features import Features, Inputs
 from pipeline_lib.refine import recipes
 from pipeline_lib.refine.gradients import Encoders, backward
 from pipeline_lib.refine.optimiser import make_optimizer, select_trainable
+from pipeline_lib.refine.settings import RefineSettings
 from tests.step_case import B, blocks, case, gradients, largest_difference, plain_gradients
 from tests.tiny_model import write_tiny_clip
 
@@ -71,7 +72,9 @@ def three_steps(tiny_clip, name, rows, world, micro_batch=None, follow=None):
     With `follow`, the gradients of another run, each step is taken with those instead of its own.
     """
     clip, inputs, teacher, draws = case(tiny_clip)
-    refine_settings = replace(config.load(ROOT / "params.yaml", "refine"), train_logit_scale=True, learning_rate=1e-3)
+    refine_settings = replace(
+        config.load(ROOT / "params.yaml", RefineSettings), train_logit_scale=True, learning_rate=1e-3
+    )
     select_trainable(clip, refine_settings)
     optimizer = make_optimizer(clip, refine_settings)
     own = Inputs(*(x[:rows][world.own_rows(rows)] for x in inputs))
@@ -104,7 +107,7 @@ def test_two_processes_equal_one(tiny_clip, tmp_path, rows):
     script = tmp_path / "world.py"
     script.write_text(
         "import torch\nfrom pathlib import Path\nfrom tests.refine.test_gradients import *\n"
-        "from pipeline_lib import distributed\n"
+        "from pipeline_lib.core import distributed\n"
         "world = distributed.join()\n"
         f"found = {{n: three_steps(Path({str(tiny_clip)!r}), n, {rows}, world, 2) for n in sorted(recipes.RECIPES)}}\n"
         f"if world.is_main:\n    torch.save(found, {str(result)!r})\n"

@@ -14,6 +14,7 @@ from pipeline_lib.model.features import Inputs
 from pipeline_lib.refine import recipes
 from pipeline_lib.refine.gradients import Encoders, backward
 from pipeline_lib.refine.optimiser import clamp_logit_scale, learning_rate, make_optimizer, select_trainable
+from pipeline_lib.refine.settings import RefineSettings
 from tests.model.test_model import COCA, custom
 from tests.step_case import blocks, case, gradients, largest_difference
 from tests.tiny_model import write_tiny_clip, write_tiny_hf_clip, write_tiny_timm_clip
@@ -259,7 +260,7 @@ def test_gradient_checkpointing_is_refused_where_a_tower_cannot(tiny_clip, refin
 
 
 def test_schedule():
-    refine_settings = config.load(ROOT / "params.yaml", "refine")
+    refine_settings = config.load(ROOT / "params.yaml", RefineSettings)
     warm = replace(refine_settings, learning_rate=1.0, warmup_steps=4, schedule="cosine")
     rates = [learning_rate(warm, step, 12) for step in range(12)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]

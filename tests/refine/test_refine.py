@@ -29,6 +29,7 @@ from pipeline_lib.refine import loop as training
 from pipeline_lib.refine import run as refinement
 from pipeline_lib.refine.epochs import Plan, read_steps
 from pipeline_lib.refine.sampling import Draws
+from pipeline_lib.refine.settings import RefineSettings
 from tests.cache_teacher.test_cache_teacher import count_decoded, open_cached, stage_process
 from tests.conftest import run_stage
 from tests.tiny_model import write_tiny_clip
@@ -341,9 +342,9 @@ def test_clipping_bounds_the_norm(cached):
 
 def measured(project, **values):
     """What the stage gives the tracker."""
-    found, original = {}, refinement.build
+    found, original = {}, refinement.run
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(refinement, "build", lambda *arguments: found.setdefault("made", original(*arguments)))
+        patch.setattr(refinement, "run", lambda *arguments: found.setdefault("made", original(*arguments)))
         refined(project, **values)
     return found["made"]["metrics"]
 
@@ -699,5 +700,5 @@ def test_config_mentions_every_field_of_refine():
     """A field that nothing reads would be a switch without a wire."""
     library = [path for path in (ROOT / "pipeline_lib").glob("*.py") if path.stem != "config"]
     source = "".join(path.read_text() for path in library)
-    for name in config.Refine.__dataclass_fields__:
+    for name in RefineSettings.__dataclass_fields__:
         assert f"settings.{name}" in source, name

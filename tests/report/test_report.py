@@ -13,13 +13,16 @@ import pytest
 import yaml
 from PIL import Image
 
-from pipeline_lib import report, tracking
+from pipeline_lib import tracking
 from pipeline_lib.core import artifacts, config, provenance
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.report import figures, page, pictures, tables, verdict
+from pipeline_lib.report import run as report
+from pipeline_lib.report.inputs import read_inputs
 from pipeline_lib.report.page import Gallery, Table
 from pipeline_lib.results import folders as results
-from pipeline_lib.results.folders import Gap, Interval, Measure, Paired, Settings
+from pipeline_lib.results.certainty import Certainty
+from pipeline_lib.results.folders import Gap, Interval, Measure, Paired
 from pipeline_lib.results.statistics import Mean
 from tests import example_results
 
@@ -33,7 +36,7 @@ def project(tmp_path_factory):
 
 def read(root, monkeypatch, **changes):
     monkeypatch.chdir(root)
-    return dataclasses.replace(report.read(Path("params.yaml")), **changes)
+    return dataclasses.replace(read_inputs(Path("params.yaml")), **changes)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +44,7 @@ def written(project):
     """The page as a stage writes it, with the terminal's text."""
     with pytest.MonkeyPatch.context() as patch:
         inputs = read(project, patch)
-        report.write(inputs, Path("data/report"))
+        report.run(inputs, Path("data/report"))
         return project / "data/report", report.terminal_table(inputs), inputs
 
 
@@ -99,7 +102,7 @@ def test_gap_follows_its_interval_and_is_held_against_base_and_free_baseline(
 ):
     intervals = [Interval(sum(ends) / 2, *ends) for ends in (change, against_free)]
     gap = Gap("eval", base, refined, free, 0.07, *intervals)
-    text = verdict.gap_verdict(gap, [paired("still")], Settings(0.95, 100, 0))
+    text = verdict.gap_verdict(gap, [paired("still")], Certainty(confidence=0.95, bootstrap_samples=100, seed=0))
     moved, beats = re.fullmatch(r"(\*\*.*\*\*): (.*)", says).groups()
     assert text.startswith(f"The gap on eval {moved}: centroid distance {page.number(base)} → {page.number(refined)};")
     assert f"({page.level(0.95)}: {tables.signed(change[0])} to {tables.signed(change[1])})" in text
@@ -109,7 +112,9 @@ def test_gap_follows_its_interval_and_is_held_against_base_and_free_baseline(
 
 def test_gap_without_a_free_baseline_is_still_told():
     change = Interval(-0.1, -0.2, -0.05)
-    text = verdict.gap_verdict(Gap("eval", 0.3, 0.2, None, 0.07, change, None), [], Settings(0.95, 100, 0))
+    text = verdict.gap_verdict(
+        Gap("eval", 0.3, 0.2, None, 0.07, change, None), [], Certainty(confidence=0.95, bootstrap_samples=100, seed=0)
+    )
     assert text.startswith("The gap on eval **narrowed**: centroid distance 0.300 → 0.200;")
     assert "free" not in text
     assert text.endswith("0.070 apart.")
@@ -117,7 +122,7 @@ def test_gap_without_a_free_baseline_is_still_told():
 
 def test_what_would_have_been_found_is_told_with_its_power():
     """Four headlines with intervals of ±10 points: 1.7 half-widths, and not the one that half of such changes clear."""
-    still, settings = paired("still"), Settings(0.95, 100, 0)
+    still, settings = paired("still"), Certainty(confidence=0.95, bootstrap_samples=100, seed=0)
     text = verdict._resolution([still, paired("rose"), still, still], settings)
     assert "a true change of 17.0 points would be found in four cases of five (80\u00a0% power)" in text
     assert "a true change of 14.3 points" in verdict._resolution([still], settings)
@@ -165,7 +170,7 @@ def test_the_same_inputs_in_another_place_give_the_same_bytes(written, tmp_path,
     folder, _, _ = written
     shutil.copytree(folder.parents[1], tmp_path / "copy")
     inputs = read(tmp_path / "copy", monkeypatch)
-    report.write(inputs, Path("again"))
+    report.run(inputs, Path("again"))
     assert artifacts.read_manifest(Path("again"))["digest"] == artifacts.read_manifest(folder)["digest"]
     assert artifacts.verify(folder) == []
 

@@ -7,13 +7,14 @@ from scipy import stats
 
 from pipeline_lib.core import artifacts
 from pipeline_lib.core.errors import UserError
-from pipeline_lib.evaluate import headlines
+from pipeline_lib.evaluate.scoring import headlines
 from pipeline_lib.results import folders as results
 from pipeline_lib.results import statistics
-from pipeline_lib.results.folders import CENTRED, Evaluation, Settings, Variant
+from pipeline_lib.results.certainty import Certainty
+from pipeline_lib.results.folders import CENTRED, Evaluation, Variant
 from tests import example_results
 
-SETTINGS = Settings(confidence=0.95, samples=300, seed=0)
+SETTINGS = Certainty(confidence=0.95, bootstrap_samples=300, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +127,12 @@ def test_a_model_against_itself_does_not_move(evaluations):
 
 def test_p_values_need_no_resamples(evaluations, comparison):
     """However many headlines share Holm's correction: what is certain stays so with ten resamples."""
-    few = results.paired(Variant(evaluations[0]), Variant(evaluations[1]), Settings(0.95, 10, 0), sets=["eval"])
+    few = results.paired(
+        Variant(evaluations[0]),
+        Variant(evaluations[1]),
+        Certainty(confidence=0.95, bootstrap_samples=10, seed=0),
+        sets=["eval"],
+    )
     p_values = {row.before.key: row.p_value for row in few}
     assert p_values == {row.before.key: row.p_value for row in comparison}
     assert p_values["image_to_text_recall_at_1"] < 1e-4

@@ -16,6 +16,7 @@ from pipeline_lib.shard.jobs import Rules
 from pipeline_lib.shard.set_writer import SetWriter
 from pipeline_lib.sources import formats as sources
 from pipeline_lib.sources.samples import FileImage, Sample, Samples, Source, Splitter, split
+from pipeline_lib.sources.settings import DataSettings, EvaluationSet
 from tests import small_sets
 from tests.small_sets import clip_benchmark, coco, data, flickr, image_folder, img2dataset, jsonl, picture, tar, write
 
@@ -25,10 +26,10 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def run(section: config.Data, target="shards", fingerprint="test", trained_on=(), num_workers=1, **limits):
+def run(section: DataSettings, target="shards", fingerprint="test", trained_on=(), num_workers=1, **limits):
     """The manifest of `target`."""
     lines = "".join(json.dumps({"key": key, "sha256": sha256}) + "\n" for key, sha256 in trained_on)
-    return shard_writer.write(
+    return shard_writer.run(
         section,
         small_sets.settings(**limits),
         trained_on=write(Path("trained_on.jsonl"), lines),
@@ -61,8 +62,8 @@ def left_behind() -> list[Path]:
 # --- formats, end to end ----------------------------------------------------------------------------------------
 
 
-def evaluation(kind, path, **more) -> config.Data:
-    sets = {"other": config.EvaluationSet(format=kind, path=path, **more)}
+def evaluation(kind, path, **more) -> DataSettings:
+    sets = {"other": EvaluationSet(format=kind, path=path, **more)}
     return data(coco(Path("coco")), "coco", parts={"refine": 1.0}, evaluation=sets)
 
 
@@ -160,7 +161,7 @@ def test_hostile_members_are_counted_in_the_manifest():
 def test_runs_with_any_number_of_workers_give_equal_bytes():
     section = data(coco(Path("coco"), count=30), "coco", evaluation={})
     image_folder(Path("folder"))
-    section = data("coco", "coco", evaluation={"o": config.EvaluationSet(format="image_folder", path="folder")})
+    section = data("coco", "coco", evaluation={"o": EvaluationSet(format="image_folder", path="folder")})
     first = run(section, "one", num_workers=1)
     second = run(section, "two", num_workers=3)
     assert first == second
@@ -298,7 +299,7 @@ def test_names_of_a_list_that_are_not_in_the_set_are_told(caplog):
 # --- disjoint parts ---------------------------------------------------------------------------------------------
 
 
-def doubled(tmp_pairs) -> config.Data:
+def doubled(tmp_pairs) -> DataSettings:
     """Ten pictures in lists refine (0-3), val (4-5), eval (6-9); `tmp_pairs` of (key, picture) replace some."""
     rows = [{"image": f"{n}.png", "caption": f"c {n}"} for n in range(10)]
     jsonl(Path("set"), rows)
@@ -356,8 +357,8 @@ def test_evaluation_sets_lose_trained_pictures_too_and_report_doubles():
     write(Path("folder/a/y.png"), picture(50, "PNG"))
     write(Path("folder/b/z.png"), picture(50, "PNG"))
     write(Path("folder/b/e.png"), picture(6))  # in part `eval`, which trains nothing
-    sets = {"other": config.EvaluationSet(format="image_folder", path="folder")}
-    section = config.Data(**{**{f: getattr(doubled([]), f) for f in config.Data.__slots__}, "evaluation": sets})
+    sets = {"other": EvaluationSet(format="image_folder", path="folder")}
+    section = DataSettings(**{**{f: getattr(doubled([]), f) for f in DataSettings.__slots__}, "evaluation": sets})
     run(section, max_overlap_share=0.5)
     assert set(images("other")) == {"a/y", "b/z", "b/e"}
     assert shards.read_part(Path("shards/other")).manifest["duplicates"] == {"images": 1, "captions": 0}
@@ -417,7 +418,7 @@ def test_memory_does_not_grow_with_the_number_of_samples():
 def test_the_default_set_is_disjoint_from_what_trains_the_base():
     """OpenMoji as params.yaml splits it, cut short: the parts of one split function never meet."""
     root = Path(__file__).parents[2]
-    params = config.load(root / "params.yaml", "data")
+    params = config.load(root / "params.yaml", DataSettings)
     section = data(root / params.root, "openmoji", parts=params.parts, limit=150)
     base = split(sources.open_source(section).samples, params.parts)["base"]
     trained_on = [(s.key, artifacts.sha256_bytes(s.image.read())) for s in base]

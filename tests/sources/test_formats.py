@@ -11,6 +11,7 @@ from pipeline_lib.core import config
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.sources import formats as sources
 from pipeline_lib.sources.samples import Task, split
+from pipeline_lib.sources.settings import DataSettings, EvaluationSet
 from tests.small_sets import (
     SHARED,
     clip_benchmark,
@@ -30,7 +31,7 @@ FLICKR8K = SHARED / "flickr8k"
 
 
 def evaluation(root, kind, **changes):
-    chosen = config.EvaluationSet(format=kind, path=root.name, **changes)
+    chosen = EvaluationSet(format=kind, path=root.name, **changes)
     return sources.open_evaluation_set(
         data(".", "coco", evaluation_root=str(root.parent), evaluation={"s": chosen}), "s"
     )
@@ -178,7 +179,7 @@ def test_clip_benchmark_retrieval(tmp_path):
 
 
 def test_openmoji_as_the_default_splits_it():
-    params = config.load(ROOT / "params.yaml", "data")
+    params = config.load(ROOT / "params.yaml", DataSettings)
     source = sources.open_source(data(ROOT / params.root, "openmoji"))
     parts = split(source.samples, params.parts)
     assert sum(map(len, parts.values())) >= 1800

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline_lib.core import config
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.sources import formats as sources
 from pipeline_lib.sources import known_answers
+from pipeline_lib.sources.settings import EvaluationSet
 from tests.small_sets import coco, data, image_folder, write
 
 
@@ -22,10 +22,10 @@ def test_known_answers_stand_beside_the_set_they_are_of(tmp_path):
     write(file.with_name("captions_val2017.known_answers.json"), json.dumps({"alignment": answer}))
     write(tmp_path / "own/eval.known_answers.json", json.dumps({"alignment": answer | {"value": 1}}))
     sets = {
-        "folder": config.EvaluationSet(format="image_folder", path="clothes"),
-        "file": config.EvaluationSet(format="coco", path="coco/annotations/captions_val2017.json"),
-        "cut": config.EvaluationSet(format="image_folder", path="clothes", limit=2),
-        "none": config.EvaluationSet(format="coco", path="coco"),
+        "folder": EvaluationSet(format="image_folder", path="clothes"),
+        "file": EvaluationSet(format="coco", path="coco/annotations/captions_val2017.json"),
+        "cut": EvaluationSet(format="image_folder", path="clothes", limit=2),
+        "none": EvaluationSet(format="coco", path="coco"),
     }
     found = data(tmp_path / "own", "flickr", evaluation_root=str(tmp_path), evaluation=sets)
     assert {name: known_answers.read(found, name) for name in (*sets, "eval", "val")} == {
@@ -68,9 +68,9 @@ def test_known_answers_are_those_of_the_model_that_they_name():
     def check(name="recall", number=0.5, known_by=None, **answer):
         answers = {name: [{"value": 0.51, "tolerance": 0.02, "model": known_by, **answer}]}
         part = SimpleNamespace(name="eval", manifest={"known_answers": answers})
-        known_answers.check(part, {"recall": number}, facts)
+        check(part, {"recall": number}, facts)
 
-    known_answers.check(SimpleNamespace(name="eval", manifest={}), {"recall": 0.5}, facts)
+    check(SimpleNamespace(name="eval", manifest={}), {"recall": 0.5}, facts)
     check()
     for model_name in (None, "ab12ab12", "ViT-B-32/tag"):
         check(known_by=model_name)

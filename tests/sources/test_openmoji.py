@@ -73,7 +73,9 @@ def test_pictures_equal_those_of_a_text_layout_engine(concepts):
 
 
 def test_another_process_renders_the_same_bytes():
-    code = "import sys; from pipeline_lib import openmoji; sys.stdout.buffer.write(openmoji.render('\\U0001f600'))"
+    code = (
+        "import sys; from pipeline_lib.sources import openmoji; sys.stdout.buffer.write(openmoji.render('\\U0001f600'))"
+    )
     output = subprocess.run([sys.executable, "-c", code], cwd=INDEX.parents[2], capture_output=True, check=True).stdout
     assert output == openmoji.render("\U0001f600")
     assert output.startswith(b"\x89PNG")

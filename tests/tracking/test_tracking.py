@@ -19,14 +19,17 @@ from pathlib import Path
 
 import pytest
 
-from pipeline_lib import report, tracking
+from pipeline_lib import tracking
 from pipeline_lib.core import config
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.core.runtime import Stopped
 from pipeline_lib.lineage import commands as lineage
+from pipeline_lib.report import run as report
+from pipeline_lib.report.inputs import read_inputs
 from pipeline_lib.tracking import sender, views
 from pipeline_lib.tracking.describe import configuration, flatten, git_tags, public, resolved, store_uri, workspace
 from pipeline_lib.tracking.run import status_of
+from pipeline_lib.tracking.settings import TrackingSettings
 from pipeline_lib.tracking.spool import Spool
 from stages.report import summary
 from tests import example_results
@@ -221,7 +224,7 @@ def test_a_row_of_the_table_is_the_verdict_the_headlines_and_the_gap(tmp_path, m
     """Each headline with its change, recomputed here from the items, and a p-value; four digits, no more numbers."""
     example_results.write(tmp_path)
     monkeypatch.chdir(tmp_path)
-    inputs = report.read(tmp_path / "params.yaml")
+    inputs = read_inputs(tmp_path / "params.yaml")
     found = summary(inputs)
     hits = [e.items("eval")["image_to_text_hit_at_1"].mean() for e in (inputs.base, inputs.refined)]
     assert found["eval/image_to_text_recall_at_1"] == pytest.approx(hits[1], rel=1e-3)
@@ -309,7 +312,7 @@ def test_system_metrics(tmp_path, monkeypatch):
     monkeypatch.setattr(sender, "SAMPLE_EVERY", 0.05)
     monkeypatch.setattr(sender, "SEND_EVERY", 0.1)
     params = make_project(tmp_path)
-    assert config.load(params, "tracking").system_metrics
+    assert config.load(params, TrackingSettings).system_metrics
     with tracking.stage_run("refine", params):
         time.sleep(0.8)
     assert "system/cpu_utilization_percentage" in runs_of(client_of(tmp_path), "stage")[0].data.metrics
@@ -502,7 +505,7 @@ def test_disabled_imports_no_mlflow_and_leaves_nothing(tmp_path):
     code = """
         import sys
         from pathlib import Path
-        from pipeline_lib import report, tracking
+        from pipeline_lib import tracking
 
         with tracking.stage_run("refine", Path("params.yaml"), upstream={"base": "d"}) as run:
             run.log_metrics({"loss": 1.0}, step=0)
@@ -919,7 +922,7 @@ def test_git_tags_tell_the_commit_and_what_differs_from_it(tmp_path):
 
 RACER = """
     from pathlib import Path
-    from pipeline_lib import report, tracking
+    from pipeline_lib import tracking
 
     with tracking.stage_run("base", Path("params.yaml")) as run:
         run.log_metrics({"value": 1.0})

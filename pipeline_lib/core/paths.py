@@ -1,0 +1,47 @@
+"""Where each stage writes: section `paths` of params.yaml."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline_lib.core.schema import section
+
+MODELS = ("base", "refined")
+"""What is evaluated."""
+
+
+@section("paths")
+class Paths:
+    """Where each stage writes, relative to the current folder (dvc runs stages in the project's)."""
+
+    base: Path
+    """The pre-trained model, an open_clip folder."""
+
+    shards: Path
+    """Images and captions as tars, a folder per part and evaluation set."""
+
+    teacher: Path
+    """The teacher's features and the token ids."""
+
+    pixels: Path
+    """Decoded images, where `cache_teacher.pixels` has them stored."""
+
+    refined: Path
+    """The refined model, an open_clip folder."""
+
+    eval: Path
+    """Of each model: numbers, per-item results, features."""
+
+    report: Path
+    """The page; its verdict in numbers beside it, as `<report>.json`."""
+
+    def folders(self, *stages: str) -> dict[str, Path]:
+        """The output folders of these stages, of all without any, by the stage's name in the order of the pipeline."""
+        found = {"base": self.base, "shard": self.shards, "cache_teacher": self.teacher, "refine": self.refined}
+        found |= {f"evaluate@{model}": self.eval / model for model in MODELS} | {"report": self.report}
+        return {stage: folder for stage, folder in found.items() if stage in stages or not stages}
+
+    @property
+    def report_numbers(self) -> Path:
+        """The verdict in numbers, which DVC compares."""
+        return self.report.with_name(f"{self.report.name}.json")

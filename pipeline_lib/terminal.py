@@ -1,0 +1,93 @@
+"""What a person sees of a stage: its command line, one line for an error, progress bars. It decides no result.
+
+`run_stage` is the shell around every `stages/<name>.py`: it turns a `UserError` into one line and exit code 1, and lets
+every other exception through with its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from pipeline_lib.core import runtime
+from pipeline_lib.core.errors import UserError
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+def run_stage(
+    main: Callable[..., None], description: str | None, *, choice: tuple[str, Sequence[str]] | None = None
+) -> NoReturn:
+    """Run a stage's `main(params_file)` as a command and exit: 0 only on success.
+
+    Args:
+        main: Called with the params file (and the chosen item, if `choice` is given and one was named).
+        description: The stage's docstring, shown by `--help`.
+        choice: Name and values of an optional positional argument, such as `("model", ("base", "refined"))`.
+    """
+    parser = argparse.ArgumentParser(
+        prog=_command(main), description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameters (default: %(default)s)")
+    parser.add_argument("--debug", action="store_true", help="traceback for user errors, more log lines")
+    if choice:
+        parser.add_argument(choice[0], nargs="?", choices=choice[1], help=f"only this {choice[0]} (default: all)")
+    options = parser.parse_args()
+    runtime.install_signals()
+    chosen = getattr(options, choice[0]) if choice else None
+    with one_line_errors(debug=options.debug):
+        main(options.params, chosen) if chosen else main(options.params)
+        _end_repro()
+    sys.exit(0)
+
+
+def _command(main: Callable[..., None]) -> str | None:
+    """How a user calls the module of `main`: `python -m stages.base`; None where it was not called as a module."""
+    spec = getattr(main, "__globals__", {}).get("__spec__")
+    return f"python -m {spec.name.removesuffix('.__main__')}" if spec else None
+
+
+def _end_repro() -> None:
+    """After Ctrl-C in the last moments of a stage, do not end in success: dvc would go on with the next stage."""
+    if runtime.stop_signal() == signal.SIGINT and "DVC_STAGE" in os.environ:
+        log.warning("the stage is done; `dvc commit %s` keeps what it made", os.environ["DVC_STAGE"])
+        raise runtime.Stopped
+
+
+@contextmanager
+def one_line_errors(*, debug: bool = False, level: int = logging.INFO) -> Iterator[None]:
+    """Around a command: its log goes to standard error, and what the user can mend is one line there and exit code 1.
+
+    Ctrl-C is one line as well. With `debug`, all log lines, and every error has its traceback.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr, force=True)
+    for own in ("pipeline_lib", "stages"):
+        logging.getLogger(own).setLevel(logging.DEBUG if debug else level)
+    try:
+        yield
+    except (UserError, OSError) as error:
+        # A full disk or a missing permission is the user's to mend as well: OSError names the file itself.
+        if debug or (isinstance(error, OSError) and not error.strerror):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+
+
+def progress(items: Iterable[T] | None, *, label: str, enabled: bool = True, **options: Any) -> Any:
+    """A progress bar over `items` (tqdm), silent where standard error is not a terminal or `enabled` is false."""
+    from tqdm import tqdm
+
+    return tqdm(items, desc=label, disable=None if enabled else True, dynamic_ncols=True, **options)
