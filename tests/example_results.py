@@ -14,7 +14,8 @@ from PIL import Image, ImageDraw
 
 from pipeline_lib.core import artifacts, config, shards
 from pipeline_lib.core.distributed import World
-from pipeline_lib.evaluate import EmbeddedSet, EmbeddedTask, run, scoring
+from pipeline_lib.evaluate import run, scoring
+from pipeline_lib.evaluate.embedding import EmbeddedSet, EmbeddedTask
 from pipeline_lib.evaluate.run import Inputs
 from pipeline_lib.evaluate.settings import EvaluateSettings
 from pipeline_lib.refine.settings import RefineSettings

@@ -21,7 +21,8 @@ from pipeline_lib import metrics, model
 from pipeline_lib.core import artifacts, config, runtime, shards
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.core.paths import Paths
-from pipeline_lib.evaluate import EmbeddedSet, EmbeddedTask, Embedder, probes, run, scoring, wise_ft
+from pipeline_lib.evaluate import probes, run, scoring, wise_ft
+from pipeline_lib.evaluate.embedding import EmbeddedSet, EmbeddedTask, Embedder
 from pipeline_lib.evaluate.inputs import Inputs, open_inputs, open_model
 from pipeline_lib.evaluate.probes import Labelled
 from pipeline_lib.evaluate.settings import EvaluateSettings
