@@ -20,11 +20,12 @@ from pathlib import Path
 import torch
 
 from pipeline_lib import metrics
-from pipeline_lib import report as page
 from pipeline_lib.core import config, runtime
-from pipeline_lib.evaluate import EmbeddedSet, EmbeddedTask, Embedder, run, scoring
+from pipeline_lib.evaluate.embedding import EmbeddedSet, EmbeddedTask, Embedder, run, scoring
 from pipeline_lib.evaluate.inputs import open_inputs, open_model
 from pipeline_lib.evaluate.settings import EvaluateSettings
+from pipeline_lib.report import run as page
+from pipeline_lib.report.inputs import read_inputs
 from tests.bench.inputs import Report, paths_of
 from tests.tiny_project import ROOT
 
@@ -75,7 +76,7 @@ def default_set(report: Report, root: Path) -> None:
     report("evaluation, default", embed / (embed + rest), GOAL, note)
     with contextlib.chdir(root), tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        page.write(page.read(params), Path(folder, "report"))
+        page.run(read_inputs(params), Path(folder, "report"))
         seconds = time.perf_counter() - start
     print(f"    {'the page (report)':<20} {seconds:7.2f} s  {seconds / embed:7.1%}, does not grow with the set")
 
