@@ -17,16 +17,28 @@ export GIT_COMMITTER_NAME := clip-refine
 export GIT_COMMITTER_EMAIL := clip-refine@localhost
 endif
 
-.PHONY: run test test-slow lint bench ablate ui clean help
+.PHONY: install lock run test test-slow lint bench ablate ui clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-$(STAMP): pyproject.toml
+# Every package in the version and with the hash of requirements.lock; uv where it is there, pip otherwise.
+$(STAMP): pyproject.toml requirements.lock
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into .venv; torch alone is up to several GB, so this may take minutes."
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo,dev]'
+	@if command -v uv >/dev/null; then \
+	  uv pip install --quiet --python $(BIN)/python --require-hashes --requirement requirements.lock && \
+	  uv pip install --quiet --python $(BIN)/python --no-deps --editable .; \
+	else \
+	  export PIP_DISABLE_PIP_VERSION_CHECK=1 && \
+	  $(BIN)/python -m pip install --quiet --require-hashes --requirement requirements.lock && \
+	  $(BIN)/python -m pip install --quiet --no-deps --editable .; \
+	fi
 	touch $@
+
+lock: ## resolve pyproject.toml anew into requirements.lock (needs uv); then `make install`
+	uv pip compile pyproject.toml --extra demo --extra dev --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-annotate --no-header --upgrade --quiet --output-file requirements.lock
 
 install: $(STAMP) ## make .venv with everything
 
