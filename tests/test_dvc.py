@@ -8,19 +8,21 @@ params.yaml, the data and the model are small.
 
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
 import sys
 import tarfile
 import tempfile
+import textwrap
 import time
 from pathlib import Path
 
 import pytest
 import yaml
 
-from pipeline_lib.core import artifacts
+from pipeline_lib.core import artifacts, provenance
 from tests.tiny_project import ROOT, make_project, write_params
 from tests.tracked_project import ENVIRONMENT, client_of, doubled_points, runs_of
 
@@ -287,6 +289,71 @@ def test_swapping_the_params_file_does_the_same_and_going_back_is_free(repositor
 def test_what_decides_no_result_reruns_nothing(repository, values):
     write_params(repository, **TRACKED, **values)
     assert ran(run(repository, "dvc", "repro", "--dry")) == []
+
+
+def edit(project, *names):
+    """Change a file's bytes as a contributor does; of a folder, those of its `__init__`."""
+    for name in names:
+        path = project / name
+        path = path / "__init__.py" if path.is_dir() else path
+        path.write_text(path.read_text() + "\n# edited\n")
+
+
+def stale(repository):
+    """The stages that DVC would run first; what follows runs where their outputs then differ."""
+    return sorted(ran(run(repository, "dvc", "repro", "--dry")))
+
+
+def test_an_edit_of_code_that_decides_nothing_reruns_nothing_and_resumes_a_half_finished_epoch(repository):
+    """The command line stops an epoch of twelve steps at its first checkpoint; then every such file is edited."""
+    edit(repository, *provenance.DECIDES_NOTHING)
+    assert stale(repository) == []
+    write_params(repository, **TRACKED, refine__epochs=3, runtime__checkpoint_every=1)
+    stopped = """
+        import signal, sys
+        from pipeline_lib.refine import checkpoint
+        from pipeline_lib.core import runtime
+        from stages import refine
+
+        save = checkpoint.save
+        checkpoint.save = lambda *given, **named: (save(*given, **named), signal.raise_signal(signal.SIGTERM))
+        runtime.install_signals()
+        refine.main()
+    """
+    run(repository, sys.executable, "-c", textwrap.dedent(stopped), check=False)
+    assert list((repository / ".checkpoints").glob("refine-*/checkpoint.pt"))
+    edit(repository, *provenance.DECIDES_NOTHING)
+    output = run(repository, "dvc", "repro")
+    assert re.search(r"resumed at step \d+", output)
+    assert sorted(ran(output)) == ["evaluate@refined", "refine", "report"]
+
+
+def test_an_option_of_refine_reruns_refine_and_what_follows_and_nothing_before_it(repository):
+    """A new option is a field of its settings, a key of params.yaml, and code that reads it."""
+    settings, loop = (repository / "pipeline_lib/refine" / name for name in ("settings.py", "loop.py"))
+    settings.write_text(settings.read_text() + '\n    warm: bool\n    """Whether it is warm."""\n')
+    loop.write_text(loop.read_text() + "\n# reads settings.warm\n")
+    params = repository / "params.yaml"
+    params.write_text(params.read_text().replace("\nrefine:\n", "\nrefine:\n  warm: true\n"))
+    assert stale(repository) == ["refine", "report"]  # whose page shows the parameters
+    assert sorted(ran(run(repository, "dvc", "repro"))) == ["evaluate@refined", "refine", "report"]
+
+
+@pytest.mark.parametrize(
+    ("edited", "rerun"),
+    [
+        ("pipeline_lib/report", ["report"]),
+        ("pipeline_lib/evaluate", ["evaluate@base", "evaluate@refined"]),
+        ("pipeline_lib/refine", ["refine"]),
+        ("pipeline_lib/losses.py", ["base", "cache_teacher", "refine"]),
+        ("pipeline_lib/compare", []),
+        ("pipeline_lib/export", []),
+        ("pipeline_lib/lineage", []),
+    ],
+)
+def test_an_edit_reruns_the_stages_that_name_its_place(repository, edited, rerun):
+    edit(repository, edited)
+    assert stale(repository) == rerun
 
 
 def test_a_changed_caption_reruns_what_it_must(repository):
