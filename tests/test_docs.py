@@ -1,4 +1,4 @@
-"""README.md against the project: its snippets load when they are pasted, its tables say what the files say."""
+"""README.md, docs/ and CONTRIBUTING.md against the project: snippets load when pasted, tables say what the files say."""
 
 import ast
 import re
@@ -10,16 +10,19 @@ import pytest
 from pipeline_lib.base.settings import BaseSettings
 from pipeline_lib.core import artifacts
 from pipeline_lib.params.sections import load_all
+from pipeline_lib.sources.settings import DataSettings
 from tests.conftest import run_stage
 from tests.tiny_model import write_tiny_clip
 from tests.tiny_project import ROOT, make_project
 
-README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+README, CONTRIBUTING = ((ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md"))
 
 
 def snippets():
-    """Each section of params.yaml that README.md prints; a block may offer several of one name, to choose from."""
-    blocks = re.findall(r"^```yaml\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    """Each section of params.yaml that README.md and docs/data.md print; a block may offer several of one name."""
+    text = README + (ROOT / "docs/data.md").read_text()
+    blocks = re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     return [snippet for block in blocks for snippet in re.findall(r"^\w+:.*\n(?: .*\n)*", block, re.MULTILINE)]
 
 
@@ -38,10 +41,14 @@ def test_snippets_load_when_pasted(snippet, tmp_path):
     load_all(path)
 
 
-def test_every_source_but_the_default_has_its_snippet():
+def test_every_source_of_a_model_but_the_default_has_its_snippet():
     sources = re.findall(r"^base: {source: (\w+)", "".join(snippets()), re.MULTILINE)
     assert {"demo", *sources} == set(get_args(get_type_hints(BaseSettings)["source"]))
-    assert sum(text.startswith("data:") for text in snippets()) == 1
+
+
+def test_every_format_of_data_stands_in_the_table():
+    table = re.findall(r"^\| `(\w+)` \| ", (ROOT / "docs/data.md").read_text(), re.MULTILINE)
+    assert {*get_args(get_type_hints(DataSettings)["format"]), "clip_benchmark"} == set(table)
 
 
 def test_a_pasted_base_is_made(tmp_path):
@@ -55,22 +62,52 @@ def test_a_pasted_base_is_made(tmp_path):
     assert (project / "data/base" / artifacts.TRAINED_ON).is_file()
 
 
-def test_every_module_stands_in_the_table_with_the_first_line_of_its_docstring():
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_between_pages_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_the_readme_leads_to_every_page():
+    for page in PAGES[1:]:
+        assert f"]({page.relative_to(ROOT).as_posix()})" in README
+
+
+def test_every_room_stands_in_the_table_with_the_first_line_of_its_docstring():
     expected = {}
-    for path in (*ROOT.glob("stages/*.py"), *ROOT.glob("pipeline_lib/*.py"), *ROOT.glob("pipeline_lib/*/__init__.py")):
+    for path in (*ROOT.glob("pipeline_lib/*.py"), *ROOT.glob("pipeline_lib/*/__init__.py")):
         name = path.relative_to(ROOT).as_posix().removesuffix("__init__.py")
         expected[name] = (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0].removesuffix(".")
-    del expected["stages/"], expected["pipeline_lib/"]
-    rows = dict(re.findall(r"^\| `((?:stages|pipeline_lib)/[^`]+)` \| (.+) \|$", README, re.MULTILINE))
+    del expected["pipeline_lib/"]
+    rows = dict(re.findall(r"^\| `(pipeline_lib/[^`]+)` \| (.+) \|$", CONTRIBUTING, re.MULTILINE))
     assert {name: re.sub(r"\\([|<])", r"\1", text) for name, text in rows.items()} == expected
 
 
 def test_the_dependencies_are_those_of_pyproject():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = {"": project["dependencies"], **project["optional-dependencies"]}
-    table = README.split("## Dependencies, and why each")[1].split("\n## ")[0]
+    table = CONTRIBUTING.split("## Dependencies, and why each")[1].split("\n## ")[0]
     found = {extra: set() for extra in wanted}
     for extra, names in re.findall(r"^\| (?:extra `(\w+)`: )?([\w., -]+) \| ", table, re.MULTILINE)[1:]:
         found[extra] |= set(names.split(", "))
     names = {extra: {re.match(r"[\w.-]+", each)[0] for each in wanted[extra]} for extra in wanted}
     assert found == {extra: those - {project["name"]} for extra, those in names.items()}
+
+
+def plain(name):
+    return re.match(r"[\w.-]+", name)[0].lower().replace("_", "-").replace(".", "-")
+
+
+def test_the_lock_pins_every_dependency_with_hashes_and_names_no_index():
+    text = (ROOT / "requirements.lock").read_text()
+    pins = re.split(r"\n(?! )", text.strip())
+    assert "://" not in text
+    assert [pin for pin in pins if not re.match(r"[\w.-]+==\S+ [^\n]*\\\n    --hash=sha256:[0-9a-f]{64}", pin)] == []
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = {plain(each) for each in (*project["dependencies"], *extras["demo"], *extras["dev"], *extras["onnx"])}
+    assert wanted - {plain(pin) for pin in pins} == {project["name"]}
