@@ -12,6 +12,7 @@ from pipeline_lib import tracking
 from pipeline_lib.core import artifacts, config, provenance, shards
 from pipeline_lib.core.paths import Paths
 from pipeline_lib.core.runtime import RuntimeSettings
+from pipeline_lib.shard import manifests
 from pipeline_lib.shard import run as shard
 from pipeline_lib.shard.settings import ShardSettings
 from pipeline_lib.sources.settings import DataSettings
@@ -39,7 +40,7 @@ def main(params_file: Path = Path("params.yaml")) -> None:
         for part, numbers in manifest["numbers"].items():
             run.log_metrics({f"shard/{part}/{name}": count for name, count in numbers.items()})
             run.dataset(part, manifest["parts"][part], "refine" if part in shards.TRAINING_PARTS else "evaluate")
-        for name in shard.LISTS:
+        for name in manifests.LISTS:
             run.log_artifact(paths.shards / name)
         run.output(manifest["digest"])
 

@@ -6,15 +6,21 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import pytest
 from PIL import Image, ImageDraw
 
+from pipeline_lib.core.errors import UserError
+from pipeline_lib.core.shards import read_part
+from pipeline_lib.shard.run import run
 from pipeline_lib.shard.settings import ShardSettings
-from pipeline_lib.sources.settings import DataSettings
+from pipeline_lib.sources.formats import open_evaluation_set, open_source
+from pipeline_lib.sources.samples import Source
+from pipeline_lib.sources.settings import DataSettings, EvaluationSet
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
-def picture(number: int, kind: str = "JPEG", size: tuple[int, int] = (24, 16), mode: str = "RGB") -> bytes:
+def image_file(number: int, kind: str = "JPEG", size: tuple[int, int] = (24, 16), mode: str = "RGB") -> bytes:
     """An image file that no other number has."""
     image = Image.new("RGB", size, (number * 37 % 256, number * 91 % 256, number * 151 % 256))
     ImageDraw.Draw(image).text((1, 1), str(number), fill="white")
@@ -40,7 +46,7 @@ def coco(folder: Path, count: int = 6, split: str = "val2017") -> Path:
     ]
     write(folder / f"annotations/captions_{split}.json", json.dumps({"images": images, "annotations": annotations}))
     for n, image in enumerate(images):
-        write(folder / split / image["file_name"], picture(n))
+        write(folder / split / image["file_name"], image_file(n))
     return folder
 
 
@@ -52,17 +58,16 @@ def flickr(folder: Path, count: int = 6) -> Path:
             f"{n}_ab.jpg,A plain caption of {n} .",
             f'{n}_ab.jpg,"Two men , looking , at ""it"" {n} ."',
         ]
-        write(folder / f"Images/{n}_ab.jpg", picture(n))
+        write(folder / f"Images/{n}_ab.jpg", image_file(n))
     write(folder / "captions.txt", "\n".join(rows) + "\n")
     write(folder / "train.txt", "".join(f"{n}_ab.jpg\n" for n in range(count - 2)))
     write(folder / "val.txt", f"{count - 2}_ab\n")
     return folder
 
 
-def jsonl(folder: Path, rows: Sequence[Mapping], pictures: bool = True) -> Path:
+def jsonl(folder: Path, rows: Sequence[Mapping]) -> Path:
     for n, row in enumerate(rows):
-        if pictures:
-            write(folder / row["image"], picture(n))
+        write(folder / row["image"], image_file(n))
     write(folder / "set.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -70,7 +75,7 @@ def jsonl(folder: Path, rows: Sequence[Mapping], pictures: bool = True) -> Path:
 def image_folder(folder: Path, classes: Sequence[str] = ("hat", "t-shirt", "wine_glass"), count: int = 2) -> Path:
     for label, name in enumerate(classes):
         for n in range(count):
-            write(folder / name / f"{n}.png", picture(10 * label + n, "PNG"))
+            write(folder / name / f"{n}.png", image_file(10 * label + n, "PNG"))
     return folder
 
 
@@ -92,8 +97,8 @@ def img2dataset(folder: Path, shards: int = 2, count: int = 3) -> Path:
     for shard in range(shards):
         members: dict[str, bytes | str] = {}
         for n in range(count):
-            key, caption = f"{shard:05d}{n:04d}", f"picture {n} of shard {shard}"
-            members[f"{key}.jpg"] = picture(10 * shard + n)
+            key, caption = f"{shard:05d}{n:04d}", f"image {n} of shard {shard}"
+            members[f"{key}.jpg"] = image_file(10 * shard + n)
             members[f"{key}.json"] = json.dumps(
                 {"caption": caption, "url": "http://x/y.jpg", "key": key, "status": "success", "error_message": None}
             )
@@ -109,7 +114,7 @@ def clip_benchmark(folder: Path, count: int = 12, retrieval: bool = False) -> Pa
     for n in range(11):
         members: dict[str, bytes | str] = {}
         for key in range(n, count, 11):
-            members[f"s{key:07d}.webp"] = picture(key, "WEBP")
+            members[f"s{key:07d}.webp"] = image_file(key, "WEBP")
             if retrieval:
                 members[f"s{key:07d}.txt"] = f"first of {key}\nsecond of {key}"
             else:
@@ -137,6 +142,18 @@ def data(root: Path | str, kind: str, **changes) -> DataSettings:
     return DataSettings(format=kind, root=str(root), **{**values, **changes})
 
 
+def open_for_evaluation(root: Path, kind: str, **changes) -> Source:
+    """The set of `root` as the evaluation set `s`."""
+    sets = {"s": EvaluationSet(format=kind, path=root.name, **changes)}
+    return open_evaluation_set(data(".", "coco", evaluation_root=str(root.parent), evaluation=sets), "s")
+
+
+def assert_refused(message: str, root: Path | str, kind: str, **changes) -> None:
+    """The set of `root` cannot be opened or read, and `message` fits what is said."""
+    with pytest.raises(UserError, match=message):
+        list(open_source(data(root, kind, **changes)).samples)
+
+
 def settings(**changes) -> ShardSettings:
     """The section `shard:`."""
     values = {
@@ -148,3 +165,25 @@ def settings(**changes) -> ShardSettings:
         "max_overlap_share": 0.0,
     }
     return ShardSettings(**{**values, **changes})
+
+
+def write_shards(
+    section: DataSettings, target="shards", fingerprint="test", trained_on=(), num_workers=1, **limits
+) -> dict:
+    """Write `target` and give its manifest; `limits` change the section `shard:`."""
+    lines = "".join(json.dumps({"key": key, "sha256": sha256}) + "\n" for key, sha256 in trained_on)
+    return run(
+        section,
+        settings(**limits),
+        trained_on=write(Path("trained_on.jsonl"), lines),
+        target=Path(target),
+        fingerprint=fingerprint,
+        num_workers=num_workers,
+        progress=False,
+    )
+
+
+def images_of(name: str, folder="shards") -> dict[str, bytes]:
+    """{key: image file} of a part."""
+    part = read_part(Path(folder, name))
+    return {e.key: tar.read_image(e) for tar in part.shards for e in tar.samples()}

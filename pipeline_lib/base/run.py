@@ -21,8 +21,8 @@ from pipeline_lib.base.settings import BaseSettings
 from pipeline_lib.core import artifacts
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.model.features import row_difference
-from pipeline_lib.sources import formats as sources
-from pipeline_lib.sources.samples import split
+from pipeline_lib.sources import formats
+from pipeline_lib.sources.parts import split
 from pipeline_lib.sources.settings import DataSettings
 
 _PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode")
@@ -98,7 +98,7 @@ def _demo(settings: BaseSettings, data: DataSettings, work: Path, device: torch.
     """Two published towers joined, heads trained on part `base` of the data."""
     if settings.demo is None:
         raise UserError("base.demo: missing; `source: demo` needs it; copy the block from the project's params.yaml")
-    samples = split(sources.open_source(data).samples, data.parts).get("base", [])
+    samples = split(formats.open_source(data).samples, data.parts).get("base", [])
     if not samples:
         raise UserError("data.parts.base: no images to train the demo base's heads on; give it a share, such as 0.45")
     clip, trained_on, losses = demo.train_demo(settings.demo, samples, work, device=device, progress=progress)

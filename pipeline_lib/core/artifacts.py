@@ -25,26 +25,27 @@ MANIFEST = "manifest.json"
 TRAINED_ON = "trained_on.jsonl"  # of base and refined: {"key", "sha256"} of each image that shaped the weights
 HISTORY = "history.jsonl"  # of refined: a line per step
 CHECKPOINTS = Path(".checkpoints")
+_CHUNK = 1 << 20  # bytes that `HashedFile` hashes and writes at a time
 
 
 def sha256_bytes(data: bytes) -> str:
-    """Hex SHA-256 of `data`."""
+    """Return the hex SHA-256 of `data`."""
     return hashlib.sha256(data).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file, read in chunks."""
+    """Return the hex SHA-256 of a file, read in chunks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def canonical_json(value: Any) -> str:
-    """`value` as JSON whose bytes depend on its content alone (sorted keys, no spaces, NaN refused)."""
+    """Return `value` as JSON whose bytes depend on its content alone (sorted keys, no spaces, NaN refused)."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def digest(value: Any) -> str:
-    """Hex SHA-256 of `canonical_json(value)`."""
+    """Return the hex SHA-256 of `canonical_json(value)`."""
     return sha256_bytes(canonical_json(value).encode())
 
 
@@ -62,6 +63,73 @@ def atomic_open(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+class HashedFile:
+    """A file that hashes what is written to it, a megabyte at a time; after `abandon`, what is written goes nowhere."""
+
+    def __init__(self, file: IO[bytes], path: Path, remedy: str) -> None:
+        """`path` is what a message names, `remedy` what it advises."""
+        self._file: IO[bytes] | None = file
+        self._path = path
+        self._remedy = remedy
+        self._pending = bytearray()
+        self._hash = hashlib.sha256()
+        self.num_bytes = 0
+
+    def write(self, data: bytes) -> int:
+        """Take `data`."""
+        self._pending += data
+        if len(self._pending) >= _CHUNK:
+            self.flush()
+        return len(data)
+
+    def tell(self) -> int:
+        """Return the number of bytes taken so far."""
+        return self.num_bytes + len(self._pending)
+
+    def flush(self) -> None:
+        """Hash and write what was taken."""
+        if self._file is not None:
+            self._hash.update(self._pending)
+            self.num_bytes += len(self._pending)
+            try:
+                self._file.write(self._pending)
+            except OSError as error:  # said here, since the next file in the writer's `with` would call it its own
+                raise _cannot_write(self._path, error, self._remedy) from None
+        self._pending.clear()
+
+    def abandon(self) -> None:
+        """Ignore whatever a writer still wants to write when it is thrown away."""
+        self._file = None
+
+    def hexdigest(self) -> str:
+        """Return the hex SHA-256 of everything written."""
+        return self._hash.hexdigest()
+
+
+@contextmanager
+def hashed_file(path: Path, remedy: str = "make room and run again") -> Iterator[HashedFile]:
+    """Write `path` atomically through a `HashedFile`.
+
+    Raises:
+        UserError: It cannot be written; nothing of it remains.
+    """
+    try:
+        with atomic_open(path) as file:
+            hashed = HashedFile(file, path, remedy)
+            try:
+                yield hashed
+                hashed.flush()
+            except BaseException:
+                hashed.abandon()
+                raise
+    except OSError as error:
+        raise _cannot_write(path, error, remedy) from None
+
+
+def _cannot_write(path: Path, error: OSError, remedy: str) -> UserError:
+    return UserError(f"{path}: cannot be written ({error.strerror}); {remedy}")
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -101,7 +169,7 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
 
 
 def read_jsonl(path: Path) -> Iterator[Any]:
-    """The values of JSON Lines, read one at a time.
+    """Yield the values of JSON Lines, read one at a time.
 
     Raises:
         UserError: The file is missing, or a line is not JSON.
@@ -162,7 +230,7 @@ def read_manifest(directory: Path, *, stage: str | None = None) -> dict[str, Any
 
 
 def digests(folders: Mapping[str, Path]) -> dict[str, str]:
-    """The digest of each folder's manifest, under the folder's name in the mapping.
+    """Return the digest of each folder's manifest, under the folder's name in the mapping.
 
     Raises:
         UserError: See `read_manifest`.
@@ -188,7 +256,7 @@ def verify(directory: Path) -> list[str]:
 
 
 def work_directory(stage: str, fingerprint: str, *, root: Path = CHECKPOINTS) -> Path:
-    """The folder in which `stage` builds its output, kept across a kill: `.checkpoints/<stage>-<fingerprint>/`.
+    """Make the folder in which `stage` builds its output, kept across a kill: `.checkpoints/<stage>-<fingerprint>/`.
 
     Another fingerprint (parameters, inputs or code changed) is another folder, so that an old part is never resumed.
     """

@@ -7,7 +7,7 @@
 The index makes a tar randomly accessible: `file[offset:offset + size]` is the image file, read with `pread`, so that
 processes and threads share nothing. A part may also index tars that lie elsewhere (`in_place`), and then one tar may
 serve several parts. Every image is compared with its hash when it is read: a tar in place is not ours to keep.
-`shard_writer` writes all this.
+The package `shard` writes all this.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from pipeline_lib.core import artifacts
 from pipeline_lib.core.errors import UserError
 
 STAGE = "shard"
-TRAINING_PARTS = ("refine", "val")  # what `cache_teacher` and `refine` read: never evaluated on, nor their pictures
+TRAINING_PARTS = ("refine", "val")  # what `cache_teacher` and `refine` read: never evaluated on, nor their images
 LEARNED_FROM = ("base", "refine")  # parts that models are trained on: nothing is chosen there
 
 
 def text_digest(text: str) -> bytes:
-    """16 bytes that stand for a sample's key or a caption's text."""
+    """Return 16 bytes that stand for a sample's key or a caption's text."""
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
@@ -48,7 +48,7 @@ def check_names(parts: Sequence[str], evaluation: Iterable[str]) -> None:
 
 
 def evaluated_sets(names: Sequence[str], selection: str, origin: str) -> list[str]:
-    """Those of the parts and sets that a model is evaluated on, beside the selection part.
+    """Return those of the parts and sets that a model is evaluated on, beside the selection part.
 
     Args:
         names: All parts and sets.
@@ -87,12 +87,12 @@ class IndexEntry:
     labels: Mapping[str, int]  # task -> class index
 
     def line(self) -> str:
-        """The entry as a line of the index."""
+        """Return the entry as a line of the index."""
         return artifacts.canonical_json({name: getattr(self, name) for name in self.__slots__}) + "\n"
 
 
 def read_index(path: Path) -> Iterator[IndexEntry]:
-    """The entries of an index file, one at a time."""
+    """Yield the entries of an index file, one at a time."""
     for fields in artifacts.read_jsonl(path):
         yield IndexEntry(**{**fields, "captions": tuple(fields["captions"])})
 
@@ -110,7 +110,7 @@ class Shard:
     _entries: list[IndexEntry] | None = field(default=None, repr=False, compare=False)
 
     def samples(self) -> list[IndexEntry]:
-        """The entries in tar order, read at the first call and then kept."""
+        """Return the entries in tar order, read at the first call and then kept."""
         if self._entries is None:
             self._entries = list(read_index(self.index_path))
             if len(self._entries) != self.num_samples:
@@ -118,7 +118,7 @@ class Shard:
         return self._entries
 
     def read_image(self, entry: IndexEntry) -> bytes:
-        """The bytes of the image file of `entry`.
+        """Return the bytes of the image file of `entry`.
 
         Raises:
             UserError: The tar is shorter than the index says, or holds something else there.
@@ -136,7 +136,7 @@ class Shard:
         return data
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the index: another process reads it for itself."""
+        """Leave the index out: another process reads it for itself."""
         return {**self.__dict__, "_entries": None}
 
 
@@ -159,12 +159,12 @@ class Part:
 
     @property
     def num_samples(self) -> int:
-        """Images."""
+        """Number of images."""
         return self.manifest["num_samples"]
 
     @property
     def num_captions(self) -> int:
-        """Captions of all images."""
+        """Number of captions of all images."""
         return self.manifest["num_captions"]
 
     @property
@@ -193,7 +193,7 @@ class Part:
         ]
 
     def entries(self) -> Iterator[IndexEntry]:
-        """All entries in order, one shard's index in memory at a time."""
+        """Yield all entries in order, one shard's index in memory at a time."""
         for shard in self.shards:
             yield from read_index(shard.index_path)
 
@@ -220,7 +220,7 @@ def read_part(directory: Path) -> Part:
 
 
 def read_training_parts(directory: Path) -> list[Part]:
-    """Part `refine`, and `val` where the data have one.
+    """Open part `refine`, and `val` where the data have one.
 
     Raises:
         UserError: See `read_part`.
@@ -230,7 +230,7 @@ def read_training_parts(directory: Path) -> list[Part]:
 
 
 def verify_in_place(part: Part) -> list[str]:
-    """What differs between tars that lie elsewhere and the manifest of the part, one line each (empty: all well)."""
+    """Compare tars that lie elsewhere with the manifest of the part; return what differs, one line each."""
     return [
         f"{shard.path}: SHA-256 differs from the manifest"
         for shard in part.shards

@@ -12,9 +12,12 @@ from typing import Any
 from pipeline_lib import terminal
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.core.shards import read_index
-from pipeline_lib.shard.jobs import FileJob, Job, Record, Result, Rules, TarJob
+from pipeline_lib.shard.jobs import FileJob, Job, TarJob
+from pipeline_lib.shard.records import Record, Result
+from pipeline_lib.shard.triage import Rules
 from pipeline_lib.shard.workers import Workers
-from pipeline_lib.sources.samples import Sample, Source, Splitter, check_keys
+from pipeline_lib.sources.parts import Splitter, check_keys
+from pipeline_lib.sources.samples import Sample, Source
 
 log = logging.getLogger(__name__)
 NAMED = 5  # bad samples named in a message
@@ -35,7 +38,7 @@ class SetWriter:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Parts to write; `base` is the base stage's own."""
+        """Names of the parts to write; `base` is the base stage's own."""
         return tuple(part for part in self.splitter.parts if part != "base")
 
     def check_keys(self) -> None:
@@ -56,7 +59,7 @@ class SetWriter:
                     yield entry.key, f"{record.file}: {entry.member}"
 
     def jobs(self) -> Iterator[Job]:
-        """All jobs in order; the same ones each time."""
+        """Yield all jobs in order; the same ones each time."""
         if self.source.tars:
             for number, tar in enumerate(self.source.tars):
                 yield TarJob(name=f"{self.source.name}/{number:05d}", rules=self.rules, tar=tar, splitter=self.splitter)

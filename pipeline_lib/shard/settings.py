@@ -10,19 +10,21 @@ class ShardSettings:
     """How samples are written to tars."""
 
     samples_per_shard: AtLeastOne
-    """Samples in one tar, the last one of a part excepted."""
+    """The number of samples in one tar; the last tar of a part may hold fewer."""
 
     max_image_bytes: AtLeastOne
-    """Larger image files are quarantined: left out, and named in a list."""
+    """Larger image files are quarantined: they are left out and named in `quarantine.jsonl`."""
 
     max_image_pixels: AtLeastOne
-    """Larger images are quarantined (decompression bombs)."""
+    """Images with more pixels (width x height) are quarantined, which keeps decompression bombs out."""
 
     max_caption_chars: AtLeastOne
-    """Longer captions are quarantined with their image."""
+    """Samples with a longer caption are quarantined."""
 
     max_bad_share: Share
-    """Share of quarantined samples in a part above which the stage fails."""
+    """The stage fails if a larger share of a part's samples is quarantined."""
 
     max_overlap_share: Share
-    """Share of evaluation images found in a training part above which the stage fails."""
+    """The stage fails if a larger share of a part's images is also in an earlier training part or in what the base was
+    trained on. Up to this share they are left out of the part, so that no evaluated image was trained on.
+    """

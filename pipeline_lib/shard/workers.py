@@ -16,12 +16,12 @@ from typing import Any
 
 from pipeline_lib.core import runtime
 from pipeline_lib.core.errors import UserError
-from pipeline_lib.shard import jobs as shard_jobs
-from pipeline_lib.shard.jobs import Job, Result
+from pipeline_lib.shard.jobs import Job, run_job
+from pipeline_lib.shard.records import Result
 
 
 def _start_worker() -> None:
-    """A worker ends with its parent, leaves Ctrl-C to it, and does without torch, which webdataset would import."""
+    """Let a worker end with its parent, leave Ctrl-C to it, and do without torch, which webdataset would import."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     runtime.leave_ctrl_c_to_parent()
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
@@ -42,7 +42,7 @@ class Workers:
     count: int
 
     def run(self, jobs: Iterable[Job], bar: Any) -> Iterator[Result]:
-        """Results in the order of the jobs; only a few jobs are drawn ahead of the slowest."""
+        """Yield results in the order of the jobs; only a few jobs are drawn ahead of the slowest."""
         waiting: deque[Future[Result]] = deque()
 
         def next_result() -> Result:
@@ -53,7 +53,7 @@ class Workers:
             return result
 
         for job in jobs:
-            waiting.append(self.pool.submit(shard_jobs.run_job, job))
+            waiting.append(self.pool.submit(run_job, job))
             if len(waiting) > 2 * self.count:
                 yield next_result()
         while waiting:
@@ -62,7 +62,7 @@ class Workers:
 
 @contextmanager
 def start_workers(count: int | None = None) -> Iterator[Workers]:
-    """Workers, by default one per core.
+    """Start workers, by default one per core.
 
     Raises:
         UserError: One of them was killed.

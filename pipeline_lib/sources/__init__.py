@@ -1,1 +1,13 @@
-"""Image-text sets as they are published: one file a format, each a function that turns a place into a `Source`."""
+"""Image-text sets as they are published: one file a format, each with a function that turns a place into a `Source`.
+
+To add a format, say `my_format`:
+
+1. Write `my_format.py` here. Its docstring shows the layout on disk and a `data:` block of params.yaml to paste, and
+   `open_set(place: Place) -> Source` opens the set (`flickr.py` is a good one to copy; `place.py` finds the files).
+2. Add a line to `FORMATS` in `formats.py`.
+3. Add the name to the `Literal` of `data.format` or of `data.evaluation.<name>.format`, or to both, in `settings.py`.
+4. Add a set of the format to `tests/small_sets.py` and name it in `tests/sources/test_formats.py`, which holds these
+   lists together and opens the set with the block of your docstring.
+
+Stages ask `formats.open_source` and `formats.open_evaluation_set`, and see of a format nothing but its `Source`.
+"""

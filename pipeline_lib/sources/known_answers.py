@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 def read(data: DataSettings, name: str) -> dict[str, list[dict[str, Any]]]:
-    """What models are known to score on part or evaluation set `name`; empty where no file says so.
+    """Read what models are known to score on part or evaluation set `name`: {metric: answers}, empty without a file.
 
     Raises:
         UserError: The file is not of this form.
@@ -52,7 +52,7 @@ def read(data: DataSettings, name: str) -> dict[str, list[dict[str, Any]]]:
 
 
 def _answer(path: Path, metric: str, answer: Any) -> dict[str, Any]:
-    """One block of a known-answer file, checked."""
+    """Check one block of a known-answer file."""
     fields = answer if isinstance(answer, dict) else {}
     numbers = [fields.get(key) for key in ("value", "tolerance")]
     fits = all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in numbers)

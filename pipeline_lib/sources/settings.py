@@ -13,19 +13,24 @@ class EvaluationSet:
     """One more set to evaluate on, below `data.evaluation_root`."""
 
     format: Literal["coco", "flickr", "jsonl", "image_folder", "webdataset", "clip_benchmark"]
-    """See `sources`."""
+    """The layout of the set on disk. `pipeline_lib/sources/<format>.py` shows each layout with an example."""
 
     path: str
-    """Folder or file, relative to data.evaluation_root."""
+    """The folder or file that holds the set, relative to `data.evaluation_root`."""
 
     images: str | None = None
-    """Coco, flickr, jsonl: image folder relative to `path`'s folder; null: the format's own."""
+    """The image folder of coco, flickr and jsonl, relative to the set's folder. null looks in the format's usual
+    places; the other formats take only null.
+    """
 
     split: str | None = None
-    """Clip_benchmark: `train` or `test` (null: test); flickr, jsonl: a list file to select by."""
+    """Which samples of the set are used. For clip_benchmark it is the folder `train` or `test`, and null means `test`.
+    For coco, flickr, jsonl and image_folder it is the name of a list file in the set's folder with a key or image name
+    per line, and null means all samples. webdataset takes only null.
+    """
 
     limit: AtLeastOne | None = None
-    """Use the first N samples only; null: all."""
+    """Only the first N samples are used, for a trial run. null means all."""
 
 
 @section("data")
@@ -33,28 +38,35 @@ class DataSettings:
     """The image-text set, its parts, and further sets to evaluate on."""
 
     format: Literal["openmoji", "coco", "flickr", "jsonl", "image_folder", "webdataset"]
-    """Its layout, see `sources`."""
+    """The layout of the set on disk. `pipeline_lib/sources/<format>.py` shows each layout with a block to paste."""
 
     root: str
-    """Folder or file that holds the set; a dependency of `base` and `shard`."""
+    """The folder or file that holds the set, relative to the project's folder. The stages `base` and `shard` run again
+    when it changes.
+    """
 
     images: str | None
-    """Coco, flickr, jsonl: image folder relative to root's folder; null: the format's own place."""
+    """The image folder of coco, flickr and jsonl, relative to the folder of `root`. null looks in the format's usual
+    places; the other formats take only null.
+    """
 
     annotations: str | None
-    """Coco, flickr, jsonl: captions file relative to root; null: the format's usual name."""
+    """The captions file of coco, flickr and jsonl, relative to `root`. null takes the only file of the format's usual
+    name; the other formats take only null.
+    """
 
     parts: Mapping[str, float | str]
-    """Part name -> list file below root, or share of the samples that no list claims; `base` trains the demo base,
-    `refine` is what refinement trains on, `val` gives its loss on pairs not trained on (and is the usual
-    evaluate.selection); every other part is evaluated.
+    """The parts of the set. Each name has either a list file in the set's folder (a key or image name per line), or the
+    share of those samples that no list claims, assigned by a hash of the key. The part `base` trains the heads of the
+    demo base, `refine` is what the refinement trains on, and `val` gives the loss on pairs that it does not train on
+    and is where choices are made (`evaluate.selection`). Every other part is evaluated.
     """
 
     limit: AtLeastOne | None
-    """Use the first N samples only (a trial run); null: all."""
+    """Only the first N samples are used, for a trial run. null means all."""
 
     evaluation_root: str
-    """Folder that holds the sets of `evaluation`; a dependency of `shard`."""
+    """The folder that holds the sets of `evaluation`. The stage `shard` runs again when it changes."""
 
     evaluation: Mapping[str, EvaluationSet]
-    """Name -> set; {}: evaluate on the parts alone."""
+    """Further sets to evaluate on, by name. `{}` evaluates on the parts alone."""

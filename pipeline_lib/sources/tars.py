@@ -11,14 +11,25 @@ import json
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from pipeline_lib.core.errors import UserError
-from pipeline_lib.sources.samples import CLASS_TASK, Sample, TarImage, Task, extension_of, make_sample
+from pipeline_lib.sources.place import Place
+from pipeline_lib.sources.samples import (
+    CLASS_TASK,
+    Sample,
+    Samples,
+    Source,
+    TarFile,
+    TarImage,
+    Task,
+    extension_of,
+    make_sample,
+)
 
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"})
 PICKLES = frozenset({"pkl", "pickle", "pyd", "pth", "pt", "joblib", "npy", "npz"})  # what careless readers unpickle
@@ -34,8 +45,36 @@ class TarListing:
     ignored: Counter[str] = field(default_factory=Counter)  # members by reason
 
 
+def find_tars(folder: Path) -> list[Path]:
+    """Return the tars of a folder, numbers in names by value: 2.tar before 10.tar."""
+    found = list(folder.glob("*.tar")) if folder.is_dir() else []
+    return sorted(found, key=lambda path: [part.zfill(20) for part in re.findall(r"\d+|\D+", path.name)])
+
+
+def make_tar_source(place: Place, tars: Sequence[TarFile], tasks: Mapping[str, Task]) -> Source:
+    """Make the `Source` of samples that lie in `tars`; without `tasks` each needs a caption."""
+    chosen = tuple(tars if place.limit is None else _first_samples(tars, place.limit))
+
+    def make() -> Iterator[Sample]:
+        for tar in chosen:
+            yield from list_tar(tar.path, tasks, tar.limit).samples
+
+    samples = Samples(make, place.folder, place.limit)
+    return Source(name=place.name, samples=samples, captioned=not tasks, tasks=tasks, tars=chosen)
+
+
+def _first_samples(tars: Iterable[TarFile], limit: int) -> Iterator[TarFile]:
+    """Yield as many tars as the first `limit` samples fill, the last of them cut."""
+    for tar in tars:
+        if limit <= 0:
+            return
+        yield TarFile(tar.path, tar.sha256, limit)
+        listing = list_tar(tar.path, limit=limit)
+        limit -= len(listing.samples) + len(listing.rejected)
+
+
 def split_member(name: str) -> tuple[str, str] | None:
-    """Key and extension of a member by webdataset's rule: the key ends at the first dot of the base name.
+    """Split a member's name by webdataset's rule: the key ends at the first dot of the base name.
 
     >>> split_member("a.b/c.seg.PNG")
     ('a.b/c', 'seg.png')
@@ -45,7 +84,7 @@ def split_member(name: str) -> tuple[str, str] | None:
 
 
 def list_tar(path: Path, tasks: Mapping[str, Task] | None = None, limit: int | None = None) -> TarListing:
-    """The samples of an uncompressed tar: adjacent members of one key make one sample.
+    """List the samples of an uncompressed tar: adjacent members of one key make one sample.
 
     Raises:
         UserError: It is no tar, is compressed, or ends in the middle of a member.
@@ -77,7 +116,7 @@ def _open_tar(path: Path) -> tarfile.TarFile:
 def _groups(
     tar: tarfile.TarFile, path: Path, ignored: Counter[str]
 ) -> Iterator[tuple[str, dict[str, TarImage | bytes]]]:
-    """(key, {extension: image reference or text}) of adjacent members; only names that may hold a sample are read."""
+    """Yield (key, {extension: image reference or text}) of adjacent members; only what may be of a sample is read."""
     current, members = None, dict[str, TarImage | bytes]()
     for info in _members(tar, path):
         fault = _fault(info)
@@ -112,7 +151,7 @@ def _members(tar: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarInfo]:
 
 
 def _fault(info: tarfile.TarInfo) -> str | None:
-    """Why a member must not be touched, or None."""
+    """Return why a member must not be touched, or None."""
     extension = extension_of(info.name)
     if info.isdir():
         return None
@@ -130,7 +169,7 @@ def _fault(info: tarfile.TarInfo) -> str | None:
 def _tar_sample(
     key: str, members: Mapping[str, TarImage | bytes], path: Path, tasks: Mapping[str, Task]
 ) -> Sample | str:
-    """A sample, or the reason why there is none."""
+    """Return a sample, or the reason why there is none."""
     images = [(extension, image) for extension, image in members.items() if isinstance(image, TarImage)]
     if not images:
         return "no image in the tar"
@@ -149,7 +188,7 @@ def _tar_sample(
 
 
 def _tar_captions(members: Mapping[str, TarImage | bytes]) -> list[Any]:
-    """`captions` of the json, else the lines of the txt, else `caption` of the json."""
+    """Return `captions` of the json, else the lines of the txt, else `caption` of the json."""
     content = json.loads(_text(members, "json")) if "json" in members else {}
     if isinstance(content, list):
         return content

@@ -19,7 +19,7 @@ from pipeline_lib.base import checkpoints, demo
 from pipeline_lib.base.settings import DemoSettings
 from pipeline_lib.core import artifacts, config
 from pipeline_lib.core.errors import UserError
-from pipeline_lib.sources.formats import Sample
+from pipeline_lib.sources.samples import Sample
 from stages import base as stage
 
 PROJECT = Path(__file__).parents[2]

@@ -39,7 +39,7 @@ from pipeline_lib.core.distributed import World
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.core.paths import Paths
 from tests.conftest import run_stage
-from tests.small_sets import picture, write
+from tests.small_sets import image_file, write
 from tests.tiny_model import write_tiny_clip
 from tests.tiny_project import ROOT, make_project, write_params
 
@@ -457,7 +457,7 @@ def test_an_image_folder_with_a_large_class_passes_through_the_cache(tmp_path):
     shutil.rmtree(tmp_path / "set")
     for label, (name, count) in enumerate((("cat", 40), ("dog", 4), ("owl", 4))):
         for number in range(count):
-            write(tmp_path / "set" / name / f"{number}.png", picture(100 * label + number, "PNG"))
+            write(tmp_path / "set" / name / f"{number}.png", image_file(100 * label + number, "PNG"))
     parts = {"refine": 0.7, "val": 0.1, "eval": 0.2}
     write_params(
         tmp_path, data__format="image_folder", data__annotations=None, data__parts=parts, shard__samples_per_shard=8

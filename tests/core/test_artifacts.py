@@ -1,5 +1,6 @@
 """Whole files or none: atomic writes, manifests that notice every change, work folders that follow the fingerprint."""
 
+import hashlib
 import resource
 import subprocess
 import sys
@@ -111,6 +112,34 @@ def test_a_full_disk_leaves_no_half_written_output(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     assert (target / "old.txt").read_text() == "old"
     assert artifacts.verify(target) == []
+
+
+def test_a_hashed_file_knows_its_hash_and_size(tmp_path):
+    pieces = [bytes([n]) * (n * 70_001) for n in range(10)]  # 3 MB: some are written at once, some with later ones
+    with artifacts.hashed_file(tmp_path / "x.bin") as file:
+        for number, piece in enumerate(pieces):
+            assert file.write(piece) == len(piece)
+            assert file.tell() == sum(map(len, pieces[: number + 1]))
+    assert (tmp_path / "x.bin").read_bytes() == b"".join(pieces)
+    assert file.num_bytes == file.tell()
+    assert file.hexdigest() == hashlib.sha256(b"".join(pieces)).hexdigest()
+
+
+def test_a_hashed_file_that_fails_is_named_and_leaves_nothing(tmp_path):
+    """A real write failure in the first of two files: the message names that one, and neither remains."""
+    code = (
+        "import sys; from pathlib import Path; from pipeline_lib.core.artifacts import hashed_file\n"
+        "folder = Path(sys.argv[1])\n"
+        "with hashed_file(folder / 'big', 'buy a disk') as big, hashed_file(folder / 'small', 'buy a disk') as small:\n"
+        "    small.write(b'x'); big.write(b'x' * 3_000_000)\n"
+    )
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, preexec_fn=limit)
+    assert done.stderr.endswith(f"UserError: {tmp_path}/big: cannot be written (File too large); buy a disk\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_publish_replaces_a_folder_whole(tmp_path):

@@ -9,30 +9,20 @@ import pytest
 
 from pipeline_lib.core import artifacts, shards
 from pipeline_lib.core.errors import UserError
-from pipeline_lib.shard import run as shard_writer
-from tests.small_sets import coco, data, img2dataset, picture, settings, write
-
-
-@pytest.fixture
-def part(tmp_path):
-    """Six pictures with 36 captions in two tars."""
-    coco(tmp_path / "coco")
-    write(tmp_path / "t.jsonl", "")
-    shard_writer.run(
-        data(tmp_path / "coco", "coco", parts={"refine": 1.0}),
-        settings(),
-        trained_on=tmp_path / "t.jsonl",
-        target=tmp_path / "shards",
-        fingerprint=tmp_path.name,
-        num_workers=1,
-        progress=False,
-    )
-    return shards.read_part(tmp_path / "shards/refine")
+from tests.small_sets import coco, data, image_file, img2dataset, settings, write_shards
 
 
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def part(tmp_path):
+    """Six images with 36 captions in two tars."""
+    coco(tmp_path / "coco")
+    write_shards(data(tmp_path / "coco", "coco", parts={"refine": 1.0}))
+    return shards.read_part(tmp_path / "shards/refine")
 
 
 def test_what_a_part_says_of_itself(part):
@@ -50,8 +40,8 @@ def test_entries_give_the_images_and_all_captions(part):
     assert [e.key for e in entries] == [f"{9 * n + 1:012d}" for n in range(6)]
     assert [len(e.captions) for e in entries] == [5, 6, 7, 5, 6, 7]
     images = [shard.read_image(entry) for shard in part.shards for entry in shard.samples()]
-    assert images == [picture(n) for n in range(6)]
-    assert [e.sha256 for e in entries] == [artifacts.sha256_bytes(picture(n)) for n in range(6)]
+    assert images == [image_file(n) for n in range(6)]
+    assert [e.sha256 for e in entries] == [artifacts.sha256_bytes(image_file(n)) for n in range(6)]
 
 
 def _last_image(shard):
@@ -64,7 +54,7 @@ def test_other_processes_read_too(part):
     with ProcessPoolExecutor(1) as pool:
         pid, data = pool.submit(_last_image, shard).result()
     assert pid != os.getpid()
-    assert data == picture(3)
+    assert data == image_file(3)
 
 
 def test_digests_are_16_bytes_and_differ(part):
@@ -118,20 +108,11 @@ def test_what_is_no_part(part, tmp_path):
 
 def test_tars_in_place_are_read_where_they_lie(tmp_path):
     img2dataset(tmp_path / "tars")
-    write(tmp_path / "t.jsonl", "")
-    shard_writer.run(
-        data("tars", "webdataset", parts={"refine": 1.0}),
-        settings(),
-        trained_on=tmp_path / "t.jsonl",
-        target=tmp_path / "shards",
-        fingerprint="x",
-        num_workers=1,
-        progress=False,
-    )
+    write_shards(data("tars", "webdataset", parts={"refine": 1.0}))
     part = shards.read_part(tmp_path / "shards/refine")
     assert [str(s.path) for s in part.shards] == ["tars/00000.tar", "tars/00001.tar"]
     assert [shard.read_image(e) for shard in part.shards for e in shard.samples()] == [
-        picture(10 * shard + n) for shard in range(2) for n in range(3)
+        image_file(10 * shard + n) for shard in range(2) for n in range(3)
     ]
     assert not list((tmp_path / "shards").rglob("*.tar"))
     assert shards.verify_in_place(part) == []

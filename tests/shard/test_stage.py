@@ -14,14 +14,14 @@ import yaml
 
 from pipeline_lib.core import artifacts, config, shards
 from stages import shard
-from tests.small_sets import coco, picture, write
+from tests.small_sets import coco, image_file, write
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A folder with params.yaml for a COCO set of 40 pictures, and the list of what the base was trained on."""
+    """A folder with params.yaml for a COCO set of 40 images, and the list of what the base was trained on."""
     monkeypatch.chdir(tmp_path)
     coco(Path("coco"), count=40)
     write(Path("data/base/trained_on.jsonl"), "")
@@ -85,7 +85,7 @@ def test_without_a_base_the_stage_says_what_to_run(project):
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_no_half_written_file(project):
-    write(Path("coco/val2017/000000000010.jpg"), picture(1, size=(900, 900), kind="BMP"))  # 2.4 MB
+    write(Path("coco/val2017/000000000010.jpg"), image_file(1, size=(900, 900), kind="BMP"))  # 2.4 MB
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))

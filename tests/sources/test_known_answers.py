@@ -1,14 +1,12 @@
-"""Known answers are read from beside the set they are of, and held to the model that they name."""
+"""Known answers are read from beside the set they are of."""
 
 import json
-import math
-from types import SimpleNamespace
 
 import pytest
 
 from pipeline_lib.core.errors import UserError
-from pipeline_lib.sources import formats as sources
 from pipeline_lib.sources import known_answers
+from pipeline_lib.sources.formats import open_evaluation_set
 from pipeline_lib.sources.settings import EvaluationSet
 from tests.small_sets import coco, data, image_folder, write
 
@@ -36,7 +34,7 @@ def test_known_answers_stand_beside_the_set_they_are_of(tmp_path):
         "eval": {"alignment": [answer | {"value": 1, "model": None}]},
         "val": {},
     }
-    assert list(sources.open_evaluation_set(found, "folder").samples), "the file is no class and no picture"
+    assert list(open_evaluation_set(found, "folder").samples), "the file is no class and no image"
 
 
 @pytest.mark.parametrize(
@@ -60,27 +58,3 @@ def test_what_is_no_known_answer(tmp_path, content, message):
     write(tmp_path / "eval.known_answers.json", content)
     with pytest.raises(UserError, match=rf"eval\.known_answers\.json: {message}"):
         known_answers.read(data(tmp_path, "flickr"), "eval")
-
-
-def test_known_answers_are_those_of_the_model_that_they_name():
-    facts = {"weights_digest": "ab12" * 16, "source": {"kind": "open_clip", "model": "ViT-B-32", "pretrained": "tag"}}
-
-    def check(name="recall", number=0.5, known_by=None, **answer):
-        answers = {name: [{"value": 0.51, "tolerance": 0.02, "model": known_by, **answer}]}
-        part = SimpleNamespace(name="eval", manifest={"known_answers": answers})
-        check(part, {"recall": number}, facts)
-
-    check(SimpleNamespace(name="eval", manifest={}), {"recall": 0.5}, facts)
-    check()
-    for model_name in (None, "ab12ab12", "ViT-B-32/tag"):
-        check(known_by=model_name)
-        with pytest.raises(
-            UserError, match=r"eval: the base model scores recall 0\.5, its known answer is 0\.51 ± 0\.001"
-        ):
-            check(known_by=model_name, tolerance=0.001)
-    for model_name in ("ab12ab13", "ViT-B-32/other"):
-        check(known_by=model_name, tolerance=0.001)
-    with pytest.raises(UserError, match=r"its known answer"):
-        check(number=math.nan)
-    with pytest.raises(UserError, match=r"eval: known answers: no metric 'recal'; there are recall"):
-        check(name="recal")

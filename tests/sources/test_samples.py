@@ -1,106 +1,12 @@
-"""Samples and splits: a sample's part depends on its key alone, lists go first, shares are kept."""
+"""Samples: what becomes of their texts, and that a stream of them starts anew each time."""
 
 import pickle
 
-import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-from pipeline_lib.core.errors import UserError
-from pipeline_lib.sources.samples import FileImage, Sample, Samples, Splitter, check_keys, make_sample, split
-
-PARTS = {"base": 0.4, "refine": 0.3, "val": 0.1, "eval": 0.2}
+from pipeline_lib.sources.samples import FileImage, Sample, Samples, make_sample
 
 
 def sample(key: str, **more) -> Sample:
     return Sample(key, FileImage(f"images/{key}.jpg"), "jpg", **more)
-
-
-def of(keys, folder) -> Samples:
-    return Samples(lambda: (sample(key) for key in keys), folder, None)
-
-
-def test_every_sample_is_in_one_part_and_shares_are_kept(tmp_path):
-    keys = [f"k{n}" for n in range(20_000)]
-    parts = split(of(keys, tmp_path), PARTS)
-    assert sorted(s.key for part in parts.values() for s in part) == sorted(keys)
-    for name, share in PARTS.items():
-        assert len(parts[name]) / len(keys) == pytest.approx(share, abs=0.015)
-
-
-def test_a_growing_set_moves_no_sample(tmp_path):
-    small = split(of([f"k{n}" for n in range(0, 600, 2)], tmp_path), PARTS)
-    large = split(of([f"k{n}" for n in range(900)], tmp_path), PARTS)
-    for name in PARTS:
-        assert {s.key for s in small[name]} <= {s.key for s in large[name]}
-
-
-def test_the_split_is_the_same_in_every_release(tmp_path):
-    """Frozen: a changed hash would put evaluated pictures of old runs into the training parts of new ones."""
-    splitter = Splitter(PARTS, tmp_path)
-    assert [splitter.part_of(key) for key in ("a", "b", "grinning", "000000000009", "x/y")] == [
-        "base",
-        "refine",
-        "refine",
-        "val",
-        "refine",
-    ]
-
-
-def test_what_is_left_by_the_shares_is_in_no_part(tmp_path):
-    parts = split(of([f"k{n}" for n in range(4000)], tmp_path), {"refine": 0.5, "val": 0.0})
-    assert list(parts) == ["refine"]
-    assert len(parts["refine"]) == pytest.approx(2000, abs=150)
-
-
-def test_lists_claim_by_key_or_file_name_before_shares(tmp_path):
-    (tmp_path / "val.txt").write_text("a\n\nb.jpg\r\n")
-    parts = split(of("abcdef", tmp_path), {"refine": 1.0, "val": "val.txt"})
-    assert [s.key for s in parts["val"]] == ["a", "b"]
-    assert [s.key for s in parts["refine"]] == ["c", "d", "e", "f"]
-
-
-@pytest.mark.parametrize(
-    ("parts", "message"),
-    [
-        ({"a": 0.7, "b": 0.5}, "data.parts: the shares add up to 1.2"),
-        ({"a": -0.1}, r"data.parts.a: a share must lie between 0 and 1, found -0.1"),
-        ({"a": 1.5}, r"data.parts.a: a share must lie between 0 and 1"),
-        ({"a": "missing.txt"}, "list file .*missing.txt of part `a` does not exist"),
-        ({"a": "80%"}, "list file .*80% of part `a` does not exist; .* or write a share such as 0.8"),
-        ({"a": "one.txt", "b": "two.txt"}, "two.txt: y stands in the lists of parts `a` and `b`"),
-    ],
-)
-def test_wrong_parts_are_refused(tmp_path, parts, message):
-    (tmp_path / "one.txt").write_text("x\ny\n")
-    (tmp_path / "two.txt").write_text("y\nz\n")
-    with pytest.raises(UserError, match=message):
-        Splitter(parts, tmp_path)
-
-
-def test_shares_may_add_up_to_one_with_rounding(tmp_path):
-    splitter = Splitter({f"p{n}": 0.1 for n in range(10)}, tmp_path)
-    assert splitter.bounds[-1] == (1.0, "p9")
-
-
-def test_doubled_keys_are_named_with_both_places():
-    keys = [("a", "x/a.jpg"), ("b", "x/b.jpg"), ("a", "y/a.png")]
-    with pytest.raises(UserError, match=r"data: key `a` stands twice: x/a.jpg and y/a.png"):
-        check_keys(lambda: iter(keys), "data")
-    with pytest.raises(UserError, match=r"data: key `a`: the line of x/a.jpg is there twice; delete one$"):
-        check_keys(lambda: iter([*keys[:2], keys[0]]), "data")
-    check_keys(lambda: iter(keys[:2]), "data")
-
-
-@settings(deadline=None)
-@given(st.lists(st.text(max_size=3), max_size=30))
-def test_doubled_keys_are_found_exactly_when_there_are_any(keys):
-    named = [(key, f"place {n}") for n, key in enumerate(keys)]
-    if len(set(keys)) == len(keys):
-        check_keys(lambda: iter(named), "data")
-    else:
-        with pytest.raises(UserError, match="stands twice"):
-            check_keys(lambda: iter(named), "data")
 
 
 def test_captions_are_stripped_and_empty_ones_counted():

@@ -14,7 +14,7 @@ from webdataset.tariterators import base_plus_ext
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.sources import tars
 from pipeline_lib.sources.samples import Task
-from tests.small_sets import img2dataset, picture, tar
+from tests.small_sets import image_file, img2dataset, tar
 
 
 @settings(deadline=None)
@@ -28,10 +28,10 @@ def test_what_img2dataset_writes(tmp_path):
     path = img2dataset(tmp_path) / "00001.tar"
     listing = tars.list_tar(path)
     assert [s.key for s in listing.samples] == ["000010000", "000010001", "000010002"]
-    assert listing.samples[2].captions == ("picture 2 of shard 1",)  # once, though txt and json both hold it
+    assert listing.samples[2].captions == ("image 2 of shard 1",)  # once, though txt and json both hold it
     for n, sample in enumerate(listing.samples):
-        assert sample.image.read() == picture(10 + n)
-        assert path.read_bytes()[sample.image.offset :][: sample.image.size] == picture(10 + n)
+        assert sample.image.read() == image_file(10 + n)
+        assert path.read_bytes()[sample.image.offset :][: sample.image.size] == image_file(10 + n)
     assert (listing.rejected, listing.ignored) == ([], {})
 
 
@@ -54,7 +54,7 @@ def test_webdataset_reads_the_same_samples(tmp_path):
     ],
 )
 def test_captions_of_a_tar(tmp_path, texts, captions):
-    members = {"a.jpg": picture(0), **{f"a.{extension}": text for extension, text in texts.items()}}
+    members = {"a.jpg": image_file(0), **{f"a.{extension}": text for extension, text in texts.items()}}
     [sample] = tars.list_tar(tar(tmp_path / "t.tar", members)).samples
     assert sample.captions == captions
 
@@ -71,10 +71,10 @@ def test_hostile_members_are_counted_and_never_opened(tmp_path):
     device = tarfile.TarInfo("d.jpg")
     device.type = tarfile.CHRTYPE
     members = [
-        ("/abs.jpg", picture(1)),
-        ("../up.jpg", picture(2)),
+        ("/abs.jpg", image_file(1)),
+        ("../up.jpg", image_file(2)),
         ("x/../../up.txt", b"text"),
-        ("a.jpg", picture(3)),
+        ("a.jpg", image_file(3)),
         ("a.txt", b"a caption"),
         ("a.pyd", pickle.dumps(Bomb())),
         ("a.pth", pickle.dumps(Bomb())),
@@ -92,7 +92,7 @@ def test_hostile_members_are_counted_and_never_opened(tmp_path):
             info.size = len(content)
             file.addfile(info, io.BytesIO(content))
     listing = tars.list_tar(path)
-    assert [(s.key, s.captions, s.image.read()) for s in listing.samples] == [("a", ("a caption",), picture(3))]
+    assert [(s.key, s.captions, s.image.read()) for s in listing.samples] == [("a", ("a caption",), image_file(3))]
     assert listing.ignored == {"unsafe path": 3, "pickle": 3, "link or device": 3, "oversized": 1}
     assert listing.rejected == [("e", "no image in the tar")]
 
@@ -108,7 +108,7 @@ def test_hostile_members_are_counted_and_never_opened(tmp_path):
     ],
 )
 def test_unreadable_texts_reject_the_sample(tmp_path, name, content, reason):
-    path = tar(tmp_path / "t.tar", {"a.jpg": picture(0), name: content, "b.jpg": picture(1)})
+    path = tar(tmp_path / "t.tar", {"a.jpg": image_file(0), name: content, "b.jpg": image_file(1)})
     listing = tars.list_tar(path, {"class": Task(("x", "y"))})
     assert [s.key for s in listing.samples] == ["b"]
     [(key, why)] = listing.rejected
@@ -117,7 +117,7 @@ def test_unreadable_texts_reject_the_sample(tmp_path, name, content, reason):
 
 
 def test_a_class_out_of_range_is_refused(tmp_path):
-    path = tar(tmp_path / "t.tar", {"a.jpg": picture(0), "a.cls": "2"})
+    path = tar(tmp_path / "t.tar", {"a.jpg": image_file(0), "a.cls": "2"})
     with pytest.raises(UserError, match=r"t.tar: a.cls is 2, but there are 2 class names"):
         tars.list_tar(path, {"class": Task(("x", "y"))})
 
@@ -165,6 +165,6 @@ def test_a_limit_reads_the_first_samples(tmp_path):
 
 
 def test_json_numbers_as_captions_are_dropped_and_counted(tmp_path):
-    path = tar(tmp_path / "t.tar", {"a.jpg": picture(0), "a.json": json.dumps({"captions": ["x", 3, None]})})
+    path = tar(tmp_path / "t.tar", {"a.jpg": image_file(0), "a.json": json.dumps({"captions": ["x", 3, None]})})
     [sample] = tars.list_tar(path).samples
     assert (sample.captions, sample.empty_captions) == (("x",), 2)

@@ -1,0 +1,130 @@
+"""What data/shards says of itself: a manifest for each part and for the whole, and lists of what was left out."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline_lib.core import artifacts
+from pipeline_lib.core.shards import STAGE
+from pipeline_lib.shard import leakage
+from pipeline_lib.shard.records import Record
+from pipeline_lib.shard.set_writer import SetWriter
+
+QUARANTINE, FILTERED = LISTS = ("quarantine.jsonl", "filtered.jsonl")  # {"part", "key", "reason"} a line
+
+
+def write_manifests(output: Path, sets: Sequence[SetWriter]) -> dict[str, Any]:
+    """Write the manifests and the lists of what was left out below `output`; return the manifest of the whole."""
+    known: dict[str, str] = {}
+    parts, numbers = {}, {}
+    for writer, part in leakage.parts_in_order(sets):
+        facts = _part_facts(writer, part)
+        folder = output / part
+        hashes = {shard["index"]: shard["index_sha256"] for shard in facts["shards"]}
+        if not facts["in_place"]:
+            hashes |= {shard["file"]: shard["sha256"] for shard in facts["shards"]}
+        _remove_others(folder, hashes)
+        parts[part] = artifacts.write_manifest(folder, STAGE, known=hashes, **facts)
+        known |= {f"{part}/{name}": sha256 for name, sha256 in hashes.items()}
+        numbers[part] = _numbers(facts)
+    _remove_others(output, {f"{part}/{name}" for part in parts for name in os.listdir(output / part)})
+    _write_list(output / QUARANTINE, sets, lambda record: record.quarantined, with_rejected=False)
+    _write_list(output / FILTERED, sets, lambda record: record.excluded, with_rejected=True)
+    counts = {
+        writer.source.name: {
+            "filtered": {"in_no_part": writer.in_no_part, "by_the_set": len(writer.source.rejected)},
+            "ignored_members": dict(sorted(writer.ignored.items())),
+        }
+        for writer in sets
+    }
+    artifacts.write_manifest(output, STAGE, known=known, parts=parts, numbers=numbers, counts=counts)
+    return artifacts.read_manifest(output, stage=STAGE)
+
+
+def _part_facts(writer: SetWriter, part: str) -> dict[str, Any]:
+    records = writer.records[part]
+    used = [record for record in records if record.num_samples]
+    quarantined = sum(len(record.quarantined) for record in records)
+    reasons = Counter(reason for record in records for _, reason in record.excluded)
+    num_samples = sum(record.num_samples for record in used)
+    num_captions = sum(record.num_captions for record in used)
+    images, captions = leakage.image_digests(writer, part), leakage.as_rows(record.captions for record in records)
+    answers = writer.known_answers.get(part)
+    return {
+        "name": part,
+        "in_place": bool(writer.source.tars),
+        "shards": [_shard_facts(record) for record in used],
+        "counts": {
+            "read": sum(record.read for record in records),
+            "used": num_samples,
+            "filtered": sum(reasons.values()),
+            "quarantined": quarantined,
+        },
+        "filtered": dict(sorted(reasons.items())),
+        "num_samples": num_samples,
+        "num_captions": num_captions,
+        "max_image_pixels": writer.rules.settings.max_image_pixels,
+        "dropped_captions": sum(record.dropped_captions for record in records),
+        "max_caption_chars": max((record.max_caption_chars for record in used), default=0),
+        "duplicates": {
+            "images": num_samples - len(np.unique(images)),
+            "captions": num_captions - len(np.unique(captions)),
+        },
+        "tasks": {name: dataclasses.asdict(task) for name, task in writer.source.tasks.items()},
+        "source": dict(writer.source.facts),
+        **({"known_answers": answers} if answers else {}),
+    }
+
+
+def _shard_facts(record: Record) -> dict[str, Any]:
+    return {
+        "file": record.file,
+        "index": record.index,
+        "sha256": record.sha256,
+        "index_sha256": record.index_sha256,
+        "bytes": record.num_bytes,
+        "num_samples": record.num_samples,
+        "num_captions": record.num_captions,
+    }
+
+
+def _numbers(facts: Mapping[str, Any]) -> dict[str, int]:
+    """Return the counts of a part that are worth a line in the tracking."""
+    return {
+        "num_samples": facts["num_samples"],
+        "num_captions": facts["num_captions"],
+        "num_shards": len(facts["shards"]),
+        "quarantined": facts["counts"]["quarantined"],
+        "filtered": facts["counts"]["filtered"],
+        "dropped_captions": facts["dropped_captions"],
+        "duplicate_images": facts["duplicates"]["images"],
+        "duplicate_captions": facts["duplicates"]["captions"],
+    }
+
+
+def _remove_others(folder: Path, names: Iterable[str]) -> None:
+    """Remove what an earlier, killed run left in `folder` beyond `names`."""
+    keep = {folder / name for name in names}
+    for path in [path for path in folder.rglob("*") if path.is_file() and path not in keep]:
+        path.unlink()
+
+
+def _write_list(
+    path: Path, sets: Sequence[SetWriter], pairs: Callable[[Record], list[tuple[str, str]]], *, with_rejected: bool
+) -> None:
+    def rows() -> Iterator[dict[str, str | None]]:
+        for writer in sets:
+            for key, reason in writer.source.rejected if with_rejected else ():
+                yield {"part": None, "key": key, "reason": reason}
+            for part in writer.parts:
+                for key, reason in (pair for record in writer.records[part] for pair in pairs(record)):
+                    yield {"part": part, "key": key, "reason": reason}
+
+    artifacts.write_jsonl(path, rows())

@@ -1,0 +1,115 @@
+"""Which part a sample belongs to: a pure function of its key, so that a set that grows moves no sample to another part.
+
+    data:
+      parts: {val: val.txt, refine: 0.7, eval: 0.3}
+
+Here the samples that the list file `val.txt` names are `val`, and the others are shared out by a hash of their key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from pipeline_lib.core.errors import UserError
+from pipeline_lib.sources.samples import Sample, Samples, read_lines
+
+
+class Splitter:
+    """Say which part a sample belongs to.
+
+    List files claim samples by key or image file name. The others are shared out by a hash of their key: a number
+    in [0, 1), cut into intervals of the shares' lengths in the order in which they are written.
+    """
+
+    def __init__(self, parts: Mapping[str, float | str], folder: Path, name: str = "data") -> None:
+        """Read the list files.
+
+        Raises:
+            UserError: A share is out of [0, 1], shares exceed 1 together, a list is missing, two lists hold one name.
+        """
+        self.parts = tuple(part for part, value in parts.items() if value != 0)
+        self.claims: dict[str, str] = {}
+        for part, value in parts.items():
+            if isinstance(value, str):
+                self._claim(part, folder / value, name)
+        self.bounds: list[tuple[float, str]] = []
+        total = 0.0
+        for part, value in parts.items():
+            if not isinstance(value, str):
+                if not 0 <= value <= 1:
+                    raise UserError(f"{name}.parts.{part}: a share must lie between 0 and 1, found {value}")
+                total += value
+                self.bounds.append((total if total < 1 - 1e-9 else 1.0, part))
+        if total > 1 + 1e-9:
+            raise UserError(f"{name}.parts: the shares add up to {total:g}, at most 1 is possible")
+
+    def _claim(self, part: str, path: Path, name: str) -> None:
+        if not path.is_file():
+            raise UserError(
+                f"{name}: list file {path} of part `{part}` does not exist; name one below the set's folder, or write "
+                "a share such as 0.8"
+            )
+        for line in read_lines(path):
+            if self.claims.setdefault(line, part) != part:
+                raise UserError(f"{path}: {line} stands in the lists of parts `{self.claims[line]}` and `{part}`")
+
+    def part_of(self, key: str, file_name: str = "") -> str | None:
+        """Return the part of a sample, or None if it is in none."""
+        if self.claims:
+            claimed = self.claims.get(key) or self.claims.get(file_name)
+            if claimed:
+                return claimed
+        if not self.bounds:
+            return None
+        position = _hash64(key) / 2**64
+        return next((part for bound, part in self.bounds if position < bound), None)
+
+    def __call__(self, sample: Sample) -> str | None:
+        """Return the part of `sample`, or None if it is in none."""
+        return self.part_of(sample.key, sample.image.name)
+
+
+def split(samples: Samples, parts: Mapping[str, float | str]) -> dict[str, list[Sample]]:
+    """Return all samples of each part, in the order of the set; samples in no part are left out.
+
+    Raises:
+        UserError: See `Splitter`.
+    """
+    splitter = Splitter(parts, samples.folder)
+    found: dict[str, list[Sample]] = {part: [] for part in splitter.parts}
+    for sample in samples:
+        part = splitter(sample)
+        if part is not None:
+            found[part].append(sample)
+    return found
+
+
+def check_keys(named: Callable[[], Iterable[tuple[str, str]]], name: str) -> None:
+    """Refuse keys that stand twice, in 8 bytes of memory per key.
+
+    Args:
+        named: Gives all (key, where it was found) each time it is called.
+        name: The set, for the message.
+
+    Raises:
+        UserError: A key stands twice; both places are named.
+    """
+    digests = np.fromiter((_hash64(key) for key, _ in named()), dtype=np.uint64)
+    values, counts = np.unique(digests, return_counts=True)
+    suspects = set(values[counts > 1].tolist())
+    seen: dict[str, str] = {}
+    for key, where in named() if suspects else ():
+        if _hash64(key) in suspects:
+            if key in seen:
+                if seen[key] == where:
+                    raise UserError(f"{name}: key `{key}`: the line of {where} is there twice; delete one")
+                raise UserError(f"{name}: key `{key}` stands twice: {seen[key]} and {where}; rename one of them")
+            seen[key] = where
+
+
+def _hash64(key: str) -> int:
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")

@@ -1,0 +1,92 @@
+"""The place of a set: where it lies on disk, which files a format finds there, and how messages name it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline_lib.core.errors import UserError
+from pipeline_lib.sources.parts import Splitter
+from pipeline_lib.sources.samples import Sample, Samples, Source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a set lies, as params.yaml says it; every format opens one."""
+
+    name: str  # how messages call the set: `data` or `data.evaluation.<name>`
+    format: str
+    root: Path  # folder or file
+    images: str | None = None
+    annotations: str | None = None
+    split: str | None = None
+    limit: int | None = None
+    evaluated_only: bool = False  # no captions are needed if there are labels
+
+    @property
+    def folder(self) -> Path:
+        """The folder that `images`, `annotations` and list files are relative to."""
+        return self.root.parent if self.root.is_file() else self.root
+
+    def refuse(self, *keys: str) -> None:
+        """Refuse keys of params.yaml that mean nothing for the format.
+
+        Raises:
+            UserError: One of `keys` has a value.
+        """
+        for key in keys:
+            if getattr(self, key) is not None:
+                raise UserError(f"{self.name}.{key}: format {self.format} does not use it; write null")
+
+    def find_captions_file(self, patterns: Sequence[str]) -> Path:
+        """Find the captions file: `root` itself, `annotations`, or the only file in the folder that fits a pattern.
+
+        Raises:
+            UserError: There is none, or several fit.
+        """
+        if self.root.is_file():
+            return self.root
+        if self.annotations is not None:
+            path = self.folder / self.annotations
+            if not path.is_file():
+                raise UserError(f"{self.name}.annotations: {path} does not exist")
+            return path
+        found = sorted({path for pattern in patterns for path in self.folder.glob(pattern)})
+        if len(found) != 1:
+            what = f"several fit ({', '.join(p.name for p in found[:4])})" if found else f"no {' or '.join(patterns)}"
+            key = "path" if self.evaluated_only else "annotations"
+            raise UserError(f"{self.name}.{key}: which file of {self.folder} holds the captions? {what}; name it")
+        return found[0]
+
+    def find_image_folder(self, usual: Sequence[str]) -> str:
+        """Find the image folder: `images`, or the first of the format's usual ones that exists.
+
+        Raises:
+            UserError: There is none.
+        """
+        names = usual if self.images is None else [self.images]
+        for name in names:
+            if (self.folder / name).is_dir():
+                return str(self.folder / name)
+        raise UserError(f"{self.name}.images: no folder {' or '.join(names)} in {self.folder}; name the image folder")
+
+    def make_source(self, make: Callable[[], Iterable[Sample]], **more: Any) -> Source:
+        """Make the `Source` of the samples that `make` gives, cut to the list file `split` where one is named.
+
+        Args:
+            make: Gives all samples, in the same order each time.
+            more: Further fields of `Source`.
+
+        Raises:
+            UserError: The list file does not exist.
+        """
+        chosen = make
+        if self.split is not None:
+            splitter = Splitter({"chosen": self.split}, self.folder, self.name)
+
+            def chosen() -> Iterable[Sample]:
+                return (sample for sample in make() if splitter(sample))
+
+        return Source(name=self.name, samples=Samples(chosen, self.folder, self.limit), **more)

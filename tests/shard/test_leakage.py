@@ -1,0 +1,94 @@
+"""Train/test leakage: parts are disjoint by content, what is left out is named, too much of it fails."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline_lib.core import artifacts, shards
+from pipeline_lib.core.errors import UserError
+from pipeline_lib.shard import leakage
+from pipeline_lib.sources.settings import DataSettings, EvaluationSet
+from tests.small_sets import data, image_file, images_of, jsonl, tar, write, write_shards
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def listed(name: str) -> list[dict]:
+    return [json.loads(line) for line in Path("shards", name).read_text().splitlines()]
+
+
+def doubled(pairs) -> DataSettings:
+    """Ten images in lists refine (0-3), val (4-5), eval (6-9); `pairs` of (key, number of an image) replace some."""
+    rows = [{"image": f"{n}.png", "caption": f"c {n}"} for n in range(10)]
+    jsonl(Path("set"), rows)
+    for key, number in pairs:
+        write(Path(f"set/{key}.png"), image_file(number))
+    for name, keys in {"refine": range(4), "val": range(4, 6), "eval": range(6, 10)}.items():
+        write(Path(f"set/{name}.txt"), "".join(f"{key}\n" for key in keys))
+    return data("set", "jsonl", parts={"eval": "eval.txt", "val": "val.txt", "refine": "refine.txt"})
+
+
+def test_evaluated_images_that_were_trained_on_are_excluded_and_counted():
+    manifest = write_shards(doubled([(7, 1), (8, 5), (5, 2)]), max_overlap_share=0.5)
+    assert list(images_of("refine")) == ["0", "1", "2", "3"]
+    assert list(images_of("val")) == ["4"]  # 5 has the image of 2
+    assert list(images_of("eval")) == ["6", "8", "9"]  # 7 has that of 1; 8 had that of 5, which is no longer in val
+    assert listed("filtered.jsonl") == [
+        {"part": "eval", "key": "7", "reason": "the same picture is in refine"},
+        {"part": "val", "key": "5", "reason": "the same picture is in refine"},
+    ]
+    assert manifest["numbers"]["eval"]["filtered"] == 1
+    tars = b"".join(p.read_bytes() for p in Path("shards/eval").glob("*.tar"))
+    assert image_file(1) not in tars
+    hashes = {name: {artifacts.sha256_bytes(data) for data in images_of(name).values()} for name in manifest["parts"]}
+    assert not hashes["refine"] & (hashes["val"] | hashes["eval"])
+    assert not hashes["val"] & hashes["eval"]
+    assert artifacts.verify(Path("shards")) == []
+
+
+def test_too_many_of_them_fail():
+    with pytest.raises(
+        UserError, match=r"1 of the 4 images of part `eval` are also in refine, more than .*\(0.2\).* 7"
+    ):
+        write_shards(doubled([(7, 1)]), max_overlap_share=0.2)
+    assert not [p for p in Path().rglob("*") if p.name.endswith(".tmp") or p.name == "shards"]
+
+
+def test_nothing_that_the_base_was_trained_on_is_in_any_part():
+    section = doubled([])
+    digest = artifacts.sha256_bytes(image_file(2))
+    with pytest.raises(UserError, match=r"data: `2` of part `refine` is among the images that the base was trained on"):
+        write_shards(section, trained_on=[("x", "0" * 64), ("2", digest)], max_overlap_share=1.0)
+    write_shards(section, trained_on=[("another key", digest)], max_overlap_share=0.5)
+    assert list(images_of("refine")) == ["0", "1", "3"]
+
+
+@pytest.mark.parametrize("line", ["[]", '"text"', '{"key": "a"}'])
+def test_a_list_that_the_base_did_not_write_is_refused(line):
+    path = write(Path("trained_on.jsonl"), f"{line}\n")
+    with pytest.raises(UserError, match="not written by the base stage"):
+        leakage.read_trained_on(path)
+
+
+def test_evaluation_sets_lose_trained_images_too_and_report_doubles():
+    write(Path("folder/a/x.png"), image_file(1))
+    write(Path("folder/a/y.png"), image_file(50, "PNG"))
+    write(Path("folder/b/z.png"), image_file(50, "PNG"))
+    write(Path("folder/b/e.png"), image_file(6))  # in part `eval`, which trains nothing
+    sets = {"other": EvaluationSet(format="image_folder", path="folder")}
+    section = DataSettings(**{**{f: getattr(doubled([]), f) for f in DataSettings.__slots__}, "evaluation": sets})
+    write_shards(section, max_overlap_share=0.5)
+    assert set(images_of("other")) == {"a/y", "b/z", "b/e"}
+    assert shards.read_part(Path("shards/other")).manifest["duplicates"] == {"images": 1, "captions": 0}
+
+
+def test_images_in_tars_in_place_are_left_out_of_the_index():
+    tar(Path("tars/0.tar"), {f"k{n}.{e}": c for n in range(6) for e, c in (("jpg", image_file(n % 5)), ("txt", "x"))})
+    write(Path("tars/eval.txt"), "k4\nk5\n")
+    write_shards(data("tars", "webdataset", parts={"refine": 1.0, "eval": "eval.txt"}), max_overlap_share=0.5)
+    assert list(images_of("eval")) == ["k4"]  # k5 has the image of k0
+    assert list(images_of("refine")) == ["k0", "k1", "k2", "k3"]

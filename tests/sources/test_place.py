@@ -1,0 +1,54 @@
+"""Where a set lies: which files a format finds there, and what params.yaml may say of it."""
+
+import pytest
+
+from pipeline_lib.core.errors import UserError
+from pipeline_lib.sources.formats import open_source
+from tests.small_sets import assert_refused, coco, data, flickr, open_for_evaluation, write
+
+
+@pytest.fixture
+def no_images(tmp_path):
+    """A set of each format without any image."""
+    write(tmp_path / "captions.txt", "image,caption\na.jpg,x\n")
+    write(tmp_path / "set.jsonl", '{"image": "a.jpg", "caption": "x"}\n')
+    write(tmp_path / "annotations/captions_val.json", '{"images": [], "annotations": []}')
+    return tmp_path
+
+
+def test_a_limit_reads_the_first_samples(tmp_path):
+    assert len(list(open_source(data(coco(tmp_path), "coco", limit=4)).samples)) == 4
+
+
+def test_an_evaluation_set_may_be_cut_to_a_list(tmp_path):
+    opened = open_for_evaluation(flickr(tmp_path / "f"), "flickr", split="val.txt")
+    assert [s.key for s in opened.samples] == ["4_ab"]
+
+
+UNUSED = {
+    "image_folder": ("images", "annotations"),
+    "webdataset": ("images", "annotations", "split"),
+    "clip_benchmark": ("images",),
+    "openmoji": ("images", "annotations"),
+}
+
+
+@pytest.mark.parametrize(("kind", "key"), [(kind, key) for kind, keys in UNUSED.items() for key in keys])
+def test_settings_that_a_format_does_not_use(tmp_path, kind, key):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    evaluated = kind == "clip_benchmark" or key == "split"
+    name = "data.evaluation.s" if evaluated else "data"
+    open_set = open_for_evaluation if evaluated else lambda root, kind, **more: open_source(data(root, kind, **more))
+    with pytest.raises(UserError, match=rf"^{name}\.{key}: format {kind} does not use it; write null$"):
+        open_set(folder, kind, **{key: "x"})
+
+
+def test_missing_image_folders_and_captions_files(tmp_path, no_images):
+    assert_refused(r"data.images: no folder val or images/val .* name the image folder", no_images, "coco")
+    assert_refused(r"data.images: no folder pics in", no_images, "flickr", images="pics")
+    assert_refused(r"data.annotations: .*other.txt does not exist", no_images, "flickr", annotations="other.txt")
+    (no_images / "captions.txt").unlink()
+    assert_refused(r"data.annotations: which file .* holds the captions\? no captions.txt or", no_images, "flickr")
+    write(no_images / "annotations/captions_train.json", "{}")
+    assert_refused(r"several fit \(captions_train.json, captions_val.json\); name it", no_images, "coco")
