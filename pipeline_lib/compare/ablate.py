@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline_lib import tracking
 from pipeline_lib.core import config
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.lineage import revisions
@@ -28,6 +27,7 @@ from pipeline_lib.lineage.revisions import current_experiments, run_command, run
 from pipeline_lib.refine.settings import RefineSettings
 from pipeline_lib.report import page
 from pipeline_lib.results import folders as results
+from pipeline_lib.tracking.describe import code_deps
 
 NAMED = "# Differs from params.yaml in: "  # begins an ablation; then its keys
 FREE = ("refine.", "recipes.")  # what an ablation may set and still share base, shards and teacher cache
@@ -172,7 +172,7 @@ def _look(planned: Planned, scratch: Path) -> Found:
     files = revisions.open_revision(Path(), planned.name)
     revisions.copy(files, ["params.yaml"], scratch)
     commit = files.repo.get_rev()
-    code = ("dvc.yaml", *tracking.code_deps(Path("dvc.yaml")))
+    code = ("dvc.yaml", *code_deps(Path("dvc.yaml")))
     sources = run_command("git", "diff", "--name-only", commit, "--", *code).splitlines()
     return Found(commit, [*differences(planned, scratch / "params.yaml"), *(f"other {path}" for path in sources)])
 

@@ -23,7 +23,6 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw
 
-from pipeline_lib import tracking
 from pipeline_lib.core import config
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.export import hub
@@ -32,7 +31,12 @@ from pipeline_lib.model.features import l2_normalize, row_difference
 from pipeline_lib.report import run as report
 from pipeline_lib.results import folders as results
 from pipeline_lib.shard.settings import ShardSettings
+from pipeline_lib.tracking.client import Client, Record, prepare_environment
+from pipeline_lib.tracking.describe import start_op
+from pipeline_lib.tracking.place import project_root, store_name, store_uri
+from pipeline_lib.tracking.rows import row_of
 from pipeline_lib.tracking.settings import TrackingSettings
+from pipeline_lib.tracking.text import reason, safe_name
 
 log = logging.getLogger(__name__)
 
@@ -83,17 +87,17 @@ def serve_command(store: str, address: str) -> str:
     return f"MLFLOW_TRACKING_URI={uri} mlflow models serve -m {address} --env-manager local -p 5001"
 
 
-def open_store(params_file: Path) -> tracking.Store:
+def open_store(params_file: Path) -> Client:
     """The configured MLflow store.
 
     Raises:
         UserError: It does not answer.
     """
-    root = tracking.project_root(params_file)
-    tracking.prepare_environment("required")
+    root = project_root(params_file)
+    prepare_environment("required")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     with _as_user_error(root, "see to the server and to MLFLOW_TRACKING_URI"):
-        return tracking.Store(root, config.load(params_file, TrackingSettings).experiment)
+        return Client(root, config.load(params_file, TrackingSettings).experiment)
 
 
 def check_names(name: str, alias: str) -> None:
@@ -110,7 +114,7 @@ def check_names(name: str, alias: str) -> None:
         raise UserError(f"--alias: `{alias}` is not allowed; use letters, digits, _ and -, not `latest` and not `v1`")
 
 
-def log_model(subject: Subject, store: tracking.Store, *, name: str = "", alias: str = "") -> Logged:
+def log_model(subject: Subject, store: Client, *, name: str = "", alias: str = "") -> Logged:
     """Log the model, load it back, compare, then register it if `name` is given.
 
     Args:
@@ -124,19 +128,19 @@ def log_model(subject: Subject, store: tracking.Store, *, name: str = "", alias:
         RuntimeError: The logged model does not give the features of the one in memory.
     """
     check_names(name, alias)
-    uri, where = tracking.store_uri(store.root), tracking.store_name(store.root)
+    uri, where = store_uri(store.root), store_name(store.root)
     with _as_user_error(store.root, "export again"), _default_store(uri):
         return _log(subject, store, where, name, alias)
 
 
-def _log(subject: Subject, store: tracking.Store, where: str, name: str, alias: str) -> Logged:
+def _log(subject: Subject, store: Client, where: str, name: str, alias: str) -> Logged:
     import mlflow
     from mlflow.entities import LoggedModelOutput
 
-    start = tracking.describe("export", subject.params_file, {})
+    start = start_op("export", subject.params_file, {})
     row, producer = find_row(subject, store, start)
     tags = {**start["tags"], **_tags(subject, row, producer)}
-    run = store.client.create_run(store.experiment_id, tags=tags, run_name=f"export {subject.name}")
+    run = store.mlflow.create_run(store.experiment_id, tags=tags, run_name=f"export {subject.name}")
     with mlflow.start_run(run_id=run.info.run_id):
         log.info("logging the model to %s", where)
         info = _log_folder(subject)
@@ -144,23 +148,21 @@ def _log(subject: Subject, store: tracking.Store, where: str, name: str, alias: 
         compare(subject, mlflow.pyfunc.load_model(info.model_uri))
         mlflow.log_metrics(_metrics(subject), model_id=info.model_id)
     if row:
-        store.client.log_outputs(row.run_id, [LoggedModelOutput(info.model_id, 0)])
+        store.mlflow.log_outputs(row.run_id, [LoggedModelOutput(info.model_id, 0)])
     made = {"uri": info.model_uri, "run_id": run.info.run_id, "row": row.name if row else "", "store": where}
     registered = _register(subject, info.model_uri, name, alias) if name else {}
     return Logged(**made, **registered, title=subject.title)
 
 
-def find_row(
-    subject: Subject, store: tracking.Store, start: Mapping[str, Any]
-) -> tuple[tracking.Record | None, tracking.Record | None]:
+def find_row(subject: Subject, store: Client, start: Mapping[str, Any]) -> tuple[Record | None, Record | None]:
     """The row of the configuration that the weights belong to, and the run that made them, where the store has them.
 
     It is this configuration's row if that used these weights (made or reused), else the row of the run that made them.
-    `start` is what `tracking.describe` says of this configuration.
+    `start` is what `start_op` says of this configuration.
     """
     stage, digest = subject.made_by
     producer = store.producer(stage, digest)
-    row = store.row_of(dict(start))
+    row = row_of(store, dict(start))
     if row and row.tags.get(f"stage.{stage}.digest") == digest:
         return row, producer
     return (store.run(producer.tags["mlflow.parentRunId"]) if producer else None), producer
@@ -263,7 +265,7 @@ def _labels(subject: Subject) -> dict[str, str]:
     return {"weights_digest": subject.facts["weights_digest"], "license": subject.facts.get("license", "unknown")}
 
 
-def _tags(subject: Subject, row: tracking.Record | None, producer: tracking.Record | None) -> dict[str, str]:
+def _tags(subject: Subject, row: Record | None, producer: Record | None) -> dict[str, str]:
     """Tags of the export's run, named as those of a stage's run."""
     stage, digest = subject.made_by
     tags = {
@@ -283,9 +285,7 @@ def _metrics(subject: Subject) -> dict[str, float]:
     """The headlines under the names that the evaluation logs; none for a mix that was not measured."""
     measured: Mapping[str, Mapping[str, float]] = subject.measured or {}
     return {
-        tracking.safe_name(f"{set_name}/{key}"): value
-        for set_name, values in measured.items()
-        for key, value in values.items()
+        safe_name(f"{set_name}/{key}"): value for set_name, values in measured.items() for key, value in values.items()
     }
 
 
@@ -308,7 +308,7 @@ def _as_user_error(root: Path, remedy: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
-        raise UserError(f"MLflow at {tracking.store_name(root)}: {tracking.reason(error)}; {remedy}") from error
+        raise UserError(f"MLflow at {store_name(root)}: {reason(error)}; {remedy}") from error
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from pipeline_lib.evaluate import scoring, wise_ft
 from pipeline_lib.evaluate.inputs import open_model
 from pipeline_lib.report.inputs import Inputs, read_inputs
 from pipeline_lib.shard.settings import ShardSettings
-from pipeline_lib.tracking.describe import public
+from pipeline_lib.tracking.text import public
 
 STAGE = "export"
 SENTENCES = ("a photo of a cat", "two red circles on white", "the sea at night")  # where a set has no captions

@@ -1,1 +1,1 @@
-"""Where every output came from, across runs, commits and experiments."""
+"""Where every output came from, across runs, commits and experiments: `python -m pipeline_lib.lineage`."""

@@ -1,14 +1,10 @@
-"""MLflow's client for one project: its experiment, finding runs, logging within MLflow's limits.
-
-`MlflowClient` is imported when first used; everything else in this package that talks to MLflow does so through here.
-"""
+"""The client of MLflow: one experiment, the runs in it, and logging within MLflow's limits."""
 
 from __future__ import annotations
 
 import fcntl
 import logging
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass
@@ -16,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline_lib.core.errors import UserError
-from pipeline_lib.tracking import views
-from pipeline_lib.tracking.describe import now, public, store_uri, workspace
+from pipeline_lib.tracking import place, views
+from pipeline_lib.tracking.spool import now
 
 MAX_POINTS, MAX_TEXTS = 800, 100  # for one request; MLflow's limits: 1000 things in all, 100 parameters, 100 tags
 
 
 def prepare_environment(mode: str) -> None:
-    """Short waits where the user has not set others, no telemetry, no chatter; precedes the import of mlflow."""
+    """Set short waits (unless the user has set others), no telemetry, no chatter; call it before importing mlflow."""
     retries, seconds = {"required": ("3", "30")}.get(mode, ("1", "4"))
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", retries)
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", seconds)
@@ -51,11 +47,11 @@ class Record:
 
 
 class Client:
-    """The MLflow experiment of a project.
+    """MLflow's client for the experiment of one project.
 
     Args:
         root: The project's root.
-        experiment: Name of the MLflow experiment, created where it is missing.
+        experiment: Name of the MLflow experiment.
         create: Create the experiment where it is missing.
 
     Raises:
@@ -67,65 +63,62 @@ class Client:
     def __init__(self, root: Path, experiment: str, *, create: bool = True) -> None:
         from mlflow import MlflowClient
 
-        self.root, self._workspace = root, workspace(root)
+        self.root = root
         # A fresh sqlite store is migrated by the constructor, which two processes must not do at once; and MLflow's
         # own experiment, `Default`, keeps its artifacts in what was then the current folder, perhaps a temporary one.
-        with self._locked(), chdir(root):
-            self.client = MlflowClient(store_uri(root), registry_uri=store_uri(root))
+        with self.locked(), chdir(root):
+            self.workspace = place.workspace(root)  # tells the rows of clones that share a store apart
+            self.mlflow = MlflowClient(place.store_uri(root), registry_uri=place.store_uri(root))
             self.experiment_id = self._experiment(experiment, create=create)
 
-    def find(self, tags: Mapping[str, str], *, status: str = "", limit: int = 1) -> list[Record]:
-        """The newest runs with these tags."""
-        filters = [f"tags.`{name}` = {quoted(value)}" for name, value in tags.items()]
-        filters += [f"attributes.status = '{status}'"] if status else []
-        runs = self.client.search_runs(
-            [self.experiment_id], " and ".join(filters), max_results=limit, order_by=["attributes.start_time DESC"]
-        )
-        return [self._record(run) for run in runs]
-
-    def producer(self, stage: str, output: str) -> Record | None:
-        """The newest finished run of `stage` whose output has this digest."""
-        tags = {"kind": "stage", "stage": stage, "out.digest": output}
-        return next(iter(self.find(tags, status="FINISHED")), None)
-
-    @staticmethod
-    def _record(run: Any) -> Record:
-        info, data = run.info, run.data
-        deleted = info.lifecycle_stage == "deleted"
-        return Record(
-            info.run_id, info.run_name, info.status, data.tags, data.metrics, data.params, info.start_time, deleted
-        )
-
-    def run(self, run_id: str) -> Record:
-        """A run by its id."""
-        return self._record(self.client.get_run(run_id))
-
     def _experiment(self, name: str, *, create: bool) -> str:
-        """The experiment's id. Its artifacts get an explicit place; the default is the current folder, which may go."""
         from mlflow.exceptions import MlflowException
 
-        found = self.client.get_experiment_by_name(name)
+        found = self.mlflow.get_experiment_by_name(name)
         if found is None and not create:
             raise LookupError(f"it has no experiment {name} yet")
         if found is None:
             try:
-                return self.client.create_experiment(name, artifact_place(self.root), views.experiment_tags(now()))
+                location = place.artifact_location(self.root)
+                return self.mlflow.create_experiment(name, location, views.experiment_tags(now()))
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
-                found = self.client.get_experiment_by_name(name)  # another machine was faster
+                found = self.mlflow.get_experiment_by_name(name)  # another machine was faster
         if found.lifecycle_stage != "active":
             raise UserError(f"tracking.experiment: `{name}` was deleted; restore it in MLflow or choose another name")
         return found.experiment_id
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """One process of this project at a time: for creating the store and for finding or creating a row."""
+    def locked(self) -> Iterator[None]:
+        """Let one process of this project at a time make the store, or find and create a row."""
         with (self.root / "mlflow.db.lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
-    def _log(
+    def run(self, run_id: str) -> Record:
+        """Return a run by its id."""
+        return _record(self.mlflow.get_run(run_id))
+
+    def find(self, tags: Mapping[str, str], *, status: str = "", limit: int = 1) -> list[Record]:
+        """List the newest runs with these tags (and this status), at most `limit`."""
+        filters = [f"tags.`{name}` = {_quoted(value)}" for name, value in tags.items()]
+        filters += [f"attributes.status = '{status}'"] if status else []
+        runs = self.mlflow.search_runs(
+            [self.experiment_id], " and ".join(filters), max_results=limit, order_by=["attributes.start_time DESC"]
+        )
+        return [_record(run) for run in runs]
+
+    def producer(self, stage: str, output: str) -> Record | None:
+        """Return the newest finished run of `stage` whose output has the digest `output`; None if there is none."""
+        tags = {"kind": "stage", "stage": stage, "out.digest": output}
+        return next(iter(self.find(tags, status="FINISHED")), None)
+
+    def create(self, name: str, began: int, tags: Mapping[str, str]) -> Record:
+        """Create a run."""
+        return _record(self.mlflow.create_run(self.experiment_id, began, tags, name))
+
+    def log(
         self,
         run_id: str,
         *,
@@ -140,47 +133,29 @@ class Client:
         texts = [Param(name, value) for name, value in (params or {}).items()]
         labels = [RunTag(name, value[:8000]) for name, value in (tags or {}).items()]
         while metrics or texts or labels:
-            self.client.log_batch(run_id, metrics[:MAX_POINTS], texts[:MAX_TEXTS], labels[:MAX_TEXTS])
+            self.mlflow.log_batch(run_id, metrics[:MAX_POINTS], texts[:MAX_TEXTS], labels[:MAX_TEXTS])
             metrics, texts, labels = metrics[MAX_POINTS:], texts[MAX_TEXTS:], labels[MAX_TEXTS:]
 
-    def _log_missing(self, run: Record, params: Mapping[str, str]) -> None:
+    def log_missing(self, run: Record, params: Mapping[str, str]) -> None:
         """Log the parameters that the run does not have; those that it has cannot be changed."""
-        self._log(run.run_id, params={name: value for name, value in params.items() if name not in run.params})
+        self.log(run.run_id, params={name: value for name, value in params.items() if name not in run.params})
 
 
 def store_errors() -> type[Exception]:
-    """What MLflow raises, whether a server or a database failed."""
+    """Return the exception that MLflow raises, whether a server or a database failed."""
     from mlflow.exceptions import MlflowException
 
     return MlflowException
 
 
-def quoted(value: str) -> str:
-    """A text in MLflow's filters, which know no escape sign."""
+def _record(run: Any) -> Record:
+    info, data = run.info, run.data
+    deleted = info.lifecycle_stage == "deleted"
+    return Record(
+        info.run_id, info.run_name, info.status, data.tags, data.metrics, data.params, info.start_time, deleted
+    )
+
+
+def _quoted(value: str) -> str:
+    """Quote a text for MLflow's filters, which know no escape sign."""
     return f'"{value}"' if "'" in value else f"'{value}'"
-
-
-def artifact_place(root: Path) -> str | None:
-    """Where the artifacts of a new experiment go: beside a database that is a file; a server knows itself (None)."""
-    uri = store_uri(root)
-    if uri.split(":")[0] in ("http", "https", "databricks"):
-        return None
-    folder = Path(uri.removeprefix("sqlite:///")).parent if uri.startswith("sqlite:///") else root
-    return (folder / "mlartifacts").as_uri()
-
-
-def reason(error: Exception) -> str:
-    """The heart of an exception, fit for one line: HTTP and database errors wrap theirs three times."""
-    text = str(error)
-    if "timed out" in text.lower():
-        return "no answer in time"
-    for pattern in (
-        r"\[Errno -?\d+\] ([\w ]+)",
-        r"Error\(\d+, '([\w ]+)'\)",
-        r"\(\w+\.\w*Error\) (.+)",
-        r"Caused by \w+\('([\w ]+)'",
-        r"Caused by (\w+)",
-    ):
-        if found := re.search(pattern, text):
-            return public(found[1])
-    return public(text.splitlines()[0])[:200] if text else type(error).__name__

@@ -1,175 +1,192 @@
-"""Rows: one run per configuration, which stands for its stages and shows their states and headline numbers."""
+"""Rows: one MLflow run a configuration, parent of its stages' runs, with their states and headline numbers as its own.
+
+A row has for each stage the tags `stage.<name>` (executed, reused, running, failed or killed), `.run_id` and `.digest`.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from pipeline_lib.tracking import views
 from pipeline_lib.tracking.client import Client, Record
-from pipeline_lib.tracking.describe import now
-from pipeline_lib.tracking.spool import Op, Spool
+from pipeline_lib.tracking.spool import Op, Spool, now
 
 DONE = ("executed", "reused")
 STATES = {"FINISHED": "executed", "FAILED": "failed", "KILLED": "killed"}
 
 
-class Rows(Client):
-    """The rows of a project."""
+def row_of(client: Client, start: Op) -> Record | None:
+    """Return the newest row of a configuration in this workspace; for a DVC experiment, the one with its name."""
+    experiment = ("dvc.exp_name", "dvc.exp_baseline") if "dvc.exp_name" in start["tags"] else ()
+    return _newest(client, start, "pipeline.config", *experiment)
 
-    def _close_row(self, row: Record, time: int) -> None:
-        """End a row as the worst of its stages did."""
-        states = {value for name, value in row.tags.items() if re.fullmatch(r"stage\.[^.]+", name)}
-        status = next((status for status in ("FAILED", "KILLED") if STATES[status] in states), "FINISHED")
-        if status != row.status:
-            self.client.set_terminated(row.run_id, status, time)
 
-    def _is_superseded(self, row: Record, op: Op) -> bool:
-        """Whether a later run of the stage is in the row already: this one was delivered late."""
-        later = row.tags.get(f"stage.{op['stage']}.run_id", "unknown")
-        if later == "unknown":
-            return False
-        run = self.run(later)
-        return run.began > op["time"] and run.tags.get("run.uid") != op["uid"]
+def find_or_create(client: Client, start: Op) -> Record:
+    """Return the newest row of the configuration, or a new one if that has an output of this stage already."""
+    row = _newest(client, start, "pipeline.key")
+    free = row and (row.tags.get(f"stage.{start['stage']}") not in DONE or is_superseded(client, row, start))
+    return row if row and free else _create(client, start)
 
-    def _forget_error(self, row: Record, stage: str) -> None:
-        """The stage that left the row's error goes on, or its output is there after all."""
-        if row.tags.get("error", "").startswith(f"{stage} "):
-            self.client.delete_tag(row.run_id, "error")
 
-    def join(self, op: Op) -> Record:
-        """The row that this stage belongs to: the newest of its configuration, or a new one if that has the stage."""
-        newest = self._newest_row(op, "pipeline.key")
-        free = newest and (newest.tags.get(f"stage.{op['stage']}") not in DONE or self._is_superseded(newest, op))
-        return newest if newest and free else self._create_row(op)
+def _newest(client: Client, start: Op, *names: str) -> Record | None:
+    tags = {"kind": "pipeline", "pipeline.workspace": client.workspace, **{n: start["tags"][n] for n in names}}
+    return next(iter(client.find(tags)), None)
 
-    def row_of(self, op: Op) -> Record | None:
-        """The newest row of this configuration in this workspace, under this name if it is a DVC experiment."""
-        experiment = ("dvc.exp_name", "dvc.exp_baseline") if "dvc.exp_name" in op["tags"] else ()
-        return self._newest_row(op, "pipeline.config", *experiment)
 
-    def _newest_row(self, op: Op, *names: str) -> Record | None:
-        tags = {"kind": "pipeline", "pipeline.workspace": self._workspace, **{n: op["tags"][n] for n in names}}
-        return next(iter(self.find(tags)), None)
+def _create(client: Client, start: Op) -> Record:
+    tags = {
+        "kind": "pipeline",
+        "pipeline.workspace": client.workspace,
+        "row.uid": start["uid"],
+        "mlflow.source.name": "dvc.yaml",
+        "mlflow.note.content": start["note"],
+        **start["tags"],
+    }
+    return client.create(start["row"], start["time"], tags)
 
-    def fill(self, op: Op, outputs: Mapping[str, str], headlines: Mapping[str, float | str]) -> Record | None:
-        """Complete the row of a configuration whose outputs are all there, by whatever means they came.
 
-        Args:
-            op: `describe` of any stage.
-            outputs: Digest of the output's manifest, by stage.
-            headlines: What the report's own file says, for a row whose report no run of this store made.
-
-        Returns:
-            The newest row of the configuration, or a new one; None where the store knows none of the outputs.
-        """
-        with self._locked():
-            known = self.row_of(op)
-            if known is None and not any(self.producer(stage, output) for stage, output in outputs.items()):
-                return None
-            row = known or self._create_row(op)
-            for stage, output in outputs.items():
-                self.mark_reused(self.run(row.run_id), stage, output)
-            self._log(row.run_id, tags={"dvc.lock": op["tags"].get("dvc.lock", "")})
-            self._log_missing(row, op["params"])
-            self._fill_headlines(self.run(row.run_id), headlines)
-            filled = self.run(row.run_id)
-            for stage in outputs:
-                if filled.tags.get(f"stage.{stage}") in DONE:
-                    self._forget_error(filled, stage)
-            if known is None or known.status != "RUNNING":
-                self._close_row(filled, now())
-            self._name_unknown(outputs)
-        return self.run(row.run_id)
-
-    def _fill_headlines(self, row: Record, headlines: Mapping[str, float | str]) -> None:
-        missing = {name: v for name, v in headlines.items() if name not in row.metrics and name not in row.tags}
-        numbers = {name: value for name, value in missing.items() if not isinstance(value, str)}
-        texts = {name: value for name, value in missing.items() if isinstance(value, str)}
-        if missing:
-            points = [[name, value, None, now()] for name, value in numbers.items()]
-            self._log(row.run_id, points=points, tags={**texts, "headlines.from": "the report's file"})
-            self._show(list(numbers))
-
-    def mark_reused(self, row: Record, stage: str, output: str) -> str:
-        """Mark `stage`, and what its output came from, as reused on the row, unless the row executed it.
-
-        Returns:
-            The run that made the output; `unknown` where the store has none (another store has, or it is in a spool).
-        """
-        tag = f"stage.{stage}"
-        known = row.tags.get(f"{tag}.run_id", "unknown")
-        if row.tags.get(tag) in DONE and row.tags.get(f"{tag}.digest") == output and known != "unknown":
-            return known
-        if self._is_waiting(row, stage, output):
-            return "unknown"
-        made_by = self.producer(stage, output)
-        run_id = made_by.run_id if made_by else "unknown"
-        if row.tags.get(tag) != "executed":
-            self._log(row.run_id, tags={tag: "reused", f"{tag}.run_id": run_id, f"{tag}.digest": output})
-        if made_by is not None:
-            self._promote(made_by, row)
-            for further, digest in upstream_of(made_by).items():
-                self.mark_reused(self.run(row.run_id), further, digest)
-        return run_id
-
-    def _is_waiting(self, row: Record, stage: str, output: str) -> bool:
-        """Whether the stage was executed for this row, and the run that says so is still to be sent."""
-        for spool in Spool.all(self.root):
-            first, key = spool.first(), row.tags["pipeline.key"]
-            ours = first and first["stage"] == stage and first["tags"]["pipeline.key"] == key
-            if ours and any(op["op"] == "output" and op["digest"] == output for op, _ in spool.read()):
-                return True
+def is_superseded(client: Client, row: Record, start: Op) -> bool:
+    """Return whether the row names a later run of the same stage, so that this one was delivered late."""
+    later = row.tags.get(f"stage.{start['stage']}.run_id", "unknown")
+    if later == "unknown":
         return False
+    run = client.run(later)
+    return run.began > start["time"] and run.tags.get("run.uid") != start["uid"]
 
-    def _create_row(self, op: Op) -> Record:
-        tags = {
-            "kind": "pipeline",
-            "pipeline.workspace": self._workspace,
-            "row.uid": op["uid"],
-            "mlflow.source.name": "dvc.yaml",
-            "mlflow.note.content": op["note"],
-            **op["tags"],
-        }
-        return self._record(self.client.create_run(self.experiment_id, op["time"], tags, op["row"]))
 
-    def _promote(self, made_by: Record, row: Record) -> None:
-        """Copy a reused run's headlines to the row, where they are missing."""
-        names = [name for name in headlines_of(made_by) if name not in row.metrics and name not in row.tags]
-        points = [[name, made_by.metrics[name], None, now()] for name in names if name in made_by.metrics]
-        texts = {name: made_by.tags[name] for name in names if name in made_by.tags}
-        self._log(row.run_id, points=points, tags=texts)
+def clear_error(client: Client, row: Record, stage: str) -> None:
+    """Remove the row's error if `stage` left it, since that goes on, or its output is there after all."""
+    if row.tags.get("error", "").startswith(f"{stage} "):
+        client.mlflow.delete_tag(row.run_id, "error")
 
-    def _show(self, metrics: Sequence[str]) -> None:
-        """Give these metrics of rows a column each in the experiment's view."""
-        known = self.client.get_experiment(self.experiment_id).tags
-        for name, view in views.configurations(known, metrics, now()).items():
-            self.client.set_experiment_tag(self.experiment_id, name, view)
 
-    def _link_upstream(self, row: Record, run_id: str, op: Op) -> None:
-        tags = {}
-        for stage, output in op["upstream"].items():
-            tags[f"upstream.{stage}.digest"] = output
-            tags[f"upstream.{stage}.run_id"] = self.mark_reused(self.run(row.run_id), stage, output)
-        self._log(run_id, tags=tags)
+def end(client: Client, row_id: str, time: int) -> None:
+    """End a row with the worst status among its stages: FAILED, else KILLED, else FINISHED."""
+    row = client.run(row_id)
+    states = {value for name, value in row.tags.items() if re.fullmatch(r"stage\.[^.]+", name)}
+    status = next((status for status in ("FAILED", "KILLED") if STATES[status] in states), "FINISHED")
+    if status != row.status:
+        client.mlflow.set_terminated(row_id, status, time)
 
-    def _name_unknown(self, outputs: Mapping[str, str]) -> None:
-        """Fill in the producers of these outputs that runs could not know, because they were delivered later."""
+
+def add_columns(client: Client, metrics: Iterable[str]) -> None:
+    """Give these metrics a column each in the experiment's view of rows."""
+    tags = client.mlflow.get_experiment(client.experiment_id).tags
+    for name, view in views.configurations(tags, metrics, now()).items():
+        client.mlflow.set_experiment_tag(client.experiment_id, name, view)
+
+
+def mark_reused(client: Client, row_id: str, stage: str, output: str) -> str:
+    """Mark `stage` and, through the run that made its output, the stages before it as reused, but for executed ones.
+
+    Headlines of the runs that made the outputs are promoted: copied to the row where it has none of that name.
+
+    Returns:
+        The id of the run that made the output; `unknown` where this store has none (it is in another, or in a spool).
+    """
+    row, tag = client.run(row_id), f"stage.{stage}"
+    known = row.tags.get(f"{tag}.run_id", "unknown")
+    if row.tags.get(tag) in DONE and row.tags.get(f"{tag}.digest") == output and known != "unknown":
+        return known
+    if _is_spooled(client, row, stage, output):
+        return "unknown"
+    producer = client.producer(stage, output)
+    run_id = producer.run_id if producer else "unknown"
+    if row.tags.get(tag) != "executed":
+        client.log(row_id, tags={tag: "reused", f"{tag}.run_id": run_id, f"{tag}.digest": output})
+    if producer is not None:
+        found: dict[str, float | str] = {**producer.tags, **producer.metrics}
+        _add_headlines(client, row, {name: found[name] for name in headlines_of(producer) if name in found})
+        for before, digest in _upstream_of(producer).items():
+            mark_reused(client, row_id, before, digest)
+    return run_id
+
+
+def _is_spooled(client: Client, row: Record, stage: str, output: str) -> bool:
+    """Return whether a run of this row made the output, and is still to be sent."""
+    for spool in Spool.all(client.root):
+        start, key = spool.first(), row.tags["pipeline.key"]
+        ours = start and start["stage"] == stage and start["tags"]["pipeline.key"] == key
+        if ours and any(op["op"] == "output" and op["digest"] == output for op, _ in spool.read()):
+            return True
+    return False
+
+
+def _add_headlines(
+    client: Client, row: Record, values: Mapping[str, float | str], tags: Mapping[str, str] | None = None
+) -> list[str]:
+    """Log the headlines that the row lacks, with further `tags` if it lacks any; return the names of the numbers."""
+    missing = {name: v for name, v in values.items() if name not in row.metrics and name not in row.tags}
+    texts = {name: value for name, value in missing.items() if isinstance(value, str)}
+    numbers = [name for name in missing if name not in texts]
+    if missing:
+        points = [[name, missing[name], None, now()] for name in numbers]
+        client.log(row.run_id, points=points, tags={**texts, **(tags or {})})
+    return numbers
+
+
+def complete(
+    client: Client, start: Op, outputs: Mapping[str, str], headlines: Mapping[str, float | str]
+) -> Record | None:
+    """Complete the row of a configuration whose outputs are all there, whether runs, DVC's caches or a pull made them.
+
+    Args:
+        client: The store.
+        start: `describe.start_op` of any stage.
+        outputs: Digest of the output's manifest, by stage.
+        headlines: The numbers of the report's file, for a row whose report no run in this store made.
+
+    Returns:
+        The newest row of the configuration, or a new one; None where the store knows none of the outputs.
+    """
+    with client.locked():
+        known = row_of(client, start)
+        if known is None and not any(client.producer(stage, output) for stage, output in outputs.items()):
+            return None
+        row = known or _create(client, start)
         for stage, output in outputs.items():
-            waiting = {f"upstream.{stage}.run_id": "unknown", f"upstream.{stage}.digest": output}
-            children = self.find({"pipeline.workspace": self._workspace, **waiting}, limit=100)
-            if children and (found := self.producer(stage, output)):
-                for child in children:
-                    self._log(child.run_id, tags={f"upstream.{stage}.run_id": found.run_id})
+            mark_reused(client, row.run_id, stage, output)
+        client.log(row.run_id, tags={"dvc.lock": start["tags"].get("dvc.lock", "")})
+        client.log_missing(row, start["params"])
+        origin = {"headlines.from": "the report's file"}
+        if added := _add_headlines(client, client.run(row.run_id), headlines, origin):
+            add_columns(client, added)
+        row = client.run(row.run_id)
+        for stage in outputs:
+            if row.tags.get(f"stage.{stage}") in DONE:
+                clear_error(client, row, stage)
+        if known is None or known.status != "RUNNING":
+            end(client, row.run_id, now())
+        _name_producers(client, outputs)
+    return client.run(row.run_id)
+
+
+def link_upstream(client: Client, row_id: str, run_id: str, upstream: Mapping[str, str]) -> None:
+    """Name on a stage's run the digests that it read and the runs that made them, and mark those stages on its row."""
+    tags = {}
+    for stage, output in upstream.items():
+        tags[f"upstream.{stage}.digest"] = output
+        tags[f"upstream.{stage}.run_id"] = mark_reused(client, row_id, stage, output)
+    client.log(run_id, tags=tags)
+
+
+def _name_producers(client: Client, outputs: Mapping[str, str]) -> None:
+    """Name the runs that made these outputs on the runs that read them before the store had the first."""
+    for stage, output in outputs.items():
+        waiting = {f"upstream.{stage}.run_id": "unknown", f"upstream.{stage}.digest": output}
+        readers = client.find({"pipeline.workspace": client.workspace, **waiting}, limit=100)
+        if readers and (found := client.producer(stage, output)):
+            for reader in readers:
+                client.log(reader.run_id, tags={f"upstream.{stage}.run_id": found.run_id})
 
 
 def headlines_of(run: Record) -> list[str]:
-    """The names of a run's headline numbers, which stand in as many tags as they need."""
+    """List the names of a run's headlines, from its tags `headline.0`, `headline.1`, ..."""
     pages = sorted((tag for tag in run.tags if tag.startswith("headline.")), key=lambda tag: int(tag.split(".")[1]))
     return [name for page in pages for name in run.tags[page].splitlines()]
 
 
-def upstream_of(run: Record) -> dict[str, str]:
-    """The digests that a stage's run read, by stage."""
+def _upstream_of(run: Record) -> dict[str, str]:
     found = (re.fullmatch(r"upstream\.(.+)\.digest", name) for name in run.tags)
     return {match[1]: run.tags[match[0]] for match in found if match}

@@ -1,11 +1,10 @@
-"""The run that a stage logs to: the null object, and the one that writes to a spool and never waits for the store."""
+"""The run that a stage logs to: `Run`, which does nothing, and `TrackedRun`, which appends to a spool."""
 
 from __future__ import annotations
 
 import functools
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -15,63 +14,56 @@ from typing import Any
 from pipeline_lib.core import config, runtime
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.tracking.client import prepare_environment
-from pipeline_lib.tracking.describe import (
-    describe,
-    is_remote,
-    now,
-    project_root,
-    public,
-    safe_name,
-    store_name,
-    store_uri,
-)
+from pipeline_lib.tracking.describe import start_op
+from pipeline_lib.tracking.place import project_root, store_name, store_uri
 from pipeline_lib.tracking.sender import Sender
 from pipeline_lib.tracking.settings import TrackingSettings
-from pipeline_lib.tracking.spool import Op, Spool
+from pipeline_lib.tracking.spool import Op, Spool, now
+from pipeline_lib.tracking.text import public, safe_name
 
 log = logging.getLogger("pipeline_lib.tracking")
 
 SYNC = "python -m pipeline_lib.lineage sync"
-WAIT_REMOTE, WAIT_LOCAL = 8.0, 60.0  # longest wait for the store at a run's end in `best_effort`; seconds
-RESUME_PATIENCE = 10.0  # seconds in which the sender of a killed process has delivered what that left
+WAIT_REMOTE, WAIT_LOCAL = 8.0, 60.0  # seconds; longest wait at the end in `best_effort` (a new local store is slow)
+RESUME_PATIENCE = 10.0  # seconds that the sender of a killed process gets to deliver what that left
 
 
 class Run:
-    """What a stage logs to. This base class is the null object: every method does nothing."""
+    """What a stage logs to. This base class is what `disabled` gives: every method does nothing."""
 
     run_id: str = ""  # what `resume` takes; put it into a checkpoint
 
     @property
     def info(self) -> str:
-        """One line: where it went."""
+        """One line for the log: where the run went."""
         return "tracking disabled"
 
     def log_metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
-        """Add points to the curves of this run; buffered, sent in batches by a process of its own."""
+        """Add points to the curves of this run; another process sends them, in batches."""
 
     def headline(self, values: Mapping[str, float | str]) -> None:
-        """Log the few final numbers by which configurations are compared, here and on the row; text becomes a tag."""
+        """Log the few final numbers by which configurations are compared, on run and row; text becomes a tag."""
 
     def log_artifact(self, path: Path, folder: str = "") -> None:
         """Keep a copy of the file `path` below `folder` of the run's artifacts (the file may vanish afterwards)."""
 
     def dataset(self, name: str, digest: str, context: str) -> None:
-        """Name a data set that this run reads (an MLflow input); `context` says what for: `refine`, `val`, ..."""
+        """Log a data set that this run reads (an MLflow input); `context` says what for: `refine`, `val`, ..."""
 
     def output(self, digest: str) -> None:
-        """The digest of the output folder's manifest: the name under which later stages find this run."""
+        """Log the digest of the output folder's manifest, by which later stages find this run."""
 
     def flush(self) -> None:
         """Make all that was logged durable (on the disk; the store has it soon after). Call it before a checkpoint."""
 
     def check(self) -> None:
-        """Raise if the store is required and failed. Call it after a checkpoint, so that nothing is lost by it."""
+        """Raise UserError if the store is required and failed. Call it after a checkpoint, so that nothing is lost."""
 
     def settle(self) -> None:
-        """Wait until a store that is required has all of this. Call it while what the stage made can still be kept."""
+        """Wait until a required store has everything. Call it while what the stage made can still be kept."""
 
     def resume(self, run_id: str) -> None:
-        """Go on with the run of a checkpoint (its `run_id`) instead of this new one; call it before logging points."""
+        """Go on with the run of a checkpoint (its `run_id`) instead of this new one. Call it before logging points."""
 
 
 @contextmanager
@@ -95,7 +87,7 @@ def stage_run(stage: str, params_file: Path, *, upstream: Mapping[str, str] | No
     if settings.mode == "disabled" or rank != 0:
         yield Run()
         return
-    run = TrackedRun(project_root(params_file), settings, describe(stage, params_file, upstream or {}))
+    run = TrackedRun(project_root(params_file), settings, start_op(stage, params_file, upstream or {}))
     run.begin()
     try:
         yield run
@@ -107,7 +99,7 @@ def stage_run(stage: str, params_file: Path, *, upstream: Mapping[str, str] | No
 
 
 def status_of(error: BaseException) -> str:
-    """MLflow's word for how a stage ended; a signal (Ctrl-C, exit code above 128) is KILLED."""
+    """Return MLflow's status for a stage that raised `error`; a signal (Ctrl-C, exit code above 128) is KILLED."""
     if isinstance(error, SystemExit):
         code = error.code
         return "FINISHED" if not code else "KILLED" if isinstance(code, int) and code > 128 else "FAILED"
@@ -115,7 +107,7 @@ def status_of(error: BaseException) -> str:
 
 
 def _guarded(method: Callable[..., None]) -> Callable[..., None]:
-    """In `best_effort`, let nothing that tracking does reach the stage, and say once what failed."""
+    """Wrap a method so that in `best_effort` no error of it reaches the stage; log its first one."""
 
     @functools.wraps(method)
     def call(self: TrackedRun, *arguments: Any, **named: Any) -> None:
@@ -136,12 +128,12 @@ def _guarded(method: Callable[..., None]) -> Callable[..., None]:
 
 
 class TrackedRun(Run):
-    """A run that writes to its spool, which a process of its own sends to the store."""
+    """A run that appends to its spool, which a process of its own sends to the store."""
 
     def __init__(self, root: Path, settings: TrackingSettings, start: Op) -> None:
         self.required = settings.mode == "required"
-        self.broken = self._said = False
-        self._failed: set[str] = set()  # methods whose failure has been said
+        self.broken = self._warned = False
+        self._failed: set[str] = set()  # methods whose failure has been logged
         self.run_id = start["uid"]
         self._root, self._settings, self._start = root, settings, start
         self._spool = Spool.of(root, start["stage"], start["uid"])
@@ -150,7 +142,7 @@ class TrackedRun(Run):
 
     @property
     def info(self) -> str:
-        """One line: where it went."""
+        """One line for the log: where the run went."""
         where = store_name(self._root)
         if self._sender and self._sender.error is None:
             return f"MLflow run {self._start['stage']} of {self._start['row']} in {where}"
@@ -164,10 +156,7 @@ class TrackedRun(Run):
         self._spool.open()
         self._spool.append(self._start)
         self._sender = Sender.take()
-        options = {"strict": self.required, "system_metrics": self._settings.system_metrics}
-        number = self._sender.send(
-            self._spool, self._root, self._settings.experiment, failed=self._say_failed, **options
-        )
+        number = self._send(self._sender)
         if self.required:
             self._sender.wait(number, None)
             if self._sender.error:
@@ -175,6 +164,10 @@ class TrackedRun(Run):
                 self._spool.delete()
                 self.check()
         self._began = time.monotonic()
+
+    def _send(self, sender: Sender) -> int:
+        options = {"strict": self.required, "system_metrics": self._settings.system_metrics}
+        return sender.send(self._spool, self._root, self._settings.experiment, failed=self._warn_failed, **options)
 
     @_guarded
     def log_metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
@@ -191,9 +184,7 @@ class TrackedRun(Run):
     @_guarded
     def log_artifact(self, path: Path, folder: str = "") -> None:
         """See `Run`."""
-        copy = self._spool.place(path.name)
-        shutil.copyfile(path, copy)
-        self._spool.append({"op": "artifact", "file": self._spool.name_of(copy), "folder": folder})
+        self._spool.append({"op": "artifact", "file": self._spool.keep(path), "folder": folder})
 
     @_guarded
     def dataset(self, name: str, digest: str, context: str) -> None:
@@ -212,7 +203,7 @@ class TrackedRun(Run):
 
     @_guarded
     def resume(self, run_id: str) -> None:
-        """See `Run`. What was said about this new run is said about the resumed one instead; the new one is dropped."""
+        """See `Run`. What was logged to the new run so far is logged to the resumed one, and the new one is dropped."""
         old, new = self._spool, Spool.of(self._root, self._start["stage"], run_id)
         if not run_id or run_id == self.run_id:
             return
@@ -223,26 +214,22 @@ class TrackedRun(Run):
             if op["op"] == "start":
                 op |= {"uid": run_id, "resumed": True}
             elif op["op"] == "artifact":
-                op["file"] = new.name_of(old.file_of(op).rename(new.place(op["file"])))
+                op["file"] = new.keep(old.file_of(op))
             new.append(op)
-        old.append({"op": "dropped"})  # whoever sends it: the sender now, or `sync` where that does not get to it
+        old.append({"op": "dropped"})  # the sender deletes the run now, or `sync` later
         self.run_id, self._spool = run_id, new
         if self._sender:
-            self._sender.resume(new)
+            self._send(self._sender)
         old.close()
 
     def end(self, status: str, message: str = "") -> None:
-        """Close the run and wait (shortly, in `best_effort`) until the store has everything.
-
-        Raises:
-            UserError: `tracking.mode` is `required` and the store failed.
-        """
+        """Close the run and wait, in `best_effort` shortly, until the store has everything; see `check` for errors."""
         seconds = round(time.monotonic() - self._began, 3)
         op = {"op": "end", "status": status, "message": message, "seconds": seconds, "time": now()}
         self._append_end(op)
         if self._sender is None or self.broken:
             return
-        far = is_remote(store_uri(self._root)) or self._sender.error  # a near one needs long for its first tables only
+        far = self._sender.error or not store_uri(self._root).startswith("sqlite:")
         wait = None if self.required else WAIT_REMOTE if far else WAIT_LOCAL
         if self._sender.wait(self._sender.end(op), wait):
             self._sender.give_back()
@@ -257,7 +244,7 @@ class TrackedRun(Run):
             name = os.environ.get("DVC_STAGE", self._start["stage"])
             self.check(f"; what the stage made is whole, `dvc commit {name}` keeps it")
         self.check()
-        self._say_failed()
+        self._warn_failed()
 
     def settle(self) -> None:
         """See `Run`."""
@@ -271,25 +258,21 @@ class TrackedRun(Run):
         self._spool.sync()
 
     def check(self, further: str = "") -> None:
-        """See `Run`.
-
-        Raises:
-            UserError: The store is required and failed; the message holds reason, remedy, and what is `further`.
-        """
+        """See `Run`; the error names reason and remedy, and ends with `further`."""
         if self.required and self._sender and self._sender.error:
             raise UserError(
                 f"tracking.mode: `required`, but MLflow at {store_name(self._root)} failed ({self._sender.error}); see "
                 f"to the server and to MLFLOW_TRACKING_URI, or set tracking.mode to best_effort, and run again{further}"
             )
 
-    def _say_failed(self) -> None:
-        """Once, whatever happens how often."""
-        if not self.required and not self._said:
-            self._said = True
+    def _warn_failed(self) -> None:
+        """Log once, in `best_effort`, that what is logged stays in the spool."""
+        if not self.required and not self._warned:
+            self._warned = True
             log.warning("%s", self.info)
 
 
 def _points(values: Mapping[str, float], step: int | None) -> list[tuple[str, float, int | None, int]]:
-    """Points as (name, value, step, time)."""
+    """Return points as (name, value, step, time)."""
     at = now()
     return [(safe_name(name), float(value), step, at) for name, value in values.items()]

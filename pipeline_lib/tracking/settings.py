@@ -9,15 +9,19 @@ from pipeline_lib.core.schema import section
 
 @section("tracking")
 class TrackingSettings:
-    """MLflow. The server's address and credentials come from the environment, never from here."""
+    """What is logged to MLflow.
+
+    The server's address (MLFLOW_TRACKING_URI) and credentials come from the environment, never from here; without an
+    address everything goes to `mlflow.db` in the project's root.
+    """
 
     mode: Literal["required", "best_effort", "disabled"]
-    """Required: a stage fails if the server is lost; best_effort: what the server does not take is kept and sent later;
-    disabled: nothing is logged.
+    """What happens when MLflow cannot be reached. `required`: the stage fails. `best_effort`: the stage goes on, and
+    what could not be sent is kept until `python -m pipeline_lib.lineage sync` sends it. `disabled`: nothing is logged.
     """
 
     experiment: str
-    """Name of the MLflow experiment."""
+    """The name of the MLflow experiment to which runs are logged. It is created if it does not exist."""
 
     system_metrics: bool
-    """True: the machine's load (CPU, memory, GPU) as well."""
+    """Whether the load of the machine (processor, memory, disk, network, GPU) is logged as well, every ten seconds."""

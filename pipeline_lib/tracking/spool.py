@@ -1,8 +1,30 @@
-"""The write-ahead file of one tracked run: a line per operation, kept until the tracking store has taken all of them.
+"""The spool: a write-ahead file of what one run logged, kept until the MLflow store has taken all of it.
 
-`.tracking-spool/<stage>-<id>.jsonl`, and a folder of the same name with the files to upload. The process that logs
-holds a lock on the file, so that a later delivery leaves living runs alone. A torn last line (the process was killed
-while writing) is passed over. Knows nothing of MLflow.
+`.tracking-spool/<stage>-<id>.jsonl` holds one operation a line, and the folder of the same name copies of the files to
+upload. Whoever appends holds a lock on the file, so that a delivery leaves living runs alone. A line torn by a kill is
+skipped. The operations, each {"op": its name} with these fields (a point is [name, value, step or null, time], a time
+is in milliseconds since 1970):
+
+op        fields                      written when, by whom              why carrying it out twice equals once
+--------  --------------------------  ---------------------------------  ----------------------------------------------
+start     uid stage time row note     first, by the stage; again with    the run is found by its tag `run.uid`, the row
+          params tags source about    `resumed`: true by a process that  by its configuration; what repeated requests
+          upstream [resumed]          goes on with the run               made for one uid is deleted at `end`
+metrics   points                      any time, by the stage             points whose name and step (if null: time) the
+                                                                         run has are left out
+headline  points texts                any time, by the stage             equal points are one in MLflow; tags are set
+artifact  file (of the folder)        any time, by the stage             the same file is uploaded to the same place
+          folder (in MLflow)
+dataset   name digest context         any time, by the stage             MLflow knows an input by name and digest
+output    digest                      any time, by the stage             a tag is set
+end       status message time         last, by the stage; as KILLED      no second point of `seconds` with one time;
+          [seconds]                   without seconds by who delivers    the status is set
+dropped                               instead of `end`, by a stage that  the run is deleted, with a row that was made
+                                      resumes another run                for it alone, if they are still there
+
+A sender process (`delivery.main`) reads the spool while the stage appends; `lineage sync` (`delivery.deliver`) reads
+one whose stage is gone. Both go from the first line to the last. A delivery that was cut off anywhere is repeated from
+the first line, and the spool is removed when the store has everything. This module knows nothing of MLflow.
 """
 
 from __future__ import annotations
@@ -22,11 +44,16 @@ from typing import IO, Any
 from pipeline_lib.core.errors import UserError
 
 HOME = ".tracking-spool"
-Op = dict[str, Any]  # one line; "op" names the operation
+Op = dict[str, Any]  # one line of the table above
+
+
+def now() -> int:
+    """Return the milliseconds since 1970, as MLflow counts time."""
+    return time.time_ns() // 1_000_000
 
 
 def lock(file: IO[bytes], kind: int) -> bool:
-    """Lock a file without waiting; False if another process has it.
+    """Lock a file without waiting; return False if another process has it.
 
     Raises:
         UserError: The file system has no locks.
@@ -44,7 +71,7 @@ def lock(file: IO[bytes], kind: int) -> bool:
 
 
 class Spool:
-    """One run's operations on disk."""
+    """The file of one run's operations."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -52,16 +79,16 @@ class Spool:
 
     @classmethod
     def of(cls, root: Path, stage: str, uid: str) -> Spool:
-        """The spool of run `uid` of `stage` in the project at `root`."""
+        """Return the spool of run `uid` of `stage` in the project at `root`; the file need not exist."""
         return cls(root / HOME / f"{stage}-{uid[:12]}.jsonl")
 
     @classmethod
     def all(cls, root: Path) -> list[Spool]:
-        """Every spool of the project, the run that began first at the front."""
+        """List every spool of the project, the run that began first at the front."""
         return sorted((cls(path) for path in (root / HOME).glob("*.jsonl")), key=lambda s: s.first().get("time", 0))
 
     def open(self, *, patience: float = 0.0) -> bool:
-        """Open for appending and lock; False if another process has it for more than `patience` seconds."""
+        """Open for appending and lock; return False if another process holds it for more than `patience` seconds."""
         deadline = time.monotonic() + patience
         while not self._open():
             if time.monotonic() >= deadline:
@@ -71,7 +98,7 @@ class Spool:
 
     def _open(self) -> bool:
         file = self._create()
-        if not lock(file, fcntl.LOCK_EX) or not self._is(file):
+        if not lock(file, fcntl.LOCK_EX) or not self._is_ours(file):
             file.close()
             return False
         if file.tell() > 0:
@@ -88,20 +115,20 @@ class Spool:
                 return self.path.open("ab+", buffering=0)
         raise UserError(f"{self.path}: cannot be made; see what stands in its place")
 
-    def _is(self, file: IO[bytes]) -> bool:
-        """Whether `file` is the one at our path; another process may have removed that in between."""
+    def _is_ours(self, file: IO[bytes]) -> bool:
+        """Return whether `file` still is the one at our path; another process may have removed that in between."""
         with suppress(FileNotFoundError):
             return os.path.samestat(os.fstat(file.fileno()), self.path.stat())
         return False
 
     def is_alive(self) -> bool:
-        """Whether some process is logging to it."""
+        """Return whether some process is logging to it."""
         with suppress(FileNotFoundError), self.path.open("rb") as file:
             return not lock(file, fcntl.LOCK_SH)
         return False
 
     def append(self, op: Op) -> None:
-        """Add one operation, in one write; it survives the death of this process (and with `sync`, of the machine)."""
+        """Add one operation by one write, which survives the death of this process (after `sync`, of the machine)."""
         assert self._file is not None, "open() first"
         line = json.dumps(op).encode() + b"\n"
         if (written := self._file.write(line)) != len(line):  # no torn line may stand before the next one
@@ -114,7 +141,7 @@ class Spool:
         os.fsync(self._file.fileno())
 
     def read(self, offset: int = 0) -> Iterator[tuple[Op, int]]:
-        """The operations from byte `offset` on, each with the offset after it."""
+        """Yield the operations from byte `offset` on, each with the offset of the next line."""
         with suppress(FileNotFoundError), self.path.open("rb") as file:
             file.seek(offset)
             for line in file:
@@ -125,37 +152,44 @@ class Spool:
                     yield json.loads(line), offset
 
     def first(self) -> Op:
-        """The operation that began the run; {} where it was not written, or is broken."""
+        """Return the operation `start`; {} where it was not written, or is broken."""
         first = next((op for op, _ in self.read()), {})
         return first if first.get("op") == "start" else {}
 
     def last(self) -> Op:
-        """The newest operation; {} where there is none."""
+        """Return the newest operation; {} where there is none."""
         last: Op = {}
         for op, _ in self.read():
             last = op
         return last
 
+    def is_ended(self) -> bool:
+        """Return whether the run has ended, was dropped, or has nothing left to send (the file is gone)."""
+        return self.last().get("op", "end") in ("end", "dropped")
+
+    def end_if_killed(self) -> None:
+        """Append the `end` that a killed process could not write, if it is missing."""
+        if not self.is_ended():
+            self.append({"op": "end", "status": "KILLED", "message": "", "time": now()})
+
     def size(self) -> int:
-        """Bytes in the file; 0 where it is gone."""
+        """Return the number of bytes in the file; 0 where it is gone."""
         return self.path.stat().st_size if self.path.exists() else 0
 
-    def place(self, name: str) -> Path:
-        """A new path in the spool's folder for a file called `name`; its parent exists."""
-        path = self.path.with_suffix("") / uuid.uuid4().hex[:8] / Path(name).name
-        path.parent.mkdir(parents=True)
-        return path
+    def keep(self, file: Path) -> str:
+        """Copy a file into the spool's folder; return its name in an operation `artifact`."""
+        name = f"{uuid.uuid4().hex[:8]}/{file.name}"
+        copy = self.path.with_suffix("") / name
+        copy.parent.mkdir(parents=True)
+        shutil.copyfile(file, copy)
+        return name
 
     def file_of(self, op: Op) -> Path:
-        """The file that an operation names by its path below the spool's folder."""
+        """Return the path of the file that an operation `artifact` names."""
         return self.path.with_suffix("") / op["file"]
 
-    def name_of(self, path: Path) -> str:
-        """The name of a `place`d file in an operation."""
-        return path.relative_to(self.path.with_suffix("")).as_posix()
-
     def close(self) -> None:
-        """Give the lock back; the file stays."""
+        """Release the lock; the file stays."""
         if self._file is not None:
             self._file.close()
             self._file = None

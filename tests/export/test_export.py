@@ -449,7 +449,7 @@ def test_weights_that_no_run_made_are_logged_by_themselves(tracked):
     assert made.row == ""
     assert "mlflow.parentRunId" not in tags
     assert tags["upstream.refine.run_id"] == "unknown"
-    assert store.client.search_registered_models() == []
+    assert store.mlflow.search_registered_models() == []
 
 
 def test_a_model_that_scores_otherwise_is_not_registered(tracked, monkeypatch):
@@ -458,7 +458,7 @@ def test_a_model_that_scores_otherwise_is_not_registered(tracked, monkeypatch):
     monkeypatch.setattr(hub, "write", lambda _, target: write(subject("base"), target))
     with pytest.raises(RuntimeError, match="image embeddings differ"):
         mlflow_model.log_model(subject(), store, name="tiny")
-    assert store.client.search_registered_models() == []
+    assert store.mlflow.search_registered_models() == []
     assert {run.status for run in store.find({"kind": "export"})} == {"FAILED"}
 
 

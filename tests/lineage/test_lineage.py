@@ -20,7 +20,14 @@ from pipeline_lib import tracking
 from pipeline_lib.core import artifacts
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.lineage import commands as lineage
+from pipeline_lib.lineage.revisions import Snapshot, open_snapshot
 from pipeline_lib.shard import run as shard_writer
+from pipeline_lib.tracking import rows
+from pipeline_lib.tracking.client import Client
+from pipeline_lib.tracking.delivery import deliver
+from pipeline_lib.tracking.describe import start_op
+from pipeline_lib.tracking.spool import Spool
+from pipeline_lib.tracking.store import Store
 from tests import small_sets
 from tests.small_sets import img2dataset, write
 from tests.tracked_project import (
@@ -66,7 +73,7 @@ def pipeline(params: Path) -> None:
         run.output("d-refine")
 
 
-def picture(root: Path) -> dict:
+def content(root: Path) -> dict:
     """All that a store holds, with run ids replaced by names and without what differs between two executions."""
     client = client_of(root)
     runs = [*runs_of(client, "pipeline"), *runs_of(client, "stage")]
@@ -98,10 +105,10 @@ def test_what_was_spooled_and_sent_later_is_what_would_have_been_logged(tmp_path
     assert runs_of(client_of(tmp_path / "offline"), "stage") == []
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert lineage.sync(offline).count(": sent") == 3
-    assert picture(tmp_path / "offline") == picture(tmp_path / "online")
+    assert content(tmp_path / "offline") == content(tmp_path / "online")
     assert not (tmp_path / "offline" / ".tracking-spool").exists()
     assert ": sent" not in lineage.sync(offline)
-    assert picture(tmp_path / "offline") == picture(tmp_path / "online")
+    assert content(tmp_path / "offline") == content(tmp_path / "online")
 
 
 class Crash(BaseException):
@@ -135,9 +142,9 @@ def crash_after(monkeypatch, number: int | None) -> list[str]:
 
 
 def send_all(root: Path) -> None:
-    store = tracking.Store(root, "clip-refine")
-    for spool in tracking.Spool.all(root):
-        assert tracking.deliver(spool, store)
+    store = Store(Client(root, "clip-refine"))
+    for spool in Spool.all(root):
+        assert deliver(spool, store)
 
 
 @pytest.mark.slow
@@ -163,7 +170,7 @@ def test_a_delivery_cut_off_before_any_of_its_writes_is_repeated_to_the_same_sto
         send_all(root)
         assert doubled_points(root) == []
         assert [len(runs_of(client_of(root), kind)) for kind in ("pipeline", "stage")] == [1, 1]
-        return picture(root), len(begun)
+        return content(root), len(begun)
 
     whole, writes = delivered(None)
     assert writes > 15
@@ -177,15 +184,15 @@ def test_what_a_request_that_seemed_lost_made_after_all_is_removed(tmp_path, mon
     monkeypatch.setenv("MLFLOW_TRACKING_URI", CLOSED)
     do("base", params)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    store = tracking.Store(tmp_path, "clip-refine")
-    (spool,) = tracking.Spool.all(tmp_path)
+    store = Store(Client(tmp_path, "clip-refine"))
+    (spool,) = Spool.all(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(tracking.Store, "find", lambda self, *_, **__: [])  # it does not see what is on its way
+        patch.setattr(Client, "find", lambda self, *_, **__: [])  # it does not see what is on its way
         for _ in range(2):
             store.apply(spool.first(), spool, None)
-    assert [len(runs_of(store.client, kind)) for kind in ("pipeline", "stage")] == [2, 2]
+    assert [len(runs_of(store.client.mlflow, kind)) for kind in ("pipeline", "stage")] == [2, 2]
     lineage.sync(params)
-    assert [len(runs_of(store.client, kind)) for kind in ("pipeline", "stage")] == [1, 1]
+    assert [len(runs_of(store.client.mlflow, kind)) for kind in ("pipeline", "stage")] == [1, 1]
 
 
 def test_a_spool_that_cannot_be_sent_does_not_hold_up_the_others(tmp_path, monkeypatch):
@@ -230,12 +237,12 @@ def test_two_experiments_of_one_name_keep_their_own_rows(tmp_path, monkeypatch):
         raise RuntimeError("not finite")
     client = client_of(tmp_path)
     good, failed = runs_of(client, "pipeline")
-    store = tracking.Store(tmp_path, "clip-refine")
-    assert store.row_of(tracking.describe("lineage", params, {})).run_id == failed.info.run_id
+    store = Client(tmp_path, "clip-refine")
+    assert rows.row_of(store, start_op("lineage", params, {})).run_id == failed.info.run_id
     change(params, "learning_rate: 1e30", "learning_rate: 5e-5")
-    described = tracking.describe("lineage", params, {})
-    assert store.row_of(described).run_id == good.info.run_id
-    store.fill(described, {"report": "d-report"}, {})
+    described = start_op("lineage", params, {})
+    assert rows.row_of(store, described).run_id == good.info.run_id
+    rows.complete(store, described, {"report": "d-report"}, {})
     assert "verdict" not in client.get_run(failed.info.run_id).data.tags
     assert client.get_run(failed.info.run_id).info.status == "FAILED"
 
@@ -244,9 +251,9 @@ def test_a_row_whose_outputs_came_from_elsewhere_takes_its_numbers_from_the_repo
     # As in a clone that pulled: the runs that made the outputs are in another store.
     params = make_project(tmp_path)
     do("base", params, "d-base")
-    store = tracking.Store(tmp_path, "clip-refine")
+    store = Client(tmp_path, "clip-refine")
     headlines = {"eval/image_to_text_recall_at_1": 0.25, "verdict": "No measurable change"}
-    row = store.fill(tracking.describe("lineage", params, {}), {"base": "d-base", "report": "d-report"}, headlines)
+    row = rows.complete(store, start_op("lineage", params, {}), {"base": "d-base", "report": "d-report"}, headlines)
     assert row.metrics == {"eval/image_to_text_recall_at_1": 0.25}
     assert (row.tags["verdict"], row.tags["headlines.from"]) == ("No measurable change", "the report's file")
     assert (row.tags["stage.base"], row.tags["stage.report.run_id"]) == ("executed", "unknown")
@@ -306,7 +313,7 @@ def test_sync_without_a_server_is_one_sentence_and_loses_nothing(tmp_path, monke
     do("base", params)
     with pytest.raises(UserError, match=r"nothing sent \(Connection refused\)"):
         lineage.sync(params)
-    assert len(tracking.Spool.all(tmp_path)) == 1
+    assert len(Spool.all(tmp_path)) == 1
 
 
 def test_show_names_state_digest_and_run_of_every_stage(tmp_path):
@@ -334,10 +341,10 @@ def test_what_arrives_late_is_named_in_every_row_that_reused_it(tmp_path, monkey
     do("refine", params, "r1", {"base": "b"})
     change(params, "recipe: clip_refine", "recipe: hycd")
     do("refine", params, "r2", {"base": "b"})
-    store = tracking.Store(tmp_path, "clip-refine")
-    (spool,) = tracking.Spool.all(tmp_path)
-    assert tracking.deliver(spool, store)
-    store.fill(lineage.Snapshot(params).describe(), {"base": "b", "refine": "r2"}, {})
+    store = Client(tmp_path, "clip-refine")
+    (spool,) = Spool.all(tmp_path)
+    assert deliver(spool, Store(store))
+    rows.complete(store, Snapshot(params).start_op(), {"base": "b", "refine": "r2"}, {})
     base, *refined = runs_of(client_of(tmp_path), "stage")
     first, second = runs_of(client_of(tmp_path), "pipeline")
     assert [run.data.tags["upstream.base.run_id"] for run in refined] == [base.info.run_id] * 2
@@ -353,9 +360,9 @@ def test_an_attempt_that_arrives_late_does_not_undo_what_came_after_it(tmp_path,
         with pytest.raises(RuntimeError), tracking.stage_run("refine", params, upstream={"base": "b"}):
             raise RuntimeError("out of memory")
     do("refine", params, "r", {"base": "b"}, refined__recall=0.3)
-    (spool,) = tracking.Spool.all(tmp_path)
+    (spool,) = Spool.all(tmp_path)
     before = runs_of(client_of(tmp_path), "pipeline")
-    assert tracking.deliver(spool, tracking.Store(tmp_path, "clip-refine"))
+    assert deliver(spool, Store(Client(tmp_path, "clip-refine")))
     (row,) = runs_of(client_of(tmp_path), "pipeline")
     assert (row.data.tags, row.data.metrics, row.info) == (before[0].data.tags, before[0].data.metrics, before[0].info)
     runs = runs_of(client_of(tmp_path), "stage")
@@ -373,9 +380,9 @@ def test_a_row_is_well_again_once_the_output_of_its_killed_stage_is_there(tmp_pa
     row = runs_of(client_of(tmp_path), "pipeline")[1]
     assert (row.info.status, row.data.tags["stage.refine"]) == ("KILLED", "killed")
     assert "error" in row.data.tags
-    store, described = tracking.Store(tmp_path, "clip-refine"), lineage.Snapshot(params).describe()
+    store, described = Client(tmp_path, "clip-refine"), Snapshot(params).start_op()
     for _ in range(2):
-        store.fill(described, {"base": "b", "refine": "r"}, {})
+        rows.complete(store, described, {"base": "b", "refine": "r"}, {})
         again = client_of(tmp_path).get_run(row.info.run_id)
         assert (again.info.status, again.data.tags["stage.refine"]) == ("FINISHED", "reused")
         assert "error" not in again.data.tags
@@ -415,7 +422,7 @@ def test_an_experiment_and_a_revision_are_told_by_their_own_parameters_and_code(
     (tmp_path / "stages").mkdir()
     (tmp_path / "stages" / "base.py").write_text("1")
     git(tmp_path, "init", "-q")
-    (tmp_path / "dvc.yaml").write_text("stages:\n  base:\n    deps:\n      - stages/base.py\n")
+    (tmp_path / "dvc.yaml").write_text("stages:\n  base:\n    cmd: echo\n    deps:\n      - stages/base.py\n")
     git(tmp_path, "add", "params.yaml", "dvc.yaml", "stages")
     git(tmp_path, "commit", "-qm", "one")
     baseline = git(tmp_path, "rev-parse", "HEAD")
@@ -424,17 +431,17 @@ def test_an_experiment_and_a_revision_are_told_by_their_own_parameters_and_code(
         git(tmp_path, "commit", "-qam", name, "--allow-empty")
         git(tmp_path, "update-ref", f"refs/exps/{baseline[:2]}/{baseline[2:]}/mine", "HEAD")
     (tmp_path / "stages" / "base.py").write_text("2")
-    with lineage._snapshot(params, "mine") as snapshot:
+    with open_snapshot(params, "mine") as snapshot:
         origin = {"dvc.exp_name": "mine", "dvc.exp_baseline": baseline, "git.dirty": "false"}
         assert snapshot.origin == {**origin, "mlflow.source.git.commit": git(tmp_path, "rev-parse", "HEAD")}
-        mine = snapshot.describe()
+        mine = snapshot.start_op()
         assert mine["params"]["report.num_examples"] == "9"
-    with lineage._snapshot(params, baseline) as snapshot:
+    with open_snapshot(params, baseline) as snapshot:
         assert snapshot.origin == {"mlflow.source.git.commit": baseline, "git.dirty": "false"}
-        first = snapshot.describe()
+        first = snapshot.start_op()
         assert first["params"]["report.num_examples"] == "8"
         assert (snapshot.params_file.parent / "stages" / "base.py").read_text() == "1"
-    configurations = {op["tags"]["pipeline.config"] for op in (mine, first, lineage.Snapshot(params).describe())}
+    configurations = {op["tags"]["pipeline.config"] for op in (mine, first, Snapshot(params).start_op())}
     assert len(configurations) == 3
     assert mine["row"] == "mine"
     with pytest.raises(UserError, match="git rev-parse nothing"):
@@ -673,7 +680,7 @@ def test_a_real_server_that_freezes_and_one_that_dies_lose_nothing(tmp_path, ser
         began = time.monotonic()
     assert time.monotonic() - began < 10
     assert slowest < 0.1
-    assert len(tracking.Spool.all(tmp_path / "project")) == 2
+    assert len(Spool.all(tmp_path / "project")) == 2
     assert len([r for r in caplog.records if r.name.startswith("pipeline_lib") and "spooled" in r.getMessage()]) == 2
 
     server.start()

@@ -26,11 +26,14 @@ from pipeline_lib.core.runtime import Stopped
 from pipeline_lib.lineage import commands as lineage
 from pipeline_lib.report import run as report
 from pipeline_lib.report.inputs import read_inputs
-from pipeline_lib.tracking import sender, views
-from pipeline_lib.tracking.describe import configuration, flatten, git_tags, public, resolved, store_uri, workspace
+from pipeline_lib.tracking import delivery, sender, views
+from pipeline_lib.tracking.client import Client
+from pipeline_lib.tracking.describe import configuration, flatten, git_tags, resolved, start_op
+from pipeline_lib.tracking.place import project_root, store_uri, workspace
 from pipeline_lib.tracking.run import status_of
 from pipeline_lib.tracking.settings import TrackingSettings
 from pipeline_lib.tracking.spool import Spool
+from pipeline_lib.tracking.text import public
 from stages.report import summary
 from tests import example_results
 from tests.tracked_project import (
@@ -254,11 +257,11 @@ def test_two_runs_of_one_process_may_overlap(tmp_path):
 def test_neighbouring_points_are_sent_together_and_in_order():
     ops = [({"op": "metrics", "points": [[i, 0, 0, 0]] * 3}, i) for i in range(400)]
     ops[200:200] = [({"op": "output", "digest": "d"}, 1000)]
-    batches = list(sender.merged(ops))
+    batches = list(delivery.merged(ops))
     assert [op["op"] for op, _ in batches] == ["metrics", "output", "metrics"]
     assert [position for _, position in batches] == [199, 1000, 399]
     assert [p[0] for op, _ in batches for p in op.get("points", [])] == [i for i in range(400) for _ in range(3)]
-    sizes = [len(op["points"]) for op, _ in sender.merged(ops[:200] * 3)]
+    sizes = [len(op["points"]) for op, _ in delivery.merged(ops[:200] * 3)]
     assert sizes == [798, 798, 204]
 
 
@@ -457,23 +460,24 @@ def test_a_stage_killed_as_soon_as_it_began_is_said_to_be_killed(tmp_path):
     assert (run.info.status, curve(client_of(tmp_path), run.info.run_id, "loss")) == ("KILLED", [(0, 1.0)])
 
 
-def test_a_sender_that_reads_of_the_drop_before_it_is_told_to_resume_goes_on(tmp_path):
+def test_a_sender_that_reads_of_the_drop_before_it_is_told_of_the_resumed_run_goes_on(tmp_path):
     params = make_project(tmp_path)
     spools = []
     for minute in range(2):  # the run to go on with, and the one that was begun for nothing
-        start = tracking.describe("refine", params, {})
+        start = start_op("refine", params, {})
         spools.append(Spool.of(tmp_path, "refine", start["uid"]))
         assert spools[-1].open()
         spools[-1].append(start | {"time": start["time"] + 60_000 * minute})
     old, new = spools
     pace = {"every": 1.0, "retry": 1.0, "sample": 1.0, "system_metrics": False, "strict": True, "environment": {}}
     told = {"process": os.getpid(), "spool": str(new.path), "root": str(tmp_path), "experiment": "clip-refine", **pace}
-    job = sender.Job(told)
+    job = delivery.Job(told)
     job.attempt(at_once=True)
     new.append({"op": "dropped"})
     job.attempt(at_once=True)
     assert job.state() == {"error": None, "done": True}
-    job.resume(str(old.path))
+    job.drop()
+    job = delivery.Job(told | {"spool": str(old.path)})
     job.attempt(at_once=True)
     assert job.state() == {"error": None, "done": True}
     (run,) = runs_of(client_of(tmp_path), "stage")
@@ -813,18 +817,18 @@ def fresh_store_made_in(folder: Path, root: Path):
     """The client of a store that is made while `folder` is the current one."""
     root.mkdir()
     with chdir(folder):
-        tracking.Store(root, "clip-refine")
+        Client(root, "clip-refine")
     return client_of(root)
 
 
 def test_the_root_without_dvc_running_the_stage(tmp_path):
     project = tmp_path / "project"
     make_project(project / "sub", store=False)
-    assert tracking.project_root(project / "sub" / "params.yaml") == project / "sub"
+    assert project_root(project / "sub" / "params.yaml") == project / "sub"
     (project / ".git").mkdir()
-    assert tracking.project_root(project / "sub" / "params.yaml") == project
+    assert project_root(project / "sub" / "params.yaml") == project
     (project / "sub" / ".dvc").mkdir()
-    assert tracking.project_root(project / "sub" / "params.yaml") == project / "sub"
+    assert project_root(project / "sub" / "params.yaml") == project / "sub"
 
 
 def test_a_relative_store_is_anchored_and_clones_that_share_a_store_keep_their_rows_apart(tmp_path, monkeypatch):
