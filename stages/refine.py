@@ -34,7 +34,17 @@ def main(params_file: Path = Path("params.yaml")) -> None:
     world = distributed.join(how.device)
     with tracking.stage_run("refine", params_file, upstream=upstream) as run:
         run.dataset("refine", artifacts.read_manifest(paths.shards / "refine")["digest"], "refine")
-        made = refine.run(paths, settings, cache, blocks, how, world, run, provenance.stage_digest("refine"))
+        job = refine.Job(
+            paths=paths,
+            settings=settings,
+            cache=cache,
+            blocks=blocks,
+            runtime=how,
+            world=world,
+            run=run,
+            code_digest=provenance.stage_digest("refine"),
+        )
+        made = refine.run(job)
         if world.is_main:
             run.log_metrics({f"refine/{name}": value for name, value in made["metrics"].items()})
             run.log_artifact(paths.refined / artifacts.HISTORY)

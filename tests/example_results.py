@@ -136,7 +136,6 @@ def write_models(data, refined, parameters):
         {"step": i, "epoch": 0, "loss": 5 - i / 9, "hycd_loss": 3 - i / 9 + x / 9, "rafa_loss": 2 - x / 9}
         for i, x in enumerate(noise)
     ]
-    rows[-1]["weight_displacement"] = 0.0123
     for folder, stage, model in (
         ("base", "base", "base"),
         ("refined", "refine", refined),
@@ -147,6 +146,7 @@ def write_models(data, refined, parameters):
         if stage == "refine":
             (data / folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
             made_with = {"parameters": {name: parameters[name] for name in ("refine", "recipes")}}
+            made_with["weight_displacement"] = 0.0123
             facts = {**facts, "refined_from": digest("base")}
         artifacts.write_manifest(data / folder, stage, model={**facts, "weights_digest": digest(model)}, **made_with)
 

@@ -50,7 +50,7 @@ def raw_norms_problem(image_norm: float, text_norm: float, logit_scale: float) -
     return (
         f"the product of the raw norms ({product:.1f}) is far from the model's logit scale ({logit_scale:.1f}): raw "
         f"dot products make its softmax too {'sharp' if product > logit_scale else 'flat'}; consider "
-        "`logits: scaled_cosine` in the recipe"
+        "a recipe with `logits: scaled_cosine`"
     )
 
 

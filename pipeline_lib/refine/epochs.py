@@ -18,18 +18,31 @@ from pipeline_lib.core import runtime
 from pipeline_lib.core.distributed import World
 from pipeline_lib.model.features import Inputs
 from pipeline_lib.refine.sampling import caption_choice, epoch_order
+from pipeline_lib.refine.settings import RefineSettings
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which rows each step of the run takes. `rows` are the valid rows of the training part."""
+    """Which rows each step of the run takes."""
 
-    rows: np.ndarray
+    rows: np.ndarray  # the valid ones of the training part
     batch_size: int
     epochs: int
     keep_last: bool
     seed: int
     max_steps: int | None = None
+
+    @classmethod
+    def of(cls, settings: RefineSettings, rows: np.ndarray) -> Plan:
+        """Make the plan that `settings` ask for."""
+        return cls(
+            rows=rows,
+            batch_size=settings.batch_size,
+            epochs=settings.epochs,
+            keep_last=settings.last_batch == "keep",
+            seed=settings.seed,
+            max_steps=settings.max_steps,
+        )
 
     @property
     def steps_per_epoch(self) -> int:
@@ -55,7 +68,7 @@ class Plan:
         return rest if self.keep_last and rest and self.num_steps >= self.steps_per_epoch else self.batch_size
 
     def batches(self, epoch: int) -> list[np.ndarray]:
-        """The rows of every step of an epoch, each row at most once."""
+        """Shuffle the rows of an epoch and cut them into steps; each row is in at most one."""
         order = self.rows[epoch_order(len(self.rows), seed=self.seed, epoch=epoch)]
         starts = range(0, self.steps_per_epoch * self.batch_size, self.batch_size)
         return [order[start : start + self.batch_size] for start in starts]
@@ -69,6 +82,16 @@ class StepData(NamedTuple):
     teacher_features: tuple[torch.Tensor, torch.Tensor] | None
 
 
+def read_batch(part: CachedPart, rows: np.ndarray, *, seed: int, epoch: int, world: World) -> StepData:
+    """Read the samples `rows`, each with the caption that (seed, epoch, key) draws for it."""
+    captions = [
+        caption_choice(part.key_digests[row].tobytes(), int(part.num_captions[row]), seed=seed, epoch=epoch)
+        for row in rows
+    ]
+    own = world.own_rows(len(rows))
+    return StepData(rows, part.read_inputs(rows[own], captions[own]), part.read_features(rows, captions))
+
+
 class _Steps(Dataset[StepData]):
     """The steps of an epoch, one item each."""
 
@@ -76,15 +99,7 @@ class _Steps(Dataset[StepData]):
         self.part, self.batches, self.epoch, self.seed, self.world = part, batches, epoch, seed, world
 
     def __getitem__(self, index: int) -> StepData:
-        rows, part = self.batches[index], self.part
-        captions = [
-            caption_choice(
-                part.key_digests[row].tobytes(), int(part.num_captions[row]), seed=self.seed, epoch=self.epoch
-            )
-            for row in rows
-        ]
-        own = self.world.own_rows(len(rows))
-        return StepData(rows, part.read_inputs(rows[own], captions[own]), part.read_features(rows, captions))
+        return read_batch(self.part, self.batches[index], seed=self.seed, epoch=self.epoch, world=self.world)
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -97,7 +112,7 @@ def _keep(item: Any) -> Any:
 def read_steps(
     part: CachedPart, plan: Plan, *, step: int, world: World, num_workers: int, pin_memory: bool
 ) -> DataLoader[StepData]:
-    """The steps from `step` to the end of its epoch (or of the run), read ahead by `num_workers` processes."""
+    """Read the steps from `step` to the end of its epoch (or of the run), ahead by `num_workers` processes."""
     epoch, done = divmod(step, plan.steps_per_epoch)
     batches = plan.batches(epoch)[done : done + plan.num_steps - step]
     steps = _Steps(part, batches, epoch, plan.seed, world)

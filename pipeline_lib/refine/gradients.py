@@ -41,7 +41,7 @@ class Encoders:
         return (torch.compile(calls[0]), torch.compile(calls[1])) if self.compile else calls
 
     def __call__(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Raw image and text features [b, D], at least fp32."""
+        """Embed b pairs: raw image and text features [b, D], at least fp32."""
         device = self.student.device
         with runtime.arithmetic(self.precision, device):
             raw = [call(x.to(device, non_blocking=True)) for call, x in zip(self._calls, inputs, strict=True)]
@@ -70,7 +70,7 @@ def backward(
 
     Args:
         encoders: The student.
-        recipe: From `recipes.build`.
+        recipe: From `recipes.make_recipe`.
         inputs: This process's b rows of the batch, `world.own_rows(B)`.
         teacher: Features of all B pairs.
         draws: Random numbers of all B pairs.
@@ -98,7 +98,7 @@ def backward(
 
 
 def _embed(encoders: Encoders, chunks: Sequence[Inputs]) -> tuple[list[torch.Tensor], list[list[torch.Tensor]]]:
-    """Raw features of both sides, with their graph if there is one chunk; the random state before each chunk."""
+    """Embed both sides, with their graph if there is one chunk; also return the random state before each chunk."""
     embedded, states = [], []
     with torch.set_grad_enabled(len(chunks) == 1):
         for chunk in chunks:
@@ -110,7 +110,7 @@ def _embed(encoders: Encoders, chunks: Sequence[Inputs]) -> tuple[list[torch.Ten
 
 
 def _gather(leaf: torch.Tensor, num_rows: int, world: World) -> torch.Tensor:
-    """The rows of all processes, of which this one's are `leaf`."""
+    """Join the rows of all processes; this one's are `leaf`, so that gradients reach it."""
     parts = world.gather_rows(leaf.detach(), num_rows)
     parts[world.rank] = leaf
     return torch.cat(parts)
@@ -122,7 +122,7 @@ def _embed_again_and_send_back(
     states: Sequence[list[torch.Tensor]],
     gradients: Sequence[Sequence[torch.Tensor]],
 ) -> None:
-    """A second forward pass with the random numbers of the first; the generators end where they were."""
+    """Run a second forward pass with the random numbers of the first; the generators end where they were."""
     device = encoders.student.device
     after = _random_state(device)
     for chunk, state, *rows in zip(chunks, states, *gradients, strict=True):
@@ -132,7 +132,7 @@ def _embed_again_and_send_back(
 
 
 def _random_state(device: torch.device) -> list[torch.Tensor]:
-    """State of the generators that dropout uses, so that the second pass repeats the first."""
+    """Return the state of the generators that dropout uses, so that the second pass repeats the first."""
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 

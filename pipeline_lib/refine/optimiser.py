@@ -37,8 +37,13 @@ def select_trainable(student: Clip, settings: RefineSettings) -> None:
             parameter.requires_grad_(False)
     if settings.grad_checkpointing:
         model.checkpoint_activations(student)
-    if not any(parameter.requires_grad for parameter in module.parameters()):
+    if not named_trainable(student):
         raise UserError("refine: every weight is locked; unlock something (trainable, lock_image, lock_text)")
+
+
+def named_trainable(student: Clip) -> list[tuple[str, torch.nn.Parameter]]:
+    """List the weights that are trained, in the model's order, with their names."""
+    return [(name, parameter) for name, parameter in student.module.named_parameters() if parameter.requires_grad]
 
 
 def _set_mode(student: Clip, stochastic_layers: bool) -> None:
@@ -50,7 +55,7 @@ def _set_mode(student: Clip, stochastic_layers: bool) -> None:
 
 
 def learning_rate(settings: RefineSettings, step: int, num_steps: int) -> float:
-    """Learning rate of a step: linear warm-up, then constant or half a cosine to 0."""
+    """Return the learning rate of a step: linear warm-up, then constant or half a cosine to 0."""
     if step < settings.warmup_steps:
         return settings.learning_rate * (step + 1) / settings.warmup_steps
     if settings.schedule == "constant":
@@ -60,12 +65,12 @@ def learning_rate(settings: RefineSettings, step: int, num_steps: int) -> float:
 
 
 def make_optimizer(student: Clip, settings: RefineSettings) -> torch.optim.AdamW:
-    """AdamW over the trainable weights, fused where it exists.
+    """Make AdamW over the trainable weights, fused where it exists.
 
     One weight decay for all of the towers, as in the published code; none for the logit scale, which has no reason to
     shrink.
     """
-    trained = [(name, p) for name, p in student.module.named_parameters() if p.requires_grad]
+    trained = named_trainable(student)
     scalars = [p for name, p in trained if name in model.SCALARS]
     groups: list[dict[str, Any]] = [{"params": [p for name, p in trained if name not in model.SCALARS]}]
     return torch.optim.AdamW(
@@ -79,7 +84,7 @@ def make_optimizer(student: Clip, settings: RefineSettings) -> torch.optim.AdamW
 
 
 def clamp_logit_scale(student: Clip, initial: float) -> None:
-    """After a step: a trained logit scale stays between 1 and 100, as CLIP and open_clip train it.
+    """Keep a trained logit scale between 1 and 100 after a step, as CLIP and open_clip train it.
 
     Args:
         student: Whose scale it is.

@@ -4,18 +4,19 @@ A recipe takes the student's and the teacher's features of B pairs and this step
 terms. The loop sums the terms whose name ends in `_loss` and logs every term; a term without the suffix is logged only.
 Terms come with their weight applied; a weight of 0 leaves the term out (0 x NaN is NaN).
 
-The keyword-only arguments are the schema of the recipe's block in params.yaml: `build` refuses unknown, missing and
-mistyped keys and numbers out of range. A new recipe is one function, one entry in `RECIPES` and one block in
-params.yaml.
+The keyword-only arguments are the schema of the recipe's block in params.yaml: `make_recipe` refuses unknown, missing
+and mistyped keys and numbers out of range. A new recipe is one function under `@recipe` and one block in params.yaml.
+The first line of its docstring is its equation, which `compare` prints; there f, g are the student's raw image and text
+features of the batch, F, G the teacher's, hats mark L2-normalised ones, s = f gᵀ and S = F Gᵀ.
 """
 
 from __future__ import annotations
 
-import functools
 import inspect
 import typing
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, overload
 
 import torch
 
@@ -26,49 +27,83 @@ from pipeline_lib.model.features import Features
 from pipeline_lib.refine.sampling import Draws
 
 Terms = dict[str, torch.Tensor]
-Recipe = Callable[[Features, Features, Draws], Terms]
+Function = Callable[..., Terms]
+T = TypeVar("T", bound=Function)
 Logits = Literal["raw", "scaled_cosine"]
+
+RECIPES: dict[str, Function] = {}
+"""The functions under `@recipe` by name, in the order in which they stand here."""
+
+
+@overload
+def recipe(function: T) -> T: ...
+@overload
+def recipe(*, raw_logits: bool) -> Callable[[T], T]: ...
+def recipe(function: T | None = None, *, raw_logits: bool = False) -> T | Callable[[T], T]:
+    """Register a function in `RECIPES` under its own name: write `@recipe` or `@recipe(raw_logits=True)` above it.
+
+    Args:
+        function: Takes the features of student and teacher and the draws; its keyword-only arguments are its block.
+        raw_logits: Its loss compares raw dot products, so the run warns where the norms of the features make them
+            unlike the logits that the models were trained with. Where there is a keyword `logits`, that decides.
+    """
+
+    def register(function: T) -> T:
+        function.raw_logits = raw_logits  # type: ignore[attr-defined]
+        RECIPES[function.__name__] = function
+        return function
+
+    return register(function) if function else register
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A function of `RECIPES` with the parameters of its block."""
+
+    function: Function
+    parameters: Mapping[str, Any]
+
+    def __call__(self, student: Features, teacher: Features, draws: Draws) -> Terms:
+        """Evaluate the terms on B pairs."""
+        return self.function(student, teacher, draws, **self.parameters)
+
+    @property
+    def uses_raw_logits(self) -> bool:
+        """Whether raw dot products are compared: the parameter `logits` says so or, without one, the declaration."""
+        if "logits" in self.parameters:
+            return bool(self.parameters["logits"] == "raw")
+        return bool(self.function.raw_logits)  # type: ignore[attr-defined]
 
 
 @schema.block
 class Prior:
-    """The law of RaFA's reference vectors."""
+    """The distribution of RaFA's reference vectors z."""
 
-    kind: Literal["normal", "uniform", "teacher"]  # teacher: per-dimension mean and deviation of the teacher's features
-    mean: float  # added to the prior's mean
-    std: schema.NotNegative  # factor on its deviation; 0: no noise, the mean itself
-    shared: bool  # one vector per pair (the paper) or one per modality
-    decay: Literal["none", "linear"]  # weight of the RaFA term over the run
+    kind: Literal["normal", "uniform", "teacher"]
+    """Shape of the distribution; teacher: normal, with the mean and deviation of each of the teacher's dimensions."""
+
+    mean: float
+    """Number added to the mean of the distribution."""
+
+    std: schema.NotNegative
+    """Factor on the standard deviation of the distribution; 0: no noise, z is the mean itself."""
+
+    shared: bool
+    """True: image and text of a pair share one z, as in the paper; false: each has its own."""
+
+    decay: Literal["none", "linear"]
+    """Course of the RaFA term's weight over the run; linear: from 1 down to 0."""
 
 
 def similarity(features: Features, logits: Logits) -> torch.Tensor:
-    """[B, B] image-to-text logits: raw dot products (the paper) or cosines times the model's own logit scale."""
+    """Return image-to-text logits [B, B]: raw dot products (the paper), or cosines times the model's logit scale."""
     if logits == "raw":
         return features.raw_image_features @ features.raw_text_features.T
     return features.logit_scale * features.image_features @ features.text_features.T
 
 
-def uses_raw_logits(recipe: Recipe) -> bool:
-    """Whether a recipe of `build` was told to compare raw dot products."""
-    return isinstance(recipe, functools.partial) and recipe.keywords.get("logits") == "raw"
-
-
-def with_raw_norms(recipe: Recipe) -> Recipe:
-    """`recipe` with the mean norms of the student's and the teacher's raw features among its terms, to be logged."""
-
-    def measured(student: Features, teacher: Features, draws: Draws) -> Terms:
-        norms = {
-            f"{model}raw_{modality}_norm": features[row].norm(dim=-1).mean()
-            for model, features in (("", student), ("teacher_", teacher))
-            for row, modality in enumerate(("image", "text"))
-        }
-        return recipe(student, teacher, draws) | norms
-
-    return measured
-
-
 def draw_reference(prior: Prior, student: Features, draws: Draws) -> torch.Tensor:
-    """RaFA's z [B, D], or [2, B, D] where the modalities do not share it, in the student's dtype and device."""
+    """Draw RaFA's z [B, D], or [2, B, D] where the modalities do not share it, in the student's dtype and device."""
     features = student.raw_image_features
     copies, width = (1 if prior.shared else 2), features.shape[1]
     mean = torch.zeros(width)
@@ -85,28 +120,7 @@ def draw_reference(prior: Prior, student: Features, draws: Draws) -> torch.Tenso
     return reference[0] if prior.shared else reference
 
 
-def rafa(student: Features, teacher: Features, draws: Draws, *, reduction: losses.Reduction, prior: Prior) -> Terms:
-    """L = RaFA(f, g, z)."""
-    reference = draw_reference(prior, student, draws)
-    weight = 1 - draws.progress if prior.decay == "linear" else 1.0
-    term = losses.rafa_loss(student.raw_image_features, student.raw_text_features, reference, reduction=reduction)
-    return {"rafa_loss": weight * term}
-
-
-def hycd(
-    student: Features,
-    teacher: Features,
-    draws: Draws,
-    *,
-    alpha: schema.Share,
-    temperature: schema.Positive,
-    logits: Logits,
-) -> Terms:
-    """L = HyCD(f gᵀ, F Gᵀ)."""
-    student_logits, teacher_logits = similarity(student, logits), similarity(teacher, logits)
-    return {"hycd_loss": losses.hycd_loss(student_logits, teacher_logits, alpha=alpha, temperature=temperature)}
-
-
+@recipe
 def clip_refine(
     student: Features,
     teacher: Features,
@@ -130,6 +144,7 @@ def clip_refine(
     return terms
 
 
+@recipe
 def clip_refine_no_noise(
     student: Features,
     teacher: Features,
@@ -157,6 +172,31 @@ def clip_refine_no_noise(
     )
 
 
+@recipe
+def rafa(student: Features, teacher: Features, draws: Draws, *, reduction: losses.Reduction, prior: Prior) -> Terms:
+    """L = RaFA(f, g, z)."""
+    reference = draw_reference(prior, student, draws)
+    weight = 1 - draws.progress if prior.decay == "linear" else 1.0
+    term = losses.rafa_loss(student.raw_image_features, student.raw_text_features, reference, reduction=reduction)
+    return {"rafa_loss": weight * term}
+
+
+@recipe
+def hycd(
+    student: Features,
+    teacher: Features,
+    draws: Draws,
+    *,
+    alpha: schema.Share,
+    temperature: schema.Positive,
+    logits: Logits,
+) -> Terms:
+    """L = HyCD(f gᵀ, F Gᵀ)."""
+    student_logits, teacher_logits = similarity(student, logits), similarity(teacher, logits)
+    return {"hycd_loss": losses.hycd_loss(student_logits, teacher_logits, alpha=alpha, temperature=temperature)}
+
+
+@recipe
 def self_kd(
     student: Features, teacher: Features, draws: Draws, *, temperature: schema.Positive, logits: Logits
 ) -> Terms:
@@ -165,16 +205,19 @@ def self_kd(
     return {"self_kd_loss": terms["hycd_loss"]}
 
 
+@recipe
 def contrastive(student: Features, teacher: Features, draws: Draws) -> Terms:
     """L = InfoNCE(logit_scale · f̂ ĝᵀ): plain fine-tuning, the fair baseline."""
     return {"contrastive_loss": losses.contrastive_loss(similarity(student, "scaled_cosine"))}
 
 
+@recipe(raw_logits=True)
 def contrastive_raw(student: Features, teacher: Features, draws: Draws, *, scale: schema.Positive) -> Terms:
     """L = InfoNCE(scale · f gᵀ) on raw features: what the published code's contrastive baseline computes."""
     return {"contrastive_loss": losses.contrastive_loss(scale * similarity(student, "raw"))}
 
 
+@recipe
 def hycd_align(
     student: Features,
     teacher: Features,
@@ -192,6 +235,7 @@ def hycd_align(
     return terms
 
 
+@recipe
 def m2_mix(
     student: Features, teacher: Features, draws: Draws, *, beta: schema.Positive, mix_weight: schema.NotNegative
 ) -> Terms:
@@ -204,6 +248,7 @@ def m2_mix(
     return terms
 
 
+@recipe
 def feature_kd(student: Features, teacher: Features, draws: Draws) -> Terms:
     """L = mse(f, F) + mse(g, G)."""
     image = losses.feature_kd_loss(student.raw_image_features, teacher.raw_image_features)
@@ -211,31 +256,14 @@ def feature_kd(student: Features, teacher: Features, draws: Draws) -> Terms:
     return {"feature_kd_loss": image + text}
 
 
+@recipe(raw_logits=True)
 def logit_kd(student: Features, teacher: Features, draws: Draws) -> Terms:
     """L = mse(f gᵀ, F Gᵀ)."""
     return {"logit_kd_loss": losses.logit_kd_loss(similarity(student, "raw"), similarity(teacher, "raw"))}
 
 
-RECIPES: dict[str, Callable[..., Terms]] = {
-    function.__name__: function
-    for function in (
-        clip_refine,
-        clip_refine_no_noise,
-        rafa,
-        hycd,
-        self_kd,
-        contrastive,
-        contrastive_raw,
-        hycd_align,
-        m2_mix,
-        feature_kd,
-        logit_kd,
-    )
-}
-
-
-def build(name: str, blocks: dict[str, Any]) -> Recipe:
-    """The recipe `name` with the parameters of its block in `recipes:`.
+def make_recipe(name: str, blocks: Mapping[str, Any]) -> Recipe:
+    """Look up the recipe `name` and give it the parameters of its block in `recipes:`, checked.
 
     Args:
         name: A key of `RECIPES`.
@@ -259,9 +287,9 @@ def build(name: str, blocks: dict[str, Any]) -> Recipe:
         if key not in blocks[name]:
             raise UserError(f"{path}.{key}: missing; add it")
     values = {key: schema.convert(hints[key], blocks[name][key], f"{path}.{key}") for key in wanted}
-    recipe = functools.partial(function, **values)
-    try_out(recipe, path)
-    return recipe
+    made = Recipe(function, values)
+    try_out(made, path)
+    return made
 
 
 def try_out(recipe: Recipe, path: str, student_width: int = 4, teacher_width: int = 4) -> None:
@@ -288,7 +316,7 @@ def try_out(recipe: Recipe, path: str, student_width: int = 4, teacher_width: in
 
 
 def total_loss(terms: Terms) -> torch.Tensor:
-    """The sum of the terms whose name ends in `_loss`.
+    """Sum the terms whose name ends in `_loss`.
 
     Raises:
         ValueError: There is none.

@@ -16,7 +16,7 @@ import torch
 
 
 def _stream(purpose: str, seed: int, epoch: int, item: bytes = b"") -> bytes:
-    """16 bytes that name one random stream."""
+    """Return 16 bytes that name one random stream."""
     text = f"{purpose}:{seed}:{epoch}:".encode()
     return hashlib.blake2b(text + item, digest_size=16).digest()
 
@@ -26,12 +26,12 @@ def _generator(stream: bytes) -> np.random.Generator:
 
 
 def epoch_order(num_samples: int, *, seed: int, epoch: int) -> np.ndarray:
-    """Permutation of the samples for one epoch: int64 [num_samples]."""
+    """Shuffle the samples for one epoch: a permutation, int64 [num_samples]."""
     return _generator(_stream("order", seed, epoch)).permutation(num_samples)
 
 
 def caption_choice(key_digest: bytes, num_captions: int, *, seed: int, epoch: int) -> int:
-    """Which of its captions a sample shows in this epoch, in [0, num_captions)."""
+    """Draw which of its captions a sample shows in this epoch: a number in [0, num_captions)."""
     return int.from_bytes(_stream("caption", seed, epoch, key_digest)[:8], "little") % num_captions
 
 
@@ -48,11 +48,11 @@ class Draws:
     teacher_std: torch.Tensor | None = None  # [D]
 
     def normal(self, width: int, *, copies: int = 1) -> torch.Tensor:
-        """Standard normal [copies, B, width], fp32 on the CPU; a pair's rows depend on (seed, epoch, key) alone."""
+        """Draw standard normal [copies, B, width], fp32 on the CPU; a pair's rows depend on (seed, epoch, key) only."""
         return self._rows("normal", width, copies)
 
     def uniform(self, width: int, *, copies: int = 1) -> torch.Tensor:
-        """Uniform with mean 0 and standard deviation 1 (±√3), [copies, B, width], fp32 on the CPU."""
+        """Draw uniform with mean 0 and standard deviation 1 (±√3), [copies, B, width], fp32 on the CPU."""
         return (self._rows("uniform", width, copies) * 2 - 1) * 3**0.5
 
     def _rows(self, law: str, width: int, copies: int) -> torch.Tensor:
@@ -64,5 +64,5 @@ class Draws:
         return torch.from_numpy(rows).transpose(0, 1)
 
     def beta(self, a: float) -> float:
-        """One draw of Beta(a, a) per step."""
+        """Draw once from Beta(a, a) per step."""
         return float(_generator(_stream("beta", self.seed, self.epoch, str(self.step).encode())).beta(a, a))

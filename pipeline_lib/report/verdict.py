@@ -145,8 +145,7 @@ def probe_verdict(probes: Sequence[Paired]) -> str:
 
 
 def _training_note(inputs: Inputs) -> str:
-    moved = [row["weight_displacement"] for row in inputs.history if row.get("weight_displacement") is not None]
-    if not moved:
+    moved = inputs.manifests["refine"].get("weight_displacement")
+    if moved is None:
         return ""
-    count = len(inputs.history)
-    return f"Training moved the weights by {100 * moved[-1]:.2g}\u00a0% of their norm in {count} steps."
+    return f"Training moved the weights by {100 * moved:.2g}\u00a0% of their norm in {len(inputs.history)} steps."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,32 +18,35 @@ from pipeline_lib.core import config
 from pipeline_lib.core.distributed import World
 from pipeline_lib.core.runtime import RuntimeSettings
 from pipeline_lib.model.features import Features, Inputs
-from pipeline_lib.refine import loop as training
 from pipeline_lib.refine import recipes
+from pipeline_lib.refine.epochs import Plan, StepData
 from pipeline_lib.refine.gradients import Encoders, backward
+from pipeline_lib.refine.loop import Clock, remaining_steps
 from pipeline_lib.refine.optimiser import make_optimizer, select_trainable
 from pipeline_lib.refine.settings import RefineSettings
+from pipeline_lib.refine.state import Setup, State
+from pipeline_lib.refine.step import take_step
 from tests.bench.inputs import Report, alternate, paths_of
 from tests.tiny_project import ROOT
 
 
-def make_refiner(root: Path, work: Path) -> training.Refiner:
-    """The loop as the stage builds it, endless."""
-    paths = paths_of(root)
+def start(root: Path) -> tuple[State, Setup, Iterator[StepData], Clock]:
+    """State and setup as the stage makes them, an endless run's batches, and the clock that counts waiting for them."""
+    paths, params = paths_of(root), root / "params.yaml"
     student = model.load(paths.base)
     part = open_parts(paths, student)["refine"]
-    settings = replace(config.load(root / "params.yaml", RefineSettings), epochs=10_000)
-    blocks = config.raw_section(root / "params.yaml", "recipes")
-    work.mkdir(parents=True, exist_ok=True)
-    return training.Refiner(
-        student=student,
-        recipe=recipes.build("clip_refine", blocks),
-        part=part,
-        settings=settings,
-        runtime=config.load(root / "params.yaml", RuntimeSettings),
-        work=work,
+    settings = replace(config.load(params, RefineSettings), epochs=10_000)
+    setup = Setup(
+        recipe=recipes.make_recipe("clip_refine", config.raw_section(params, "recipes")),
         teacher=Teacher(student.logit_scale.detach()),
+        part=part,
+        plan=Plan.of(settings, part.valid_rows),
+        settings=settings,
+        world=World(),
     )
+    state, clock = State.start(student, settings), Clock()
+    steps = remaining_steps(state, setup, config.load(params, RuntimeSettings))
+    return state, setup, clock.count_waiting(steps), clock
 
 
 def bare_step(student: model.Clip, settings: RefineSettings, recipe: recipes.Recipe, data: tuple) -> Callable[[], None]:
@@ -64,21 +67,20 @@ def bare_step(student: model.Clip, settings: RefineSettings, recipe: recipes.Rec
 
 def loop_against_bare(report: Report, name: str, root: Path, rounds: int) -> None:
     """The whole loop's step (reading, draws, gradients, bookkeeping) against the bare step."""
-    refiner = make_refiner(root, root / "work")
-    steps = refiner._steps()
+    state, setup, steps, clock = start(root)
     data = next(steps)
-    draws, teacher = refiner._draws(refiner.part, data.rows, 0), refiner._teacher(data, World())
     student = model.load(paths_of(root).base)
-    select_trainable(student, refiner.settings)
-    bare = bare_step(student, refiner.settings, refiner.recipe, (data.inputs, teacher, draws))
-    waited = refiner.waited
+    select_trainable(student, setup.settings)
+    batch = (data.inputs, setup.teacher_features(student, data), setup.draws(data.rows, 0))
+    bare = bare_step(student, setup.settings, setup.recipe, batch)
+    waited = clock.waited
     started = time.perf_counter()
 
     def whole() -> None:
-        refiner._one_step(next(steps))
+        take_step(state, next(steps), setup)
 
     seconds = alternate(rounds, bare=bare, loop=whole)
-    share = (refiner.waited - waited) / (seconds["loop"] * (rounds + 1))
+    share = (clock.waited - waited) / (seconds["loop"] * (rounds + 1))
     note = f"bare {seconds['bare']:.3f} s, loop {seconds['loop']:.3f} s a step; waiting {share:.2%}; bound by FLOPs"
     report(f"refine_loop_{name}", seconds["bare"] / seconds["loop"], 0.92, note)
     report(f"refine_not_waiting_{name}", 1 - share, 0.97, f"measured over {time.perf_counter() - started:.0f} s")
@@ -87,11 +89,10 @@ def loop_against_bare(report: Report, name: str, root: Path, rounds: int) -> Non
 def against_released(report: Report, root: Path, larger: Path, rounds: int) -> None:
     """Cached teacher and cut text against the method as released: teacher online, captions padded to 77."""
     paths = paths_of(root)
-    refiner = make_refiner(root, root / "work")
-    data = next(refiner._steps())
-    draws, cached = refiner._draws(refiner.part, data.rows, 0), refiner._teacher(data, World())
-    student, recipe = refiner.student, refiner.recipe
-    optimizer = make_optimizer(student, refiner.settings)
+    state, setup, steps, _ = start(root)
+    data, student = next(steps), state.student
+    draws, cached = setup.draws(data.rows, 0), setup.teacher_features(student, data)
+    optimizer = make_optimizer(student, setup.settings)
     cut = data.inputs.token_ids  # of the captions drawn for this step, as cached
     full = torch.nn.functional.pad(cut, (0, student.context_length - cut.shape[1]))  # CLIP's tokenizer pads with 0
     teachers = {"same": model.load(paths.base), "larger": model.load(larger)}
@@ -106,7 +107,7 @@ def against_released(report: Report, root: Path, larger: Path, rounds: int) -> N
                     image, text = teacher.encode_image(data.inputs.images), teacher.encode_text(full)
                 features = Features(image, text, teacher.logit_scale)
             inputs = Inputs(data.inputs.images, token_ids)
-            terms = backward(Encoders(student=student), recipe, inputs, features, draws)
+            terms = backward(Encoders(student=student), setup.recipe, inputs, features, draws)
             losses[name] = float(recipes.total_loss(terms))
             optimizer.step()
 
@@ -127,7 +128,7 @@ def against_released(report: Report, root: Path, larger: Path, rounds: int) -> N
     report("step_cached_teacher_alone", seconds["released"] / seconds["cached_full"], 1.0, "1.33 by arithmetic")
     report("step_text_cut_alone", seconds["cached_full"] / seconds["ours"], 1.0, "student's text tower only")
     report("step_against_larger_online_teacher", seconds["larger"] / seconds["ours"], 1.7, "ViT-B/16 teaching ViT-B/32")
-    part = refiner.part
+    part = setup.part
     images = data.inputs.images
     per_image = alternate(
         1, image=lambda: embed_images(student, images, 32), text=lambda: embed_texts(student, cut, 32)
@@ -144,11 +145,10 @@ def allocator(report: Report, root: Path) -> None:
         "import sys, time\nfrom pathlib import Path\nfrom pipeline_lib.core import runtime\n"
         "from tests.bench import loop as bench_loop\n"
         "if sys.argv[2] == 'keep': runtime.keep_freed_memory()\n"
-        "refiner = bench_loop.make_refiner(Path(sys.argv[1]), Path(sys.argv[1]) / 'work')\n"
-        "steps = refiner._steps()\n"
-        "for _ in range(2): refiner._one_step(next(steps))\n"
+        "state, setup, steps, _ = bench_loop.start(Path(sys.argv[1]))\n"
+        "for _ in range(2): bench_loop.take_step(state, next(steps), setup)\n"
         "start = time.perf_counter()\n"
-        "for _ in range(5): refiner._one_step(next(steps))\n"
+        "for _ in range(5): bench_loop.take_step(state, next(steps), setup)\n"
         "print(time.perf_counter() - start)\n"
     )
     times: dict[str, list[float]] = {"default": [], "keep": []}

@@ -32,7 +32,7 @@ began = time.perf_counter()
 os.sched_setaffinity(0, {int(sys.argv.pop())})  # before a library counts the processors
 shutil.rmtree("data/refined", ignore_errors=True)
 import psutil
-from pipeline_lib.refine import loop as training
+from pipeline_lib.refine import loop
 from pipeline_lib.tracking.run import TrackedRun
 from stages import refine
 
@@ -49,10 +49,10 @@ def counted(method):
 def marked(*arguments):
     sent = sum(sum(child.cpu_times()[:2]) for child in psutil.Process().children())
     marks.append({"at": time.perf_counter(), "calls": called, "sender": sent})
-    return one_step(*arguments)
+    return take_step(*arguments)
 
-called, marks, one_step = 0.0, [], training.Refiner._one_step
-training.Refiner._one_step = marked
+called, marks, take_step = 0.0, [], loop.take_step
+loop.take_step = marked
 for name in ("log_metrics", "flush", "check"):
     setattr(TrackedRun, name, counted(getattr(TrackedRun, name)))
 refine.main()

@@ -29,7 +29,7 @@ def test_chunks_give_the_gradient_of_the_whole_batch(tiny_clip, refine_settings,
     """Every recipe, learnable logit scale, uneven last chunk: equal to plain autograd to 1e-12."""
     clip, inputs, teacher, draws = case(tiny_clip)
     select_trainable(clip, replace(refine_settings, train_logit_scale=True))
-    recipe = recipes.build(name, blocks())
+    recipe = recipes.make_recipe(name, blocks())
     expected = plain_gradients(clip, recipe, inputs, teacher, draws)
     clip.module.zero_grad(set_to_none=True)
     backward(Encoders(student=clip), recipe, inputs, teacher, draws, micro_batch=micro_batch)
@@ -43,7 +43,7 @@ def test_second_pass_repeats_the_first_with_dropout_on(tmp_path, refine_settings
     for block in clip.module.visual.transformer.resblocks:
         block.ls_1 = torch.nn.Dropout(0.3)
     select_trainable(clip, replace(refine_settings, stochastic_layers=True))
-    recipe = recipes.build("hycd", blocks())
+    recipe = recipes.make_recipe("hycd", blocks())
     seen = []
 
     class Recording(Encoders):
@@ -83,7 +83,7 @@ def three_steps(tiny_clip, name, rows, world, micro_batch=None, follow=None):
     steps = []
     for step in range(3):
         optimizer.zero_grad(set_to_none=True)
-        recipe = recipes.build(name, blocks())
+        recipe = recipes.make_recipe(name, blocks())
         terms = backward(Encoders(student=clip), recipe, own, teacher, draws, micro_batch=micro_batch, world=world)
         steps.append({"terms": terms, "gradients": gradients(clip)})
         for key, parameter in clip.module.named_parameters() if follow else ():
@@ -143,7 +143,7 @@ def test_bf16_autocast_stays_within_two_per_cent(tiny_clip, refine_settings):
     """Terms in bf16 are close to fp32 but not equal, and the losses themselves stay in fp32."""
     clip, inputs, teacher, draws = case(tiny_clip, torch.float32)
     select_trainable(clip, refine_settings)
-    recipe = recipes.build("clip_refine", blocks())
+    recipe = recipes.make_recipe("clip_refine", blocks())
     exact = backward(Encoders(student=clip), recipe, inputs, teacher, draws)
     clip.module.zero_grad(set_to_none=True)
     rough = backward(Encoders(student=clip, precision="bf16"), recipe, inputs, teacher, draws)
@@ -157,7 +157,7 @@ def test_bf16_autocast_stays_within_two_per_cent(tiny_clip, refine_settings):
 @pytest.mark.slow
 def test_compiled_towers_stay_within_rounding_of_plain_ones(tiny_clip, refine_settings):
     """Terms within 1e-5, gradients within 1e-4 of their largest entry, in fp32; a second batch needs no other code."""
-    recipe = recipes.build("clip_refine", blocks())
+    recipe = recipes.make_recipe("clip_refine", blocks())
     found = []
     for compiled in (False, True):
         clip, inputs, teacher, draws = case(tiny_clip, torch.float32)

@@ -15,9 +15,11 @@ from pipeline_lib.refine import recipes
 from pipeline_lib.refine.gradients import Encoders, backward
 from pipeline_lib.refine.optimiser import clamp_logit_scale, learning_rate, make_optimizer, select_trainable
 from pipeline_lib.refine.settings import RefineSettings
+from tests.conftest import run_stage
 from tests.model.test_model import COCA, custom
 from tests.step_case import blocks, case, gradients, largest_difference
 from tests.tiny_model import write_tiny_clip, write_tiny_hf_clip, write_tiny_timm_clip
+from tests.tiny_project import write_params
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,7 +40,7 @@ def test_locked_weights_stay_bitwise_and_the_others_move(tiny_clip, refine_setti
     select_trainable(clip, chosen)
     before = {name: p.detach().clone() for name, p in clip.module.named_parameters()}
     optimizer = make_optimizer(clip, chosen)
-    backward(Encoders(student=clip), recipes.build("contrastive", blocks()), inputs, teacher, draws)
+    backward(Encoders(student=clip), recipes.make_recipe("contrastive", blocks()), inputs, teacher, draws)
     optimizer.step()
     for name, parameter in clip.module.named_parameters():
         assert torch.equal(parameter, before[name]) != moves(name), name
@@ -212,7 +214,7 @@ def test_batch_norm_statistics_stay_as_they_are(refine_settings, tmp_path, stoch
     assert any("running_mean" in name for name in before)
     select_trainable(clip, replace(refine_settings, stochastic_layers=stochastic_layers))
     encoders = Encoders(student=clip)
-    backward(encoders, recipes.build("hycd", blocks()), inputs, teacher, draws)
+    backward(encoders, recipes.make_recipe("hycd", blocks()), inputs, teacher, draws)
     assert all(torch.equal(buffer, before[name]) for name, buffer in clip.module.named_buffers())
     one = encoders(Inputs(inputs.images[:1], inputs.token_ids[:1]))[0]
     torch.testing.assert_close(encoders(inputs)[0][:1], one, rtol=1e-10, atol=1e-10)
@@ -246,7 +248,7 @@ def test_gradient_checkpointing_computes_every_layer_twice_and_the_same_gradient
         select_trainable(clip, replace(refine_settings, grad_checkpointing=on, stochastic_layers=stochastic_layers))
         counts.append(count_passes(clip))
         torch.manual_seed(0)
-        backward(Encoders(student=clip), recipes.build("hycd", blocks()), inputs, teacher, draws)
+        backward(Encoders(student=clip), recipes.make_recipe("hycd", blocks()), inputs, teacher, draws)
         found.append(gradients(clip))
     assert counts == [{"image": 1, "text": 1}, {"image": 2, "text": 2}]
     assert largest_difference(found[1], found[0], floor=1e-9) < 1e-12
@@ -268,3 +270,9 @@ def test_schedule():
     assert rates[8] == pytest.approx(0.5)
     assert rates == sorted(rates[:4]) + sorted(rates[4:], reverse=True)
     assert {learning_rate(refine_settings, step, 12) for step in range(12)} == {refine_settings.learning_rate}
+
+
+def test_everything_locked_is_refused(cached):
+    write_params(cached, refine__lock_image=True, refine__lock_text=True)
+    with pytest.raises(UserError, match="every weight is locked"):
+        run_stage("refine", cached)

@@ -1,5 +1,7 @@
 """Every recipe builds from params.yaml, refuses a wrong block, and is the equation its docstring states."""
 
+import inspect
+import typing
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,12 +30,44 @@ def features(seed, width=D):
 
 def run(name, student=None, teacher=None, draws=DRAWS, **changes):
     blocks = {name: {**BLOCKS[name], **changes}}
-    return recipes.build(name, blocks)(student or features(1), teacher or features(2), draws)
+    return recipes.make_recipe(name, blocks)(student or features(1), teacher or features(2), draws)
 
 
-def test_params_and_recipes_list_the_same_names():
-    assert sorted(BLOCKS) == sorted(recipes.RECIPES)
-    assert len(BLOCKS) == 11
+def test_every_function_of_the_signature_is_a_recipe_with_a_block():
+    """A recipe without its decorator, or without its block in params.yaml, would be one that nobody can choose."""
+    functions = {
+        name: function
+        for name, function in inspect.getmembers(recipes, inspect.isfunction)
+        if [*inspect.signature(function).parameters][:3] == ["student", "teacher", "draws"]
+    }
+    assert "clip_refine" in functions
+    assert functions == recipes.RECIPES
+    assert sorted(BLOCKS) == sorted(functions)
+
+
+def scaled(found, image, text):
+    return found._replace(
+        raw_image_features=found.raw_image_features * image, raw_text_features=found.raw_text_features * text
+    )
+
+
+@pytest.mark.parametrize("logits", typing.get_args(recipes.Logits))
+@pytest.mark.parametrize("name", sorted(recipes.RECIPES))
+def test_recipes_that_compare_raw_dot_products_say_so(name, logits):
+    """Those with a term that minds longer image features, but not if the text features are shorter for it.
+
+    Cosines mind neither, regressions on features mind both.
+    """
+    block = {**BLOCKS[name], "logits": logits} if "logits" in BLOCKS[name] else BLOCKS[name]
+    made = recipes.make_recipe(name, {name: block})
+    plain, longer, balanced = (
+        made(scaled(features(1), *factors), scaled(features(2), *factors), DRAWS)
+        for factors in ((1, 1), (1.5, 1), (1.5, 1 / 1.5))
+    )
+    same = {
+        key: [bool(torch.isclose(value, other[key])) for other in (longer, balanced)] for key, value in plain.items()
+    }
+    assert made.uses_raw_logits == ([False, True] in same.values()), same
 
 
 @pytest.mark.parametrize("name", sorted(recipes.RECIPES))
@@ -129,12 +163,12 @@ def test_a_wider_teacher_can_distil_logits_but_not_features():
 
 
 def test_a_recipe_that_cannot_take_the_teachers_width_is_refused_before_it_runs():
-    recipes.try_out(recipes.build("hycd", BLOCKS), "recipes.hycd", D, D + 3)
+    recipes.try_out(recipes.make_recipe("hycd", BLOCKS), "recipes.hycd", D, D + 3)
     with pytest.raises(UserError, match=r"^recipes.feature_kd: .*\(2, 8\) and \(2, 11\); take .* the base's width$"):
-        recipes.try_out(recipes.build("feature_kd", BLOCKS), "recipes.feature_kd", D, D + 3)
+        recipes.try_out(recipes.make_recipe("feature_kd", BLOCKS), "recipes.feature_kd", D, D + 3)
     blocks = {"rafa": {"reduction": "mean", "prior": prior(kind="teacher")}}
     with pytest.raises(UserError, match=r"^recipes.rafa.prior.kind: `teacher` needs"):
-        recipes.try_out(recipes.build("rafa", blocks), "recipes.rafa", D, D + 3)
+        recipes.try_out(recipes.make_recipe("rafa", blocks), "recipes.rafa", D, D + 3)
 
 
 @pytest.mark.parametrize("name", sorted(recipes.RECIPES))
@@ -166,4 +200,4 @@ def test_batch_of_one(name):
 )
 def test_wrong_blocks_are_refused(name, blocks, message):
     with pytest.raises(UserError, match=message):
-        recipes.build(name, blocks)
+        recipes.make_recipe(name, blocks)

@@ -1,0 +1,127 @@
+"""What is checked before the first step, after the last one, and before the result is published."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import torch
+
+from pipeline_lib.cache_teacher.reader import CachedPart, embed_images, embed_texts
+from pipeline_lib.cache_teacher.settings import CacheTeacherSettings
+from pipeline_lib.core import runtime
+from pipeline_lib.core.errors import UserError
+from pipeline_lib.model import Clip
+from pipeline_lib.model.features import row_difference
+from pipeline_lib.refine.epochs import Plan
+from pipeline_lib.refine.optimiser import named_trainable
+
+log = logging.getLogger(__name__)
+
+
+def check_plan(plan: Plan, num_processes: int) -> None:
+    """Refuse a batch size that leaves no step, or a step with fewer pairs than processes.
+
+    Raises:
+        UserError: It does.
+    """
+    if plan.num_steps == 0:
+        raise UserError(
+            f"refine.batch_size: {plan.batch_size} is more than the {len(plan.rows)} training "
+            "samples; lower it, or set refine.last_batch to keep"
+        )
+    if plan.smallest_batch < num_processes:
+        raise UserError(
+            f"refine.batch_size: {plan.batch_size} makes a batch of {plan.smallest_batch} pairs, too few "
+            f"for {num_processes} processes; change it, take fewer processes, or set refine.last_batch to drop"
+        )
+
+
+def check_base_against_cache(
+    student: Clip, part: CachedPart, cache: CacheTeacherSettings, tolerance: float
+) -> dict[str, float]:
+    """Check step 0 where the base teaches itself; the tolerance is no finer than the cache.
+
+    Returns:
+        `step0_difference`, see `check_step_zero`; nothing where there is nothing to compare.
+
+    Raises:
+        UserError: See `check_step_zero`.
+    """
+    if cache.teacher != "base" or cache.mode != "cached":
+        return {}
+    rough = {"float16": 2e-3}.get(cache.dtype, 0.0), {"tf32": 2e-3, "bf16": 2e-2}.get(cache.precision, 0.0)
+    difference = check_step_zero(student, part, cache.chunk_size, max(tolerance, *rough), cache.precision)
+    log.info("step 0: student and cache differ by %.1e of a feature's norm", difference)
+    return {"step0_difference": difference}
+
+
+def check_step_zero(
+    student: Clip, part: CachedPart, chunk_size: int, tolerance: float, precision: str = "fp32"
+) -> float:
+    """Compare the student's features before the first step with the cache: they come from the same weights.
+
+    `precision` is the cache's, so that both sides compute alike.
+
+    Returns:
+        Largest relative difference of a feature row.
+
+    Raises:
+        UserError: It is larger than `tolerance`: wrong cache, captions, preprocessing or order.
+    """
+    rows = part.valid_rows[np.linspace(0, len(part.valid_rows) - 1, min(chunk_size, len(part.valid_rows))).astype(int)]
+    captions = [int(part.num_captions[row]) - 1 for row in rows]
+    stored = part.read_features(rows, captions)
+    if stored is None:
+        return 0.0
+    inputs = part.read_inputs(rows, captions)
+    with runtime.arithmetic(precision, student.device):
+        fresh = (embed_images(student, inputs.images, chunk_size), embed_texts(student, inputs.token_ids, chunk_size))
+    worst = max(row_difference(*pair) for pair in zip(fresh, stored, strict=True))
+    if not worst <= tolerance:
+        raise UserError(
+            f"refine: before the first step the student's features differ from the cache by {worst:.2e} of their norm, "
+            f"more than refine.step0_tolerance {tolerance:.0e}; run `dvc repro -f cache_teacher`"
+        )
+    return worst
+
+
+def check_weights(student: Clip) -> None:
+    """Refuse weights that exploded on the last step, from which no loss was computed.
+
+    Raises:
+        UserError: A trained weight is not finite.
+    """
+    broken = [name for name, parameter in named_trainable(student) if not parameter.isfinite().all()]
+    if broken:
+        raise UserError(
+            f"refine: the weights are not finite after the last step ({len(broken)} tensors, first {broken[0]}); "
+            "lower refine.learning_rate"
+        )
+
+
+def warn_if_still(displacement: float) -> None:
+    """Warn where the weights moved by less than a thousandth of their norm."""
+    if displacement < 1e-3:
+        log.warning(
+            "the weights moved by %.1e of their norm only: learning rate x steps is too small to change the model; "
+            "raise refine.learning_rate or refine.epochs for a set of this size",
+            displacement,
+        )
+
+
+def check_saved(student: Clip, saved: Clip, part: CachedPart, chunk_size: int) -> None:
+    """Check that the saved folder, loaded back, gives bitwise the features of the model in memory.
+
+    Raises:
+        UserError: It does not, or they are not finite.
+    """
+    rows = part.valid_rows[:chunk_size]
+    inputs = part.read_inputs(rows, [0] * len(rows))
+    student.module.eval()
+    for embed, x in ((embed_images, inputs.images), (embed_texts, inputs.token_ids)):
+        features = embed(student, x, chunk_size)
+        if not features.isfinite().all():
+            raise UserError("refine: the refined model's features are not finite; lower refine.learning_rate")
+        if not torch.equal(features, embed(saved, x, chunk_size)):
+            raise UserError(f"{saved.directory}: the saved model does not give the features of the refined one")

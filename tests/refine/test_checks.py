@@ -1,0 +1,62 @@
+"""Loud stops before the first step and after the last one."""
+
+import pytest
+import torch
+
+from pipeline_lib.core import distributed
+from pipeline_lib.core.distributed import World
+from pipeline_lib.core.errors import UserError
+from pipeline_lib.refine.checks import check_step_zero
+from tests.cache_teacher.test_cache_teacher import open_cached
+from tests.conftest import run_stage
+from tests.refine.runs import refined
+from tests.tiny_project import write_params
+
+
+@pytest.mark.parametrize("side", ["image_features", "text_features"])
+def test_two_rows_that_changed_places_in_the_cache_are_noticed_before_the_first_step(cached, side):
+    part, clip, _ = open_cached(cached)
+    assert check_step_zero(clip, part, 64, 1e-4) <= 1e-4
+    unit = part.units[0]
+    rows = torch.tensor([0, 1]) if side == "image_features" else unit["caption_offsets"][1:3] - 1  # their last captions
+    unit[side][rows] = unit[side][rows.flip(0)]
+    with pytest.raises(UserError, match=r"before the first step .* more than refine.step0_tolerance 1e-04"):
+        check_step_zero(clip, part, 64, 1e-4)
+
+
+def test_a_set_smaller_than_the_batch_is_an_error(cached):
+    write_params(cached, refine__batch_size=512)
+    with pytest.raises(UserError, match=r"refine.batch_size: 512 is more than the \d+ training samples"):
+        run_stage("refine", cached)
+
+
+def test_a_last_batch_with_fewer_rows_than_processes_is_refused_before_the_first_step(cached, monkeypatch):
+    rest = len(open_cached(cached)[0].valid_rows) % 8
+    assert rest > 1
+    monkeypatch.setattr(distributed, "join", lambda *_: World(0, rest + 1))
+    write_params(cached, refine__last_batch="keep")
+    with pytest.raises(UserError, match=rf"a batch of {rest} pairs, too few for {rest + 1} processes; .*to drop"):
+        run_stage("refine", cached)
+
+
+def test_weights_that_did_not_move_are_warned_of(cached, caplog):
+    refined(cached, refine__learning_rate=1e-9)
+    assert "learning rate x steps is too small" in caplog.text
+    caplog.clear()
+    refined(cached)
+    assert "too small" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("rate", "broken"),
+    [
+        (1e30, "the refined model's features are not finite"),
+        (1e300, r"the weights are not finite after the last step \(.*\)"),
+    ],
+)
+def test_weights_that_explode_on_the_last_step_are_said_to(cached, rate, broken):
+    """No loss is computed from them, so no step can notice."""
+    write_params(cached, refine__learning_rate=rate, refine__max_steps=1)
+    with pytest.raises(UserError, match=rf"^refine: {broken}; lower refine\.learning_rate$"):
+        run_stage("refine", cached)
+    assert not (cached / "data/refined").exists()
