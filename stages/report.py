@@ -12,7 +12,7 @@ from pipeline_lib import tracking
 from pipeline_lib.core import artifacts, config
 from pipeline_lib.core.paths import Paths
 from pipeline_lib.report import run as report
-from pipeline_lib.report.inputs import Inputs, read_inputs
+from pipeline_lib.report.inputs import read_inputs
 from pipeline_lib.terminal import run_stage
 
 SECTIONS = ("paths", "data", "base", "shard", "cache_teacher", "refine", "recipes", "evaluate", "report", "tracking")
@@ -26,27 +26,13 @@ def main(params_file: Path = Path("params.yaml")) -> None:
     upstream = artifacts.digests({stage: folder for stage, folder in folders.items() if stage != "report"})
     with tracking.stage_run("report", params_file, upstream=upstream) as run:
         report.run(inputs, target)
-        found = summary(inputs)
+        found = report.summary(inputs)
         artifacts.write_json(paths.report_numbers, found)
         run.headline(found)
         for name in sorted(artifacts.read_manifest(target)["files"]):
             run.log_artifact(target / name, Path(name).parent.as_posix().removeprefix("."))
         run.output(artifacts.read_manifest(target)["digest"])
     print(f"\n{report.sentence(inputs)}\nTable: python -m pipeline_lib.report. Page: {target / report.HTML}")
-
-
-def summary(inputs: Inputs) -> dict[str, float | str]:
-    """What a table of configurations shows of one: headlines with change and p-value, the gap, the verdict."""
-    values: dict[str, float] = {}
-    for row in inputs.comparison:
-        if row.adjusted_p is not None:
-            name = f"{row.after.set_name}/{row.after.key}"
-            values |= {name: row.after.interval.value, f"{name}_difference": row.difference.value}
-            values[f"{name}_adjusted_p"] = row.adjusted_p
-    for name, gap in inputs.gaps.items():
-        values[f"{name}/centroid_distance"] = gap.refined
-        values[f"{name}/centroid_distance_difference"] = gap.refined - gap.base
-    return {**{name: float(f"{value:.4g}") for name, value in values.items()}, "verdict": report.sentence(inputs)}
 
 
 if __name__ == "__main__":

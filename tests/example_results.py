@@ -1,8 +1,9 @@
-"""A small project folder as it stands after the evaluate stage: synthetic features and pictures, real evaluation.
+"""A small project folder as it stands after the evaluate stage: synthetic features and drawn images, real evaluation.
 
 Refinement narrows the gap and gains retrieval, and costs a little zero-shot, so that every kind of verdict occurs.
 """
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -14,12 +15,13 @@ from PIL import Image, ImageDraw
 
 from pipeline_lib.core import artifacts, config, shards
 from pipeline_lib.core.distributed import World
-from pipeline_lib.evaluate import run, scoring
+from pipeline_lib.evaluate import run, wise_ft
 from pipeline_lib.evaluate.embedding import EmbeddedSet, EmbeddedTask
-from pipeline_lib.evaluate.run import Inputs
+from pipeline_lib.evaluate.inputs import EvaluationInputs
 from pipeline_lib.evaluate.settings import EvaluateSettings
 from pipeline_lib.refine.settings import RefineSettings
-from pipeline_lib.results import folders as results
+from pipeline_lib.report.inputs import read_inputs
+from pipeline_lib.results.parameters import read_parameters
 
 ROOT = Path(__file__).parents[1]
 CLASSES, TASK = ("round", "square", "striped", "plain"), "shape"
@@ -27,8 +29,8 @@ WIDTH, PER_IMAGE = 24, 2
 SIZES = {"val": 60, "eval": 120}
 
 
-def write(root: Path, *, seed=0, recipe="clip_refine", **options) -> Path:
-    """Fill `root` with params.yaml and what `build` makes; returns the params file."""
+def make_project(root: Path, *, seed=0, recipe="clip_refine", **options) -> Path:
+    """Fill `root` with params.yaml and what `fill_project` makes; returns the params file."""
     params = (ROOT / "params.yaml").read_text()
     for old, new in (
         ("recipe: clip_refine", f"recipe: {recipe}"),
@@ -39,11 +41,17 @@ def write(root: Path, *, seed=0, recipe="clip_refine", **options) -> Path:
         params = params.replace(old, new)
     root.mkdir(parents=True, exist_ok=True)
     (root / "params.yaml").write_text(params)
-    build(root, **options)
+    fill_project(root, **options)
     return root / "params.yaml"
 
 
-def build(root: Path, *, gain=1.0, loss=1.0, with_captions=True, with_task=True, centred=True) -> None:
+def read_report_inputs(root, monkeypatch, **changes):
+    """What a page of the project is made of, read inside its folder, with fields replaced."""
+    monkeypatch.chdir(root)
+    return dataclasses.replace(read_inputs(Path("params.yaml")), **changes)
+
+
+def fill_project(root: Path, *, gain=1.0, loss=1.0, with_captions=True, with_task=True, centred=True) -> None:
     """Make data/{base,refined,teacher,shards,eval} as params.yaml says.
 
     `gain` moves pairs together, `loss` moves the class prompts away, `refine.seed` is the luck of the refinement.
@@ -68,15 +76,18 @@ def build(root: Path, *, gain=1.0, loss=1.0, with_captions=True, with_task=True,
         embedded = {name: embed(part, gain_now, loss_now, luck) for name, part in parts.items()}
         clip = SimpleNamespace(facts={"weights_digest": digest(weights)})
         embedder = SimpleNamespace(clip=clip, world=World(), embed=lambda part, sets=embedded: sets[part.name])
-        found = run.evaluate(embedder, model, Inputs([parts["eval"]], parts["val"]), settings)
+        found = run.evaluate(embedder, model, EvaluationInputs([parts["eval"]], parts["val"]), settings)
         if model == "refined":
             more = {"val": 2, "eval": 1}  # so that the best mix on val is not the best on eval
             found.results["wise_ft"] = [
-                mixed(x, {n: embed(p, more[n] * gain * x, loss * x**2, seed) for n, p in parts.items()}, settings)
+                {"mix": x}
+                | wise_ft.score_mix(
+                    [embed(part, more[name] * gain * x, loss * x**2, seed) for name, part in parts.items()], settings
+                )
                 for x in settings.wise_ft
             ]
-        run.write(found, settings, data / "eval" / model, data / "eval" / f"{model}.json")
-    write_models(data, refined, results.read_parameters(params_file))
+        run.write_evaluation(found, settings, data / "eval" / model, data / "eval" / f"{model}.json")
+    write_models(data, refined, read_parameters(params_file))
 
 
 def embed(part, gain, loss, luck):
@@ -107,16 +118,6 @@ def embed(part, gain, loss, luck):
         logit_scale=20.0,
         tasks={TASK: task} if part.tasks else {},
     )
-
-
-def mixed(mix, embedded, settings):
-    """A row of the sweep."""
-    blocks = {name: scoring.score(one, settings)[0] for name, one in embedded.items()}
-    return {
-        "mix": mix,
-        "sets": {name: scoring.headlines(block) for name, block in blocks.items()},
-        "metrics": {name: scoring.flat(block) for name, block in blocks.items()},
-    }
 
 
 def digest(model):
@@ -156,7 +157,7 @@ def write_part(directory, size, *, with_captions, with_task):
     directory.mkdir(parents=True)
     entries, blob = [], b""
     for i in range(size):
-        image = picture(max(i, 1) + size)
+        image = draw_image(max(i, 1) + size)
         entries.append(
             shards.IndexEntry(
                 key=f"{i:04d}",
@@ -187,7 +188,7 @@ def write_part(directory, size, *, with_captions, with_task):
     return shards.read_part(directory)
 
 
-def picture(i):
+def draw_image(i):
     image = Image.new("RGBA", (72, 72), (0, 0, 0, 0))
     ImageDraw.Draw(image).ellipse((8, 8, 60, 40 + i % 30), fill=(2 * i % 255, 5 * i % 255, 160, 255))
     buffer = io.BytesIO()

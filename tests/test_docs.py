@@ -1,4 +1,4 @@
-"""README.md, docs/ and CONTRIBUTING.md against the project: snippets load when pasted, tables say what the files say."""
+"""README.md, docs/ and CONTRIBUTING.md against the project: snippets load when pasted, tables say what files say."""
 
 import ast
 import re

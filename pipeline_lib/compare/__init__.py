@@ -5,7 +5,7 @@
     python -m pipeline_lib.compare --revs main v1 quick-1   git revisions or experiments, of any commit
     python -m pipeline_lib.compare queue --seeds 0..2       run every ablation on top of params.yaml
 
-Configurations that differ in `refine.seed` alone are one row: mean ± spread over seeds, and an interval over pictures
+Configurations that differ in `refine.seed` alone are one row: mean ± spread over seeds, and an interval over images
 of the seeds' mean difference from base. The ranking is made on the selection part (val); the evaluation sets are shown
 in that order, so that the best row there is not a choice among lucky ones.
 
@@ -14,17 +14,18 @@ in that order, so that the best row there is not a choice among lucky ones.
     ablate       plans the ablations and runs them as DVC experiments
 """
 
-from pipeline_lib.compare.board import build, ranked_on, terminal_table, write
+from pipeline_lib.compare.board import comparison_page, make_board, ranked_on, terminal_table, write_comparison
 from pipeline_lib.compare.candidates import Candidate, Group, group, read_folder, read_revisions
 
 __all__ = [
     "Candidate",
     "Group",
-    "build",
+    "comparison_page",
     "group",
+    "make_board",
     "ranked_on",
     "read_folder",
     "read_revisions",
     "terminal_table",
-    "write",
+    "write_comparison",
 ]

@@ -15,7 +15,7 @@ from pipeline_lib.lineage.revisions import current_experiments
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Options of the command."""
+    """Read the options of the command."""
     parser = argparse.ArgumentParser(
         prog="python -m pipeline_lib.compare",
         description=compare.__doc__,
@@ -54,13 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found = [_folder(argument) for argument in folders] + compare.read_revisions(revisions, Path(scratch))
         if not found:
             raise UserError("nothing to compare: name folders, --revs, or run experiments (`dvc exp run`)")
-        ranking = board.make(compare.group(found), options.params)
-        compare.write(ranking, options.output)
+        ranking = compare.make_board(compare.group(found), options.params)
+        compare.write_comparison(ranking, options.output)
         print(f"{compare.terminal_table(ranking)}\n\n{options.output / board.HTML}")
 
 
 def _folder(argument: str) -> candidates.Candidate:
-    """`DIR` or `NAME=DIR`, where both may hold `=`: the longest DIR that is there."""
+    """Read `DIR` or `NAME=DIR`, where both may hold `=`: the longest DIR that is there."""
     splits = [("", argument), *((argument[:at], argument[at + 1 :]) for at, c in enumerate(argument) if c == "=")]
     name, path = next((split for split in splits if Path(split[1]).is_dir()), splits[-1])
     return compare.read_folder(name or Path(path).resolve().name, Path(path))

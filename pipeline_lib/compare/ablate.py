@@ -26,7 +26,7 @@ from pipeline_lib.lineage import revisions
 from pipeline_lib.lineage.revisions import current_experiments, run_command, run_dvc
 from pipeline_lib.refine.settings import RefineSettings
 from pipeline_lib.report import page
-from pipeline_lib.results import folders as results
+from pipeline_lib.results.parameters import DECIDING, dotted_keys
 from pipeline_lib.tracking.describe import code_deps
 
 NAMED = "# Differs from params.yaml in: "  # begins an ablation; then its keys
@@ -79,7 +79,7 @@ def plan(params_file: Path, folder: Path, seeds: Sequence[int]) -> tuple[list[Pl
     Raises:
         UserError: An ablation does not say what it sets, or sets what params.yaml does not have.
     """
-    here = results.flat(config.read_params(params_file))
+    here = dotted_keys(config.read_params(params_file))
     variants: dict[str, dict[str, Any]] = {config.load(params_file, RefineSettings).recipe: {}}
     ablations, notes = read_ablations(folder)
     for path, changes in ablations.items():
@@ -133,7 +133,7 @@ def overrides(ablation: Path, keys: Sequence[str]) -> dict[str, Any]:
     Raises:
         UserError: It has none.
     """
-    values = results.flat(config.read_params(ablation))
+    values = dotted_keys(config.read_params(ablation))
     chosen: dict[str, Any] = {}
     for name in keys:
         found = {key: value for key, value in values.items() if f"{key}.".startswith(f"{name}.")}
@@ -148,13 +148,13 @@ def _check_blocks(params_file: Path, wanted: Mapping[str, Any], ablation: Path) 
     params = config.read_params(params_file)
     blocks = {f"recipes.{name}" for name in params.get("recipes") or {}}
     needed = {*wanted, f"recipes.{wanted['refine.recipe']}"}
-    if missing := sorted(needed - blocks - set(results.flat(params))):
+    if missing := sorted(needed - blocks - set(dotted_keys(params))):
         raise UserError(f"{params_file}: `{missing[0]}` is missing, which {ablation} needs; copy it from there")
 
 
 def deciding(params: Mapping[str, Any]) -> dict[str, Any]:
     """Of dotted keys those that decide results: not how and where it runs, nor what other recipes would do."""
-    used = (*(f"{section}." for section in results.PARAMETERS), f"recipes.{params['refine.recipe']}.")
+    used = (*(f"{section}." for section in DECIDING), f"recipes.{params['refine.recipe']}.")
     return {key: value for key, value in params.items() if key.startswith(used)}
 
 
@@ -179,7 +179,7 @@ def _look(planned: Planned, scratch: Path) -> Found:
 
 def differences(planned: Planned, params_file: Path) -> list[str]:
     """The parameters that decide results and are others in `params_file` than planned, as `key=value` found there."""
-    there = deciding(results.flat(config.read_params(params_file)))
+    there = deciding(dotted_keys(config.read_params(params_file)))
     keys = {**planned.parameters, **there}
     return [f"{k}={there.get(k)}" for k in keys if planned.parameters.get(k, ...) != there.get(k, ...)]
 
@@ -240,7 +240,7 @@ def check_inputs(params_file: Path) -> None:
     Raises:
         UserError: A relative path holds files that neither has.
     """
-    params = results.flat(config.read_params(params_file))
+    params = dotted_keys(config.read_params(params_file))
     for key in INPUTS:
         value = params.get(key)
         if not isinstance(value, str) or Path(value).is_absolute() or not Path(value).exists():

@@ -16,10 +16,12 @@ from pipeline_lib.core.errors import UserError
 from pipeline_lib.refine import recipes
 from pipeline_lib.report import figures, page
 from pipeline_lib.report.page import Cell, Drawing, Fold, Page, Row, Section, Table, Text
-from pipeline_lib.results import folders as results
 from pipeline_lib.results import statistics
 from pipeline_lib.results.certainty import Certainty
-from pipeline_lib.results.folders import CENTRED, Interval, Measure, Variant, Verdict
+from pipeline_lib.results.folders import CENTRED, Evaluation, Variant
+from pipeline_lib.results.measure import Measure
+from pipeline_lib.results.paired import Verdict, item_differences, judge
+from pipeline_lib.results.statistics import Interval
 
 HTML, MARKDOWN = "comparison.html", "comparison.md"
 MINUS_BASE, MEAN_CENTRED = "minus base", "mean-centred"
@@ -37,16 +39,16 @@ class Entry:
 
     @property
     def mean(self) -> float:
-        """Mean over seeds."""
+        """Return the mean over seeds."""
         return float(np.mean(self.values))
 
     @property
     def spread(self) -> float | None:
-        """Standard deviation over seeds; None of a single one."""
+        """Return the standard deviation over seeds; None of a single one."""
         return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else None
 
     def drawn(self, label: str) -> figures.Difference:
-        """The difference with its interval, and that of each seed, in percentage points."""
+        """Return the difference with its interval, and that of each seed, in percentage points."""
         base = self.mean - self.difference.value
         value, low, high = self.difference
         seeds = tuple(100 * (seed - base) for seed in self.values)
@@ -62,28 +64,28 @@ class Board:
 
     @cached_property
     def ranking_sets(self) -> list[str]:
-        """The selection parts that all groups share and that have headlines; else the evaluation sets."""
+        """Return the selection parts that all groups share and that have headlines; else the evaluation sets."""
         shared = [name for name in self._names("selection") if self.keys(name)]
         return shared or self._names("sets")
 
     @property
     def is_honest(self) -> bool:
-        """Whether the ranking uses other pictures than the evaluation sets."""
+        """Return whether the ranking uses other images than the evaluation sets."""
         return not set(self.ranking_sets) & set(self._names("sets"))
 
     @cached_property
     def sets(self) -> list[str]:
-        """All sets that all groups share, the ranking ones first."""
+        """Return all sets that all groups share, the ranking ones first."""
         return [*self.ranking_sets, *(name for name in self._names("sets") if name not in self.ranking_sets)]
 
     def _names(self, kind: str) -> list[str]:
-        """Sets of a kind that every candidate was evaluated on, with the same pictures."""
+        """Return the sets of a kind that every candidate was evaluated on, with the same images."""
         candidates = [candidate for group in self.groups for candidate in group.candidates]
         digests = [{name: one.get("digest") for name, one in getattr(c.refined, kind).items()} for c in candidates]
         return [name for name, digest in digests[0].items() if all(d.get(name) == digest for d in digests)]
 
     def keys(self, name: str) -> dict[str, str]:
-        """Headlines of a set that all groups have: key -> label."""
+        """Return the headlines of a set that all groups have: key -> label."""
         found = [
             {measure.key: measure.label for measure in Variant(candidate.refined).headlines(name)}
             for group in self.groups
@@ -92,14 +94,14 @@ class Board:
         return {key: label for key, label in found[0].items() if all(key in one for one in found)}
 
     @cached_property
-    def bases(self) -> dict[str, results.Evaluation]:
-        """The distinct base models by the end of their row's label, which is empty for a single one."""
+    def bases(self) -> dict[str, Evaluation]:
+        """Return the distinct base models by the end of their row's label, which is empty for a single one."""
         found = {c.base.results["weights_digest"]: c.base for group in self.groups for c in group.candidates}
         return {f" {digest[:8]}" if len(found) > 1 else "": base for digest, base in found.items()}
 
     @cached_property
     def entries(self) -> dict[str, dict[str, dict[str, Entry]]]:
-        """Set -> label of the row -> key of the headline -> entry: groups, and bases mean-centred where measured.
+        """Return set -> label of the row -> key of the headline -> entry: groups, and bases mean-centred where known.
 
         Holm's correction is over all of them, within each set.
         """
@@ -123,40 +125,40 @@ class Board:
         adjusted, alpha = statistics.holm([entry.p_value for _, _, entry in flat]), 1 - self.settings.confidence
         judged: dict[str, dict[str, Entry]] = {label: {} for label in rows}
         for (label, key, entry), p in zip(flat, adjusted, strict=True):
-            judged[label][key] = replace(entry, verdict=results.moved(entry.difference, p, alpha))
+            judged[label][key] = replace(entry, verdict=judge(entry.difference, p, alpha))
         return judged
 
     def score(self, group: Group) -> float:
-        """Mean difference from base over the headlines of the ranking sets."""
+        """Return the mean difference from base over the headlines of the ranking sets."""
         scores = self.scores(group)
         return float(np.mean(scores)) if scores else 0.0
 
     def scores(self, group: Group) -> list[float]:
-        """The same by seed."""
+        """Return the same by seed."""
         entries = [e for name in self.ranking_sets for e in self.entries[name][group.label].values()]
         changes = [np.array(entry.values) - (entry.mean - entry.difference.value) for entry in entries]
         return [float(score) for score in np.mean(changes, axis=0)] if changes else []
 
     def moved(self, group: Group, names: Sequence[str]) -> str:
-        """How many headlines of the sets `names` rose or fell measurably, in words."""
+        """Say how many headlines of the sets `names` rose or fell measurably, in words."""
         verdicts = [entry.verdict for name in names for entry in self.entries[name][group.label].values()]
         said = [f"{verdicts.count(kind)} {kind}" for kind in ("rose", "fell") if kind in verdicts]
         return f"of {len(verdicts)} headlines {' and '.join(said) or 'none moved'} measurably"
 
     @cached_property
     def ranked(self) -> list[Group]:
-        """The groups, best first."""
+        """Return the groups, best first."""
         return sorted(self.groups, key=lambda group: (-self.score(group), group.label))
 
 
 def _compare(
     pairs: Sequence[tuple[Variant, Variant]], name: str, keys: Sequence[str], settings: Certainty
 ) -> dict[str, Entry]:
-    """Headlines of several (before, after) pairs on one set, their item-wise differences averaged over the pairs."""
+    """Compare (before, after) pairs by the headlines of a set, their item-wise differences averaged over the pairs."""
     measures = {m.key: m for m in pairs[0][1].headlines(name) if m.key in keys}
     differences = {}
     for key, measure in measures.items():
-        means = [results.item_differences(before, after, measure) for before, after in pairs]
+        means = [item_differences(before, after, measure) for before, after in pairs]
         differences[key] = means[0]._replace(values=np.mean([mean.values for mean in means], axis=0))
     tests = statistics.paired_tests(
         differences,
@@ -165,7 +167,7 @@ def _compare(
         confidence=settings.confidence,
         seed=settings.seed,
     )
-    by_seed = [{m.key: m.interval.value for m in after.headlines(name)} for _, after in pairs]
+    by_seed = [{m.key: m.value for m in after.headlines(name)} for _, after in pairs]
     return {
         key: Entry(
             measure,
@@ -177,8 +179,8 @@ def _compare(
     }
 
 
-def make(groups: Sequence[Group], params_file: Path) -> Board:
-    """A board that is as sure as section `evaluate` of `params_file` asks for.
+def make_board(groups: Sequence[Group], params_file: Path) -> Board:
+    """Make a board that is as sure as section `evaluate` of `params_file` asks for.
 
     Raises:
         UserError: The groups share no set.
@@ -187,7 +189,7 @@ def make(groups: Sequence[Group], params_file: Path) -> Board:
     assert len(set(labels)) == len(labels), f"groups share a label, by which entries are found: {labels}"
     board = Board(groups, config.load_some(params_file, Certainty))
     if not board.sets:
-        raise UserError("nothing to compare: the evaluations have no set in common with the same pictures")
+        raise UserError("nothing to compare: the evaluations have no set in common with the same images")
     return board
 
 
@@ -195,7 +197,7 @@ def make(groups: Sequence[Group], params_file: Path) -> Board:
 
 
 def table(board: Board, name: str) -> Table:
-    """Every group on one set, best first, below the base models and their mean-centred variants."""
+    """Return every group on one set, best first, below the base models and their mean-centred variants."""
     keys = board.keys(name)
     rows = _baselines(board, name)
     for group in board.ranked:
@@ -209,19 +211,19 @@ def table(board: Board, name: str) -> Table:
         (f"{name}, %", "seeds", *keys.values(), "gap"),
         tuple(rows),
         note="Mean ± standard deviation over seeds; in small type the "
-        f"{page.level(board.settings.confidence)} interval of the difference from base over pictures, with the seeds "
+        f"{page.level(board.settings.confidence)} interval of the difference from base over images, with the seeds "
         "averaged. A triangle: the difference is measurable after Holm's correction over this table. Gap: centroid "
         "distance.",
     )
 
 
 def _baselines(board: Board, name: str) -> list[Row]:
-    """The base, and the base mean-centred where it was measured; one line each for every distinct base model."""
+    """Return the base, and the base mean-centred where it was measured; one line each for every distinct base model."""
     keys = board.keys(name)
     rows = []
     for suffix, base in board.bases.items():
         plain, centred = Variant(base), Variant(base, CENTRED)
-        values = {m.key: m.interval.value for m in plain.headlines(name)}
+        values = {m.key: m.value for m in plain.headlines(name)}
         cells = [Cell(page.percent(values[key])) for key in keys]
         rows.append(Row((Cell(f"base{suffix}"), Cell("–"), *cells, Cell(page.number(_gap(plain, name))))))
         label = MEAN_CENTRED + suffix
@@ -238,7 +240,7 @@ def _entry(entry: Entry) -> Cell:
 
 
 def _gap(variant: Variant, name: str) -> float | None:
-    return variant.evaluation.block(name, "gap", variant.name).get("centroid_distance")
+    return variant.block(name, "gap").get("centroid_distance")
 
 
 def _mean_number(values: Sequence[float | None]) -> str:
@@ -247,8 +249,8 @@ def _mean_number(values: Sequence[float | None]) -> str:
     return (page.number(float(np.mean(known))) if known else "–") + spread
 
 
-def build(board: Board) -> Page:
-    """The page: ranking, tables, the grid, the recipes' equations, the runs."""
+def comparison_page(board: Board) -> Page:
+    """Compose the page: ranking, tables, the grid, the recipes' equations, the runs."""
     tables = [Section(_heading(board, name), (table(board, name), *_drawing(board, name))) for name in board.sets]
     sections = (
         Section("Ranking", (Text(verdict(board), lead=True), Text(ranked_on(board)))),
@@ -262,7 +264,7 @@ def build(board: Board) -> Page:
 
 
 def verdict(board: Board) -> str:
-    """Which configuration is first, by how much, and how much of that is measurable."""
+    """Say which configuration is first, by how much, and how much of that is measurable."""
     best = board.ranked[0]
     sets, others = ", ".join(board.ranking_sets), [name for name in board.sets if name not in board.ranking_sets]
     text = (
@@ -276,7 +278,7 @@ def verdict(board: Board) -> str:
 
 
 def ranked_on(board: Board) -> str:
-    """On which split the ranking was made, and what that means for the numbers."""
+    """Say on which split the ranking was made, and what that means for the numbers."""
     sets = ", ".join(board.ranking_sets)
     if board.is_honest:
         return (
@@ -285,7 +287,7 @@ def ranked_on(board: Board) -> str:
         )
     return (
         f"Ranked on the evaluation sets themselves ({sets}), because no selection part was evaluated by all: the best "
-        "of many looks better than it is. Choose on other pictures, or confirm on new ones."
+        "of many looks better than it is. Choose on other images, or confirm on new ones."
     )
 
 
@@ -349,8 +351,8 @@ def _runs(board: Board) -> Table:
 
 
 def terminal_table(board: Board) -> str:
-    """The ranking and its table as plain text, intervals left out."""
-    parts = [textwrap.fill(text, 100) for text in (verdict(board).replace("`", ""), ranked_on(board))]
+    """Render the ranking and its table as plain text, intervals left out."""
+    parts = [textwrap.fill(page.plain_text(text), 100) for text in (verdict(board), ranked_on(board))]
     for name in board.sets:
         wide = table(board, name)
         rows = tuple(Row(tuple(Cell(cell.text) for cell in row.cells)) for row in wide.rows)
@@ -358,8 +360,8 @@ def terminal_table(board: Board) -> str:
     return "\n\n".join(parts)
 
 
-def write(board: Board, target: Path) -> Page:
-    """Write comparison.html, comparison.md and the pictures of the latter to the folder `target`."""
-    document = build(board)
-    page.write(document, target, stage="compare", html=HTML, markdown=MARKDOWN)
+def write_comparison(board: Board, target: Path) -> Page:
+    """Write comparison.html, comparison.md and the images of the latter to the folder `target`."""
+    document = comparison_page(board)
+    page.write_page(document, target, stage="compare", html=HTML, markdown=MARKDOWN)
     return document

@@ -12,8 +12,9 @@ from pipeline_lib.core import artifacts, config
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.core.paths import MODELS, Paths
 from pipeline_lib.lineage import revisions
-from pipeline_lib.results import folders as results
 from pipeline_lib.results.folders import Evaluation
+from pipeline_lib.results.guards import check_pair, check_parameters, check_weights
+from pipeline_lib.results.parameters import dotted_keys, read_parameters
 
 APART = ("refine.seed", "evaluate.linear_probe", "evaluate.wise_ft")
 
@@ -29,21 +30,21 @@ class Candidate:
 
     @property
     def seed(self) -> int:
-        """Seed of the refinement."""
+        """Return the seed of the refinement."""
         return self.parameters["refine"]["seed"]
 
     @property
     def recipe(self) -> str:
-        """Name of the recipe."""
+        """Return the name of the recipe."""
         return self.parameters["refine"]["recipe"]
 
     @property
     def configuration(self) -> dict[str, Any]:
-        """Everything but the seed and what is measured beside the numbers compared, as dotted keys.
+        """Return everything but the seed and what is measured beside the numbers compared, as dotted keys.
 
         What is null is left out, so that a key that older parameters lack is one that is null.
         """
-        values = {key: _plain(value) for key, value in results.flat(self.parameters).items() if key not in APART}
+        values = {key: _plain(value) for key, value in dotted_keys(self.parameters).items() if key not in APART}
         return {key: value for key, value in values.items() if value is not None}
 
 
@@ -57,7 +58,7 @@ class Group:
 
 
 def read_folder(name: str, root: Path) -> Candidate:
-    """An evaluated project folder: params.yaml and the evaluations that its `paths.eval` names.
+    """Read an evaluated project folder: params.yaml and the evaluations that its `paths.eval` names.
 
     Where the refined model is there too, it must be the one that was evaluated.
 
@@ -65,18 +66,18 @@ def read_folder(name: str, root: Path) -> Candidate:
         UserError: Something is missing, or models, evaluations and params.yaml do not belong together.
     """
     params_file = root / "params.yaml"
-    parameters, paths = results.read_parameters(params_file), config.load(params_file, Paths)
+    parameters, paths = read_parameters(params_file), config.load(params_file, Paths)
     base, refined = (Evaluation(root / paths.eval / model) for model in MODELS)
-    results.check_pair(params_file, parameters, base, refined)
+    check_pair(params_file, parameters, base, refined)
     if (root / paths.refined / artifacts.MANIFEST).is_file():
         manifest = artifacts.read_manifest(root / paths.refined, stage="refine")
-        results.check_parameters(params_file, parameters, paths.refined, manifest)
-        results.check_weights(base, refined, paths.refined, manifest)
+        check_parameters(params_file, parameters, paths.refined, manifest)
+        check_weights(base, refined, paths.refined, manifest)
     return Candidate(name, parameters, base, refined)
 
 
 def read_revisions(revisions: Sequence[str], scratch: Path) -> list[Candidate]:
-    """Revisions or experiments of the DVC project in the current folder; their files are copied to `scratch`.
+    """Read revisions or experiments of the DVC project in the current folder; their files are copied to `scratch`.
 
     Raises:
         UserError: A revision is unknown, or its evaluation is neither in the cache nor in a remote.
@@ -96,7 +97,7 @@ def _read_revision(revision: str, folder: Path) -> Candidate:
     except (DvcException, OSError) as error:
         raise UserError(f"{revision}: no evaluation to read ({error}); try `dvc exp list`, `dvc pull`") from None
     try:
-        check_lock(config.parse_yaml(lock, "dvc.lock"), results.read_parameters(folder / "params.yaml"), paths)
+        check_lock(config.parse_yaml(lock, "dvc.lock"), read_parameters(folder / "params.yaml"), paths)
         return read_folder(revision, folder)
     except UserError as error:
         raise UserError(f"{revision}: {error}") from None
@@ -109,9 +110,9 @@ def check_lock(lock: Mapping[str, Any], parameters: Mapping[str, Any], paths: Pa
         UserError: A parameter was edited after its stage ran, or a model made again after it was evaluated.
     """
     stages = {name: lock["stages"][name] for name in paths.folders() if name in lock["stages"] and name != "report"}
-    now = results.flat(parameters)
+    now = dotted_keys(parameters)
     for name, stage in stages.items():
-        was = results.flat(stage.get("params", {}).get("params.yaml", {}))
+        was = dotted_keys(stage.get("params", {}).get("params.yaml", {}))
         if found := [f"{key} is {now[key]}, was {was[key]}" for key in was if key in now and now[key] != was[key]]:
             raise UserError(
                 f"params.yaml is not what stage `{name}` was run with: {'; '.join(found)}; run `dvc repro` and commit"
@@ -126,7 +127,7 @@ def check_lock(lock: Mapping[str, Any], parameters: Mapping[str, Any], paths: Pa
 
 
 def group(candidates: Iterable[Candidate]) -> list[Group]:
-    """Candidates by configuration, seeds together, labelled by the parameters in which the groups differ.
+    """Group candidates by configuration, seeds together, labelled by the parameters in which the groups differ.
 
     Where one seed of a configuration gave two different models (other code, another machine), parameters do not tell
     them apart: each candidate of it stands alone, under its own name. Candidates of one name are numbered.
@@ -149,14 +150,14 @@ def group(candidates: Iterable[Candidate]) -> list[Group]:
 
 
 def _plain(value: Any) -> Any:
-    """A value with whole numbers as such, also where they were written with a point."""
+    """Return a value with whole numbers as such, also where they were written with a point."""
     if isinstance(value, list):
         return [_plain(one) for one in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _varied(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
-    """Of each candidate, the parameters that not all have alike; a recipe's own only among those that share it."""
+    """Return for each candidate what not all have alike; a recipe's own parameters only among those that share it."""
     found = []
     for candidate in candidates:
         own = {}
@@ -169,14 +170,14 @@ def _varied(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
 
 
 def _labels(candidates: Sequence[Candidate], varied: Sequence[dict[str, Any]]) -> list[str]:
-    """A label for each; those that parameters do not tell apart get the candidate's name."""
+    """Return a label for each; those that parameters do not tell apart get the candidate's name."""
     labels = [_label(*one) for one in zip(candidates, varied, strict=True)]
     named = [f"{label} ({one.name})" for label, one in zip(labels, candidates, strict=True)]
     return _numbered([n if labels.count(label) > 1 else label for label, n in zip(labels, named, strict=True)])
 
 
 def _numbered(texts: Sequence[str]) -> list[str]:
-    """The texts, each that came before with a number.
+    """Return the texts, each that came before with a number.
 
     >>> _numbered(["a", "b", "a"])
     ['a', 'b', 'a 2']
@@ -189,6 +190,6 @@ def _numbered(texts: Sequence[str]) -> list[str]:
 
 
 def _label(candidate: Candidate, varied: dict[str, Any]) -> str:
-    """The recipe, then what else is different."""
+    """Return the recipe, then what else is different."""
     rest = [f"{key.rsplit('.', 1)[-1]} {value}" for key, value in varied.items() if key != "refine.recipe"]
     return ", ".join([candidate.recipe, *rest])

@@ -1,7 +1,8 @@
 """Stage `evaluate`: embed each set once, then score it by pure functions of the features.
 
 embedding    the only part that runs the model: images, captions and prompts of a set -> `EmbeddedSet`
-scoring      retrieval, zero-shot, gap suite, mean-centred variant, intervals -> numbers and per-item arrays
+scoring      retrieval, zero-shot, gap suite, mean-centred variant -> measures and per-item arrays
+measured     measures beside their items, until their intervals are known
 inputs       the model and what it is evaluated on; the guard: one refined from this base
 probes       linear probes on the frozen image features
 wise_ft      models between the base and the refined one, by their weights

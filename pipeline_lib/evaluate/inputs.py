@@ -21,7 +21,7 @@ LIKE_BASE = ("preprocess", "quick_gelu", "tokenizer_digest", "config_digest")  #
 
 
 @dataclass(frozen=True)
-class Inputs:
+class EvaluationInputs:
     """What a model is evaluated on."""
 
     sets: Sequence[Part]
@@ -32,12 +32,12 @@ class Inputs:
 
     @property
     def all_sets(self) -> list[Part]:
-        """The selection part and the sets."""
+        """Return the selection part and the sets."""
         return [self.selection, *self.sets]
 
 
 def open_model(name: str, paths: Paths, device: torch.device) -> tuple[model.Clip, Mapping[str, torch.Tensor] | None]:
-    """The model `name`, and for the refined one the weights of the base model that it came from.
+    """Load the model `name`, and for the refined one the weights of the base model that it came from.
 
     Raises:
         UserError: A model is missing or unfinished or not what its manifest says, or the refined one came from another
@@ -60,15 +60,15 @@ def open_model(name: str, paths: Paths, device: torch.device) -> tuple[model.Cli
     return clip, base.module.state_dict()
 
 
-def open_inputs(shards: Path, settings: EvaluateSettings) -> Inputs:
-    """The parts and sets below `shards` that a model is evaluated on, from the manifest of the whole folder.
+def open_inputs(shards: Path, settings: EvaluateSettings) -> EvaluationInputs:
+    """Read the parts and sets below `shards` that a model is evaluated on, from the manifest of the whole folder.
 
     Raises:
         UserError: The folder is missing or unfinished, there is nothing to evaluate on or to select on.
     """
     names = list(artifacts.read_manifest(shards, stage="shard")["parts"])
     sets = evaluated_sets(names, settings.selection, str(shards))
-    return Inputs(
+    return EvaluationInputs(
         sets=[read_part(shards / name) for name in sets],
         selection=read_part(shards / settings.selection),
         training=read_part(shards / "refine") if "refine" in names else None,

@@ -39,7 +39,7 @@ def check(part: Part, numbers: Mapping[str, float], facts: Mapping[str, Any]) ->
 
 
 def _is_for(named: str | None, facts: Mapping[str, Any]) -> bool:
-    """Whether a known answer is that of the model with these `facts`."""
+    """Return whether a known answer is that of the model with these `facts`."""
     source = facts.get("source") or {}
     return (
         named is None

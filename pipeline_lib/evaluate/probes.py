@@ -9,13 +9,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from pipeline_lib.evaluate import scoring
 from pipeline_lib.evaluate.embedding import EmbeddedSet, Embedder, labels
-from pipeline_lib.evaluate.inputs import Inputs
+from pipeline_lib.evaluate.inputs import EvaluationInputs
+from pipeline_lib.evaluate.measured import Measured, with_intervals
 from pipeline_lib.evaluate.scoring import Block, Items
 from pipeline_lib.evaluate.settings import EvaluateSettings
 from pipeline_lib.metrics import logistic_regression
 from pipeline_lib.model.features import l2_normalize
+from pipeline_lib.results.measure import Measure
 from pipeline_lib.results.statistics import Mean
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ class Labelled(NamedTuple):
     labels: np.ndarray  # [n]
 
     def at(self, rows: np.ndarray) -> Labelled:
-        """Some of them."""
+        """Return some of them."""
         return Labelled(self.features[rows], self.labels[rows])
 
 
@@ -50,8 +51,11 @@ class Probe(NamedTuple):
     num_train: int
 
 
-def training_data(embedder: Embedder, inputs: Inputs, selection: EmbeddedSet) -> dict[str, TrainingData]:
-    """By task, from the training part and the selection part, where both carry its labels and a set asks for it."""
+def training_data(embedder: Embedder, inputs: EvaluationInputs, selection: EmbeddedSet) -> dict[str, TrainingData]:
+    """Return what each task's probe learns from: the training part and the selection part, where both have its labels.
+
+    Tasks that no evaluated set has are left out.
+    """
     part = inputs.training
     if part is None:
         return {}
@@ -80,9 +84,12 @@ def training_data(embedder: Embedder, inputs: Inputs, selection: EmbeddedSet) ->
 def probe_sets(
     sets: Sequence[EmbeddedSet], training: Mapping[str, TrainingData], settings: EvaluateSettings
 ) -> tuple[Block, dict[str, Items]]:
-    """Probes of every task of every set: {set: {task: {"top1", …}}}, and per-item arrays by set.
+    """Probe every task of every set.
 
     A set whose task has no training data is split: a quarter trains, a quarter chooses the strength, half is tested.
+
+    Returns:
+        {set: {task: {"measure", "trained_on", "num_train", "C", "num_test"}}}, and per-item arrays by set.
     """
     block: Block = {}
     items: dict[str, Items] = {one.name: {} for one in sets}
@@ -98,31 +105,50 @@ def probe_sets(
                 log.warning("%s: too few images per class of `%s` for a linear probe", one.name, name)
                 continue
             probe = linear_probe(learned_from.train, learned_from.validation, data.at(test), task.rows.numpy()[test])
-            top1 = scoring.with_intervals({"top1": probe.top1}, one.num_images, settings)
-            facts = {"num_train": probe.num_train, "C": probe.strength, "num_test": len(test)}
-            block.setdefault(one.name, {})[name] = {**top1, "trained_on": learned_from.sources, **facts}
-            items[one.name] |= {
-                f"linear_probe.{name}.correct": probe.top1.values.astype(np.uint8),
-                f"linear_probe.{name}.image_index": probe.top1.image_index,
+            measured = _measured(one.name, name, probe.top1)
+            block.setdefault(one.name, {})[name] = {
+                **with_intervals({"measure": measured}, one.num_images, settings),
+                "trained_on": learned_from.sources,
+                "num_train": probe.num_train,
+                "C": probe.strength,
+                "num_test": len(test),
             }
+            items[one.name][measured.measure.correct] = probe.top1.values.astype(np.uint8)
+            items[one.name][measured.measure.image_index] = probe.top1.image_index
     return block, items
 
 
+def _measured(set_name: str, task: str, top1: Mean) -> Measured:
+    measure = Measure(
+        set_name,
+        key=f"linear_probe_{task}_top1",
+        label=f"linear probe {task} top-1",
+        kind="linear_probe",
+        value=top1.value,
+        test="mcnemar",
+        items=f"linear_probe.{task}.correct",
+        correct=f"linear_probe.{task}.correct",
+        image_index=f"linear_probe.{task}.image_index",
+        task=task,
+    )
+    return Measured(measure, top1)
+
+
 def _labelled(raw_features: torch.Tensor, labels: torch.Tensor) -> Labelled:
-    """Unit features of the images that have a label, which is not −1."""
+    """Return unit features of the images that have a label, which is not −1."""
     rows = (labels >= 0).nonzero()[:, 0]
     return Labelled(l2_normalize(raw_features[rows]).numpy(), labels[rows].numpy())
 
 
 def _divided(data: Labelled, classnames: tuple[str, ...], set_name: str, seed: int) -> tuple[TrainingData, np.ndarray]:
-    """A quarter to train on, a quarter to choose the strength on, and the numbers of the other half."""
+    """Return a quarter to train on, a quarter to choose the strength on, and the numbers of the other half."""
     both, test = stratified_halves(data.labels, seed)
     train, validation = (both[half] for half in stratified_halves(data.labels[both], seed))
     return TrainingData(classnames, data.at(train), data.at(validation), [f"half of {set_name}"]), test
 
 
 def linear_probe(train: Labelled, validation: Labelled, test: Labelled, test_index: np.ndarray) -> Probe:
-    """Accuracy of `metrics.logistic_regression` on frozen features.
+    """Measure the accuracy of `metrics.logistic_regression` on frozen features.
 
     The strength is the one of STRENGTHS with the best accuracy on `validation` after fitting `train` (the strongest
     regularisation among equals); the classifier is then fitted on both.
@@ -141,7 +167,7 @@ def linear_probe(train: Labelled, validation: Labelled, test: Labelled, test_ind
 
 
 def stratified_halves(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two halves of the items with every class shared out evenly; the odd one of a class goes to the first.
+    """Divide the items into two halves with every class shared out evenly; the odd one of a class goes to the first.
 
     Args:
         labels: [N] classes.

@@ -31,13 +31,15 @@ from pipeline_lib.core.paths import Paths
 from pipeline_lib.core.runtime import RuntimeSettings
 from pipeline_lib.evaluate import known_answers, probes, scoring, wise_ft
 from pipeline_lib.evaluate.embedding import EmbeddedSet, Embedder
-from pipeline_lib.evaluate.inputs import Inputs, open_inputs, open_model
+from pipeline_lib.evaluate.inputs import EvaluationInputs, open_inputs, open_model
+from pipeline_lib.evaluate.measured import headline_values, metric_values, with_intervals
 from pipeline_lib.evaluate.scoring import Block, Items, Stopwatch
 from pipeline_lib.evaluate.settings import EvaluateSettings
+from pipeline_lib.results.folders import CENTRED, PLAIN, array_name
+from pipeline_lib.results.measure import FORMAT, Measure
 
 log = logging.getLogger(__name__)
-COMMON_ITEMS = ("text_image_index", ".label", ".image_index")  # per-item arrays that every variant has alike
-CENTRING_SAMPLES = 4096  # pictures that the means are taken over: as much work as one evaluation set, at most
+CENTRING_SAMPLES = 4096  # images that the means are taken over: as much work as one evaluation set, at most
 FLAT_GAP = ("centroid_distance", "alignment", "uniformity", "relative_modality_gap", "linear_separability")
 
 
@@ -51,7 +53,7 @@ class Evaluated:
     seconds: dict[str, float] = field(default_factory=dict)  # by part of the work; differs from run to run
 
 
-def evaluate(embedder: Embedder, name: str, inputs: Inputs, settings: EvaluateSettings) -> Evaluated | None:
+def evaluate(embedder: Embedder, name: str, inputs: EvaluationInputs, settings: EvaluateSettings) -> Evaluated | None:
     """Evaluate one model.
 
     Args:
@@ -61,9 +63,9 @@ def evaluate(embedder: Embedder, name: str, inputs: Inputs, settings: EvaluateSe
         settings: What to measure.
 
     Returns:
-        `results` with {"model", "weights_digest", "sets": {set: facts and "variants": {"plain": block, "mean_centred":
-        block}}, "selection": {selection part: the same, plain}, "centring": {"part", "num_images", "num_captions"},
-        "linear_probe": {set: {task: {"top1", …}}},
+        `results` with {"format", "model", "weights_digest", "sets": {set: facts and "variants": {"plain": block,
+        "mean_centred": block}}, "selection": {selection part: the same, plain}, "centring": {"part", "num_images",
+        "num_captions"}, "linear_probe": {set: {task: {"measure", …}}},
         "wise_ft": [{"mix", "sets": {set: {headline: value}}, "metrics": {set: {name: value}}}]}, and the arrays. None
         on all processes but the first.
 
@@ -82,7 +84,8 @@ def evaluate(embedder: Embedder, name: str, inputs: Inputs, settings: EvaluateSe
     if not embedder.world.is_main:
         return None
     scored = _score(embedded, centring, settings, watch)
-    scored.results = {"model": name, "weights_digest": embedder.clip.facts["weights_digest"], **scored.results}
+    weights = embedder.clip.facts["weights_digest"]
+    scored.results = {"format": FORMAT, "model": name, "weights_digest": weights, **scored.results}
     if settings.linear_probe:
         with watch("linear_probe"):
             scored.results["linear_probe"], items = probes.probe_sets(embedded[1:], training, settings)
@@ -100,7 +103,7 @@ def evaluate(embedder: Embedder, name: str, inputs: Inputs, settings: EvaluateSe
 
 
 def _log_times(name: str, seconds: Mapping[str, float]) -> None:
-    """How long each part took, the longest first."""
+    """Log how long each part took, the longest first."""
     longest = sorted(seconds.items(), key=lambda item: -item[1])
     log.info("%s: time of each part: %s", name, ", ".join(f"{part} {value:.1f} s" for part, value in longest))
 
@@ -108,8 +111,8 @@ def _log_times(name: str, seconds: Mapping[str, float]) -> None:
 # ---- scores ----
 
 
-def _centring(embedder: Embedder, inputs: Inputs, selection: EmbeddedSet) -> EmbeddedSet | None:
-    """What the means are taken over: the training part, else the selection part; None where neither has captions."""
+def _centring(embedder: Embedder, inputs: EvaluationInputs, selection: EmbeddedSet) -> EmbeddedSet | None:
+    """Embed what the means are taken over: the training part, else the selection part; None without captions."""
     if inputs.training is not None and inputs.training.num_captions:
         return embedder.embed_sample(inputs.training, CENTRING_SAMPLES)
     if selection.captions:
@@ -146,11 +149,11 @@ def _score(
 def _score_set(
     one: EmbeddedSet, settings: EvaluateSettings, means: scoring.Means | None, watch: Stopwatch
 ) -> tuple[Block, Items]:
-    plain, items = scoring.score(one, settings, watch=watch)
-    variants = {"plain": plain}
-    if means is not None:
-        variants["mean_centred"], centred = scoring.score(one, settings, means, watch)
-        items |= {f"mean_centred.{key}": value for key, value in centred.items() if not key.endswith(COMMON_ITEMS)}
+    variants: dict[str, Block] = {}
+    items = scoring.common_items(one)
+    for variant, centre in ((PLAIN, None), *([(CENTRED, means)] if means is not None else [])):
+        variants[variant], found = scoring.score(one, settings, centre, watch)
+        items |= {array_name(name, variant): array for name, array in found.items()}
     facts = {
         "digest": one.digest,
         "num_images": one.num_images,
@@ -158,7 +161,7 @@ def _score_set(
         "duplicates": scoring.duplicates(one),
     }
     with watch("intervals"):
-        return {**facts, "variants": scoring.with_intervals(variants, one.num_images, settings)}, items
+        return {**facts, "variants": with_intervals(variants, one.num_images, settings)}, items
 
 
 def _warn_of_gaps(one: EmbeddedSet) -> None:
@@ -180,22 +183,31 @@ def _warn_of_gaps(one: EmbeddedSet) -> None:
 
 
 def flat_metrics(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """The numbers of a set by name, plain and (headlines and gap only) mean-centred: what DVC and MLflow compare."""
-    flat = {}
+    """Return the numbers of every set by name, plain and (headlines and gap only) mean-centred: DVC's and MLflow's.
+
+    Args:
+        results: See `evaluate`.
+    """
+    numbers = {}
     for name, one in {**results["sets"], **results["selection"]}.items():
-        values = scoring.flat(one["variants"]["plain"])
-        for task, probe in results.get("linear_probe", {}).get(name, {}).items():
-            values[f"linear_probe_{task}_top1"] = scoring.number(probe["top1"])
-        centred = one["variants"].get("mean_centred")
+        plain, centred = one["variants"][PLAIN], one["variants"].get(CENTRED)
+        values = metric_values(_read(name, plain["measures"]), plain["gap"])
+        probes_of_set = results.get("linear_probe", {}).get(name, {}).values()
+        values |= metric_values(_read(name, [probe["measure"] for probe in probes_of_set]), {})
         if centred is not None:
-            also = scoring.headlines(centred) | {k: v for k, v in centred["gap"].items() if k in FLAT_GAP}
-            values |= {f"mean_centred_{key}": value for key, value in also.items()}
-        flat[name] = values
-    return flat
+            also = headline_values(_read(name, centred["measures"]))
+            also |= {key: value for key, value in centred["gap"].items() if key in FLAT_GAP}
+            values |= {f"{CENTRED}_{key}": value for key, value in also.items()}
+        numbers[name] = values
+    return numbers
 
 
-def write(evaluated: Evaluated, settings: EvaluateSettings, directory: Path, metrics_file: Path) -> str:
-    """Write the folder and the metrics file; returns the digest of the folder's manifest."""
+def _read(set_name: str, stored: Sequence[Mapping[str, Any]]) -> list[Measure]:
+    return [Measure.read(set_name, one) for one in stored]
+
+
+def write_evaluation(evaluated: Evaluated, settings: EvaluateSettings, directory: Path, metrics_file: Path) -> str:
+    """Write the folder and the metrics file, and return the digest of the folder's manifest."""
     with artifacts.output_directory(directory, "evaluate") as place:
         artifacts.write_json(place("results.json"), evaluated.results)
         for name, items in evaluated.items.items():
@@ -246,13 +258,15 @@ def run(
     if evaluated is None:
         return None
     with Stopwatch(evaluated.seconds)("write"):
-        digest = write(evaluated, settings, paths.eval / name, paths.eval / f"{name}.json")
+        digest = write_evaluation(evaluated, settings, paths.eval / name, paths.eval / f"{name}.json")
     shutil.rmtree(kept)
     return {"digest": digest, "metrics": flat_metrics(evaluated.results), "seconds": evaluated.seconds}
 
 
-def _work_directory(name: str, clip: model.Clip, inputs: Inputs, settings: EvaluateSettings, world: World) -> Path:
-    """Where finished features wait for the end of the stage; named by all that they depend on."""
+def _work_directory(
+    name: str, clip: model.Clip, inputs: EvaluationInputs, settings: EvaluateSettings, world: World
+) -> Path:
+    """Return where finished features wait for the end of the stage; named by all that they depend on."""
     parts = [*inputs.all_sets, *([inputs.training] if inputs.training else [])]
     identity = {
         "model": [name, clip.facts],

@@ -1,8 +1,11 @@
 """What an embedded set scores: retrieval, zero-shot classification and the modality gap, as the model is and centred.
 
-Pure functions of an `EmbeddedSet`. A block of results is a nested dict whose leaves are numbers or `Mean`s, statistics
-that still know their items; `with_intervals` replaces those by {"value", "low", "high"} in one pass over the resamples.
-Beside the blocks come the per-item arrays, from which two models are compared on the same items.
+Pure functions of an `EmbeddedSet`. A block of results is a nested dict in which a `Measured` is a measure beside the
+items that it is the mean of; `with_intervals` replaces each by what results.json stores, in one pass over the
+resamples. Beside the blocks come the per-item arrays, from which two models are compared on the same items.
+
+A new measure is one `Measured` more, here or in `probes`. What it is (see `Measure`) decides where it goes from there:
+tables, figures, tests and metrics read its attributes.
 """
 
 from __future__ import annotations
@@ -11,22 +14,25 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from pipeline_lib import metrics
-from pipeline_lib.evaluate.embedding import EmbeddedSet, EmbeddedTask
+from pipeline_lib.evaluate.embedding import EmbeddedSet
+from pipeline_lib.evaluate.measured import Measured
 from pipeline_lib.evaluate.settings import EvaluateSettings
-from pipeline_lib.results import keys as naming
-from pipeline_lib.results import statistics
+from pipeline_lib.results.measure import DIRECTIONS, Measure, Unit
 from pipeline_lib.results.statistics import Mean
 
 Block = dict[str, Any]
 Items = dict[str, np.ndarray]
 MIN_PAIRS = 6  # of the gap suite: ten neighbours need eleven points
+SCORES = {"top1": "top-1", "mean_per_class": "class mean", "top5": "top-5"}  # of zero-shot, and how each reads
+UNITS: dict[str, Unit] = {"image_to_text": "image", "text_to_image": "caption"}  # what is searched with
+PROMPTS = {"ensemble": "", "single": ", 1 prompt", "imagenet": ", ImageNet's prompts"}
 
 
 @dataclass
@@ -63,7 +69,7 @@ class Directions:
 
     @classmethod
     def of(cls, embedded: EmbeddedSet, means: Means | None) -> Directions:
-        """The features of `embedded`, centred if there are `means`."""
+        """Take the features of `embedded`, centred if there are `means`."""
         image, text = embedded.raw_image_features, embedded.raw_text_features
         if means is not None:
             image = metrics.mean_centre(image, means.image)
@@ -71,7 +77,7 @@ class Directions:
         return cls(image, text, means)
 
     def classes(self, raw_prompt_features: torch.Tensor) -> torch.Tensor:
-        """Class directions from prompts [K, P, D], centred like captions: [K, D]."""
+        """Return class directions [K, D] from prompts [K, P, D], centred like captions."""
         prompts = raw_prompt_features
         if self.means is not None:
             prompts = metrics.mean_centre(prompts.flatten(0, 1), self.means.text).reshape(prompts.shape)
@@ -79,51 +85,66 @@ class Directions:
 
 
 def modality_means(centring: EmbeddedSet) -> Means:
-    """Means over the images and the captions of a set that has some."""
+    """Return the means over the images and the captions of a set that has some."""
     return Means(metrics.modality_mean(centring.raw_image_features), metrics.modality_mean(centring.raw_text_features))
 
 
 def score(
     embedded: EmbeddedSet, settings: EvaluateSettings, means: Means | None = None, watch: Stopwatch | None = None
 ) -> tuple[Block, Items]:
-    """Everything that is measured on a set in one variant.
+    """Score a set in one variant.
 
     Args:
         embedded: The set.
         settings: Places of recall, seed of the separability's halves.
         means: Centre with these; None: the features as they are.
-        watch: Times each block.
+        watch: Times each part.
 
     Returns:
-        The block (`retrieval`, `retrieval_distinct`, `zero_shot`, `gap`; absent where the set has nothing for it) and
-        the per-item arrays.
+        The block and the variant's per-item arrays. The block holds `measures` (a list of `Measured`), `gap`, and where
+        the set has something for it `retrieval_distinct` (retrieval without repetitions) and `classes` (by task:
+        accuracy of each class, confusions).
     """
     watch = watch or Stopwatch()
     directions = Directions.of(embedded, means)
-    block: Block = {}
+    block: Block = {"measures": []}
     items: Items = {}
     if is_captioned(embedded):
         with watch("retrieval"):
-            block["retrieval"], items = _retrieval(directions, embedded.text_image_index, settings.recall_at)
+            block["measures"], items = _retrieval(
+                embedded.name, directions, embedded.text_image_index, settings.recall_at
+            )
         if sum(duplicates(embedded).values()):
             with watch("retrieval_distinct"):
                 block["retrieval_distinct"] = _retrieval_distinct(directions, embedded, settings.recall_at)
     if embedded.tasks:
         with watch("zero_shot"):
-            block["zero_shot"], of_tasks = _zero_shots(directions, embedded)
-        items |= of_tasks
+            block["classes"] = {}
+            for name in embedded.tasks:
+                measured, block["classes"][name], of_task = _zero_shot(directions, embedded, name)
+                block["measures"] += measured
+                items |= of_task
     with watch("gap"):
         block["gap"] = _gap(directions, embedded, settings.seed)
     return block, items
 
 
+def common_items(embedded: EmbeddedSet) -> Items:
+    """Return the per-item arrays that every variant has alike: the image of each caption and of each label."""
+    items: Items = {"text_image_index": embedded.text_image_index.numpy()} if is_captioned(embedded) else {}
+    for name, task in embedded.tasks.items():
+        items[f"zero_shot.{name}.label"] = task.labels[task.rows].numpy()
+        items[f"zero_shot.{name}.image_index"] = task.rows.numpy()
+    return items
+
+
 def is_captioned(embedded: EmbeddedSet) -> bool:
-    """Whether every image has a caption, so that the set can be searched."""
+    """Return whether every image has a caption, so that the set can be searched."""
     return len(embedded.text_image_index.unique()) == embedded.num_images
 
 
 def duplicates(embedded: EmbeddedSet) -> dict[str, int]:
-    """How many images and captions repeat an earlier one of the set, by content."""
+    """Count the images and captions that repeat an earlier one of the set, by content."""
     return {
         "images": len(embedded.image_hashes) - len(set(embedded.image_hashes)),
         "captions": len(embedded.captions) - len(set(embedded.captions)),
@@ -133,37 +154,72 @@ def duplicates(embedded: EmbeddedSet) -> dict[str, int]:
 # ---- retrieval ----
 
 
-def _retrieval(directions: Directions, text_image_index: torch.Tensor, ks: Sequence[int]) -> tuple[Block, Items]:
+def _retrieval(
+    set_name: str, directions: Directions, text_image_index: torch.Tensor, ks: Sequence[int]
+) -> tuple[list[Measured], Items]:
     both = metrics.retrieval_ranks(directions.image, directions.text, text_image_index)
     image_of = {"image_to_text": np.arange(len(directions.image)), "text_to_image": text_image_index.numpy()}
-    block: Block = {}
-    items: Items = {"text_image_index": text_image_index.numpy()}
+    measured: list[Measured] = []
+    items: Items = {}
     for (direction, image_index), ranks in zip(image_of.items(), both, strict=True):
         for k in sorted({1, *ks}):
             hits = ranks.hit_at(k).numpy()
-            block[f"{direction}_recall_at_{k}"] = Mean(hits, image_index)
-            items[f"{direction}_hit_at_{k}"] = hits.astype(np.float32)
+            measured.append(_recall(set_name, direction, k, Mean(hits, image_index)))
+            items[measured[-1].measure.items] = hits.astype(np.float32)
         places = ranks.expected().numpy()
-        block[f"{direction}_median_rank"] = float(np.median(places))
+        measured.append(_median_rank(set_name, direction, float(np.median(places))))
         items[f"{direction}_rank"] = places.astype(np.float32)
-    return block, items
+    return measured, items
+
+
+def _recall(set_name: str, direction: str, k: int, mean: Mean) -> Measured:
+    """Return recall at k; at 1 it is a headline, the others get an interval and no test."""
+    measure = Measure(
+        set_name,
+        key=f"{direction}_recall_at_{k}",
+        label=f"{DIRECTIONS[direction]} R@{k}",
+        kind="recall",
+        value=mean.value,
+        is_headline=k == 1,
+        test="sign_flips" if k == 1 else None,
+        unit=UNITS[direction],
+        items=f"{direction}_hit_at_{k}",
+        direction=direction,
+        k=k,
+    )
+    return Measured(measure, mean)
+
+
+def _median_rank(set_name: str, direction: str, value: float) -> Measured:
+    key, label = f"{direction}_median_rank", f"{DIRECTIONS[direction]} median rank"
+    return Measured(
+        Measure(set_name, key, label, "median_rank", value, is_share=False, unit=UNITS[direction], direction=direction)
+    )
 
 
 def _retrieval_distinct(directions: Directions, embedded: EmbeddedSet, ks: Sequence[int]) -> Block:
-    """Retrieval without repeated images and captions, on the set's own image numbers for the resampling."""
+    """Return retrieval without repeated images and captions, on the set's own image numbers for the resampling."""
     images, texts = distinct_rows(embedded)
     index = torch.searchsorted(images, embedded.text_image_index[texts])
     subset = Directions(directions.image[images], directions.text[texts], directions.means)
-    block, _ = _retrieval(subset, index, ks)
-    numbers = images.numpy()
+    measured, _ = _retrieval(embedded.name, subset, index, ks)
     return {
-        name: leaf._replace(image_index=numbers[leaf.image_index]) if isinstance(leaf, Mean) else leaf
-        for name, leaf in {**block, "num_images": len(images), "num_captions": len(texts)}.items()
+        "num_images": len(images),
+        "num_captions": len(texts),
+        "measures": [_beside(one, images.numpy()) for one in measured],
     }
 
 
+def _beside(one: Measured, image_numbers: np.ndarray) -> Measured:
+    """Return a measure of some of the images, shown beside that of all: no headline, no metric, not compared."""
+    key, label = f"distinct_{one.measure.key}", f"{one.measure.label} without repetitions"
+    measure = replace(one.measure, key=key, label=label, is_headline=False, is_metric=False, test=None, items="")
+    mean = None if one.mean is None else one.mean._replace(image_index=image_numbers[one.mean.image_index])
+    return Measured(measure, mean)
+
+
 def distinct_rows(embedded: EmbeddedSet) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of the images and captions that remain when repetitions go: the first of each stays.
+    """Return the rows of the images and captions that remain when repetitions go: the first of each stays.
 
     A repeated image goes with its captions; an image whose captions all repeat earlier ones goes as well.
     """
@@ -182,39 +238,76 @@ def distinct_rows(embedded: EmbeddedSet) -> tuple[torch.Tensor, torch.Tensor]:
 # ---- zero-shot ----
 
 
-def _zero_shots(directions: Directions, embedded: EmbeddedSet) -> tuple[Block, Items]:
-    block: Block = {}
+def _zero_shot(directions: Directions, embedded: EmbeddedSet, name: str) -> tuple[list[Measured], Block, Items]:
+    """Return the measures of a task, the ensemble's first; its accuracy by class; its per-item arrays."""
+    task = embedded.tasks[name]
+    labels, image_index = task.labels[task.rows], task.rows.numpy()
+    image = directions.image if len(image_index) == len(task.labels) else directions.image[task.rows]
+    measured: list[Measured] = []
+    classes: Block = {}
     items: Items = {}
-    for name, task in embedded.tasks.items():
-        block[name], of_task = _zero_shot(directions, task, embedded.logit_scale)
-        items |= {f"zero_shot.{name}.{key}": value for key, value in of_task.items()}
-    return block, items
-
-
-def _zero_shot(directions: Directions, task: EmbeddedTask, logit_scale: float) -> tuple[Block, Items]:
-    block: Block = {}
-    rows, labels = task.rows, task.labels[task.rows]
-    image, image_index = directions.image if len(rows) == len(task.labels) else directions.image[rows], rows.numpy()
-    items: Items = {"label": labels.numpy(), "image_index": image_index}
-    for kind, prompts in task.raw_prompt_features.items():
-        found = metrics.classify(image, directions.classes(prompts), labels, logit_scale)
+    for prompt in sorted(task.raw_prompt_features):
+        found = metrics.classify(
+            image, directions.classes(task.raw_prompt_features[prompt]), labels, embedded.logit_scale
+        )
         hits = found.ranks.hit_at(1)
-        block[kind] = {
+        means = {
             "top1": Mean(hits.numpy(), image_index),
-            "top5": Mean(found.ranks.hit_at(5).numpy(), image_index),
             "mean_per_class": Mean(hits.numpy(), image_index, labels.numpy()),
-            "ece": metrics.expected_calibration_error(found.confidence, hits).item(),
+            "top5": Mean(found.ranks.hit_at(5).numpy(), image_index),
         }
-        items[f"{kind}.hit_at_1"] = hits.numpy().astype(np.float32)
-        items[f"{kind}.correct"] = (hits == 1).numpy().astype(np.uint8)
-        items[f"{kind}.prediction"] = found.prediction.numpy()
-        if kind == "ensemble":
-            block[kind] |= _per_class(task.classnames, labels, hits, found.prediction)
-    return block, items
+        measured += [_accuracy(embedded.name, name, prompt, score, mean) for score, mean in means.items()]
+        error = metrics.expected_calibration_error(found.confidence, hits).item()
+        measured.append(_calibration(embedded.name, name, prompt, error))
+        arrays = f"zero_shot.{name}.{prompt}"
+        items[f"{arrays}.hit_at_1"] = hits.numpy().astype(np.float32)
+        items[f"{arrays}.correct"] = (hits == 1).numpy().astype(np.uint8)
+        items[f"{arrays}.prediction"] = found.prediction.numpy()
+        if prompt == "ensemble":
+            classes = _per_class(task.classnames, labels, hits, found.prediction)
+    return measured, classes, items
+
+
+def _accuracy(set_name: str, task: str, prompt: str, score: str, mean: Mean) -> Measured:
+    """Return a zero-shot accuracy; the ensemble's top-1 is a headline. Models are compared by top-1 and class means."""
+    of_ensemble, is_top1, is_class_mean = prompt == "ensemble", score == "top1", mean.group is not None
+    is_compared = is_top1 or (is_class_mean and of_ensemble)
+    measure = Measure(
+        set_name,
+        key=_zero_shot_key(task, prompt, score),
+        label=f"zero-shot {task} {SCORES[score]}{PROMPTS.get(prompt, f', {prompt}')}",
+        kind="zero_shot",
+        value=mean.value,
+        is_headline=of_ensemble and is_top1,
+        is_metric=of_ensemble or is_top1,
+        test="mcnemar" if of_ensemble and is_top1 else None,
+        items=f"zero_shot.{task}.{prompt}.hit_at_1" if is_compared else "",
+        correct=f"zero_shot.{task}.{prompt}.correct" if is_top1 else "",
+        image_index=f"zero_shot.{task}.image_index",
+        group=f"zero_shot.{task}.label" if is_class_mean else "",
+        task=task,
+        prompt=prompt,
+        score=score,
+    )
+    return Measured(measure, mean)
+
+
+def _calibration(set_name: str, task: str, prompt: str, error: float) -> Measured:
+    key, label = _zero_shot_key(task, prompt, "ece"), f"zero-shot {task} calibration error ({prompt})"
+    of_ensemble = prompt == "ensemble"
+    return Measured(
+        Measure(
+            set_name, key, label, "calibration", error, is_metric=of_ensemble, task=task, prompt=prompt, score="ece"
+        )
+    )
+
+
+def _zero_shot_key(task: str, prompt: str, score: str) -> str:
+    return f"zero_shot_{task}_{score}" if prompt == "ensemble" else f"zero_shot_{task}_{prompt}_{score}"
 
 
 def _per_class(classnames: Sequence[str], labels: torch.Tensor, hits: torch.Tensor, prediction: torch.Tensor) -> Block:
-    """Accuracy of each class that occurs, worst first, and the most frequent confusions; twins carry their number."""
+    """Return each class's accuracy, worst first, and the most frequent confusions; classes of one name are numbered."""
     times = Counter(classnames)
     names = [name if times[name] == 1 else f"{name} ({number})" for number, name in enumerate(classnames)]
     accuracy = metrics.class_means(hits, labels, len(classnames)).tolist()
@@ -233,7 +326,7 @@ def _per_class(classnames: Sequence[str], labels: torch.Tensor, hits: torch.Tens
 
 
 def _gap(directions: Directions, embedded: EmbeddedSet, seed: int) -> Block:
-    """The gap suite on each image with its first caption; raw norms of the features as they are."""
+    """Return the gap suite on each image with its first caption; raw norms of the features as they are."""
     block: Block = {}
     index = embedded.text_image_index
     if is_captioned(embedded) and embedded.num_images >= MIN_PAIRS:
@@ -244,53 +337,3 @@ def _gap(directions: Directions, embedded: EmbeddedSet, seed: int) -> Block:
         if len(index):
             block["raw_text_norm"] = metrics.raw_norm(embedded.raw_text_features).item()
     return block
-
-
-# ---- blocks ----
-
-
-def with_intervals(block: Block, num_images: int, settings: EvaluateSettings) -> Block:
-    """`block` with each `Mean` as {"value", "low", "high"}, all from the same resamples of the images."""
-    means = dict(_means(block, ()))
-    found = statistics.intervals(
-        {"/".join(path): mean for path, mean in means.items()},
-        num_images,
-        num_samples=settings.bootstrap_samples,
-        confidence=settings.confidence,
-        seed=settings.seed,
-    )
-
-    def replace(value: Any, path: tuple[str, ...]) -> Any:
-        if isinstance(value, Mean):
-            return found["/".join(path)]._asdict()
-        return {k: replace(v, (*path, k)) for k, v in value.items()} if isinstance(value, dict) else value
-
-    return replace(block, ())
-
-
-def _means(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Mean]]:
-    if isinstance(value, Mean):
-        yield path, value
-    elif isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _means(inner, (*path, key))
-
-
-def number(leaf: Any) -> float:
-    """A leaf of a block as one number: a plain one, a `Mean`, or a value with its interval."""
-    return leaf.value if isinstance(leaf, Mean) else leaf["value"] if isinstance(leaf, dict) else leaf
-
-
-def headlines(block: Block) -> dict[str, float]:
-    """The numbers that a verdict names, see `naming.recalls` and `naming.zero_shot_scores`."""
-    found = [*naming.recalls(block.get("retrieval", {})), *naming.zero_shot_scores(block.get("zero_shot", {}))]
-    return {one.key: number(one.leaf) for one in found if one.is_headline}
-
-
-def flat(block: Block) -> dict[str, float]:
-    """The numbers of a block by name: what DVC and MLflow compare. Of prompts beside the ensemble, top-1 only."""
-    values = {key: number(leaf) for key, leaf in block.get("retrieval", {}).items()}
-    for one in naming.zero_shot_scores(block.get("zero_shot", {})):
-        if one.prompt == "ensemble" or one.score == "top1":
-            values[one.key] = number(one.leaf)
-    return values | block["gap"]

@@ -10,27 +10,29 @@ from pipeline_lib.results.certainty import Certainty
 
 @section("evaluate")
 class EvaluateSettings(Certainty):
-    """What is measured; how sure it is stands in the class above."""
+    """What is measured. How sure intervals and tests are is set by the fields of `Certainty`."""
 
     batch_size: AtLeastOne
-    """Images or texts per forward pass."""
+    """Number of images or texts in a forward pass."""
 
     recall_at: tuple[AtLeastOne, ...]
-    """The k of R@k; R@1 is measured in any case."""
+    """The values of k for which R@k is measured. R@1 is measured in any case."""
 
     prompt: str
-    """Single zero-shot prompt, with {} for the class name."""
+    """Prompt of the zero-shot scores marked `1 prompt`, with {} where the class name goes."""
 
     ensemble: Literal["set", "openai", "both"]
-    """Templates of the ensemble: the set's own where it has them, or open_clip's 80 for ImageNet; both: the latter
-    beside the former, as `imagenet`.
+    """Templates of the zero-shot ensemble. `set` takes the set's own where it has them and open_clip's 80 for ImageNet
+    elsewhere, `openai` takes the latter everywhere, and `both` measures them beside the set's own, as `imagenet`.
     """
 
     selection: str
-    """Part on which recipe, weights and mix are to be chosen: none that a model was trained on."""
+    """Part or set on which recipe, weights and mix are to be chosen. It must be none that a model was trained on."""
 
     linear_probe: bool
-    """True: a linear classifier on the frozen image features, wherever there are labels."""
+    """True trains a linear classifier on the frozen image features wherever there are labels."""
 
     wise_ft: tuple[Share, ...]
-    """Mixes between base (0) and refined (1) weights to evaluate; empty: none."""
+    """Mixes of base and refined weights that are evaluated, each the share of the refined weights: 0.5 is half and
+    half. An empty list evaluates none.
+    """

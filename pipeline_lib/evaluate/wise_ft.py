@@ -7,22 +7,23 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.evaluate import scoring
-from pipeline_lib.evaluate.embedding import Embedder
-from pipeline_lib.evaluate.inputs import Inputs
+from pipeline_lib.evaluate.embedding import EmbeddedSet, Embedder
+from pipeline_lib.evaluate.inputs import EvaluationInputs
+from pipeline_lib.evaluate.measured import headline_values, metric_values
 from pipeline_lib.evaluate.scoring import Block
 from pipeline_lib.evaluate.settings import EvaluateSettings
 
 log = logging.getLogger(__name__)
 
 
-def sweep(embedder: Embedder, inputs: Inputs, settings: EvaluateSettings) -> list[Block]:
-    """Every set with weights between base and refined, without intervals; the ends are the two models themselves."""
+def sweep(embedder: Embedder, inputs: EvaluationInputs, settings: EvaluateSettings) -> list[Block]:
+    """Evaluate every set with weights between base and refined, without intervals; the two models are its ends."""
     if inputs.base_weights is None or not settings.wise_ft:
         return []
     module = embedder.clip.module
@@ -35,23 +36,27 @@ def sweep(embedder: Embedder, inputs: Inputs, settings: EvaluateSettings) -> lis
             mixed = dataclasses.replace(embedder, kept=embedder.kept and embedder.kept / f"mix_{mix:g}")
             embedded = [mixed.embed(part) for part in inputs.all_sets]
             if embedder.world.is_main:
-                blocks = {one.name: scoring.score(one, settings)[0] for one in embedded}
-                rows.append(
-                    {
-                        "mix": mix,
-                        "sets": {name: scoring.headlines(block) for name, block in blocks.items()},
-                        "metrics": {name: scoring.flat(block) for name, block in blocks.items()},
-                    }
-                )
+                rows.append({"mix": mix, **score_mix(embedded, settings)})
     finally:
         module.load_state_dict(refined)
     return rows
 
 
+def score_mix(embedded: Sequence[EmbeddedSet], settings: EvaluateSettings) -> Block:
+    """Score the sets that a mix has embedded: {"sets": {set: headlines}, "metrics": {set: every metric}}."""
+    row: Block = {"sets": {}, "metrics": {}}
+    for one in embedded:
+        block, _ = scoring.score(one, settings)
+        measures = [measured.measure for measured in block["measures"]]
+        row["sets"][one.name] = headline_values(measures)
+        row["metrics"][one.name] = metric_values(measures, block["gap"])
+    return row
+
+
 def interpolate(
     base: Mapping[str, torch.Tensor], refined: Mapping[str, torch.Tensor], mix: float
 ) -> dict[str, torch.Tensor]:
-    """(1 − mix) · base + mix · refined, tensor by tensor; what is not floating point stays the refined model's.
+    """Return (1 − mix) · base + mix · refined, tensor by tensor; what is not floating point stays the refined model's.
 
     Raises:
         UserError: The two do not have the same tensors.

@@ -6,7 +6,7 @@
     python -m pipeline_lib.export onnx --to out/my-clip-onnx
 
 What is exported is what was evaluated: the same guards as in `evaluate` apply, and the card carries the measured table.
-Everything that is written is loaded back and compared on real pictures and captions before the command ends well.
+Everything that is written is loaded back and compared on real images and captions before the command ends well.
 
     subject         which model, what was measured about it, where it came from
     card            the model card

@@ -14,7 +14,7 @@ from pipeline_lib.export.subject import Subject
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Options of the command."""
+    """Read the options of the command."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("python -m pipeline_lib.export", description=export.__doc__, formatter_class=raw)
     common = argparse.ArgumentParser(add_help=False)
@@ -31,7 +31,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     hub = kinds.add_parser("hub", parents=[folder, common], help=about, description=f"Write {about}.")
     hub.add_argument("--repository", default="", metavar="ORG/NAME", help="where it will lie on the hub, for the card")
 
-    about = "an MLflow model: pictures and texts in, embeddings or class probabilities out"
+    about = "an MLflow model: images and texts in, embeddings or class probabilities out"
     mlflow = kinds.add_parser("mlflow", parents=[common], help=about, description=f"Log {about}.")
     mlflow.add_argument("--name", default="", help="register it under this name (a new version each time)")
     mlflow.add_argument("--alias", default="", help="let this alias of NAME point to the new version")
@@ -67,7 +67,7 @@ def _hub(options: argparse.Namespace) -> str:
 
     refuse_to_overwrite(options.to, force=options.force)
     subject = _open(options)
-    digest = hub.write(subject, options.to, repository=options.repository, force=options.force)
+    digest = hub.write_hub_folder(subject, options.to, repository=options.repository, force=options.force)
     upload = f"hf upload {options.repository or 'ORG/NAME'} {options.to}"
     again = "" if options.repository else "  (export with --repository ORG/NAME first: the card then says how to load)"
     return (
@@ -93,7 +93,7 @@ def _onnx(options: argparse.Namespace) -> str:
     onnx_towers.require()
     refuse_to_overwrite(options.to, force=options.force)
     subject = _open(options)
-    facts = onnx_towers.write(subject, options.to, normalize=options.normalize, force=options.force)
+    facts = onnx_towers.write_onnx(subject, options.to, normalize=options.normalize, force=options.force)
     lines = [f"{options.to}: {subject.title}, opset {facts['opset']}"]
     lines += [
         f"{tower}.onnx: largest relative difference from torch {found['difference']:.1e} (batches of 1 and 3)"

@@ -16,7 +16,8 @@ from pipeline_lib.export.subject import Subject
 from pipeline_lib.report import page, tables
 from pipeline_lib.report import run as report
 from pipeline_lib.report.page import Cell, Page, Row, Section, Table, Text
-from pipeline_lib.results.folders import Measure, Variant
+from pipeline_lib.results.folders import Variant
+from pipeline_lib.results.measure import Measure
 
 TASK = "zero-shot-image-classification"
 LICENCES = (  # the hub's names, by which many licences already begin
@@ -25,8 +26,8 @@ LICENCES = (  # the hub's names, by which many licences already begin
 )
 
 
-def render(subject: Subject, folder: str, repository: str = "") -> str:
-    """The card as Markdown with YAML on top.
+def render_card(subject: Subject, folder: str, repository: str = "") -> str:
+    """Render the card as Markdown with YAML on top.
 
     Args:
         subject: What is exported.
@@ -40,7 +41,7 @@ def render(subject: Subject, folder: str, repository: str = "") -> str:
 
 
 def loading(text_config: Mapping[str, Any], folder: str) -> str:
-    """The Python lines that load the folder with nothing but open_clip, from the disk and with no network.
+    """Return the Python lines that load the folder with nothing but open_clip, from the disk and with no network.
 
     open_clip asks the hub for the configuration of a Hugging Face text tower, even where it lies in the folder; it is
     therefore told where to look.
@@ -63,7 +64,7 @@ def loading(text_config: Mapping[str, Any], folder: str) -> str:
 
 
 def licence(subject: Subject) -> dict[str, Any]:
-    """The hub's `license` (and name and link where the hub has no word for it), from what `base` recorded."""
+    """Return the hub's `license` (and name and link where the hub has no word for it), from what `base` recorded."""
     said = str(subject.facts.get("license", "unknown"))
     known = next((name for name in LICENCES if re.match(rf"{re.escape(name)}(?![\w-])", said.lower())), "")
     if known:
@@ -89,14 +90,14 @@ def _front_matter(subject: Subject, title: str) -> str:
 
 
 def _results(subject: Subject) -> list[EvalResult]:
-    """The headlines on the evaluation sets, for the hub's own display."""
+    """Return the headlines on the evaluation sets, for the hub's own display."""
     measured = subject.measured or {}
     return [
         EvalResult(
-            task_type=TASK if measure.key.startswith("zero_shot") else "image-text-retrieval",
+            task_type=TASK if measure.kind == "zero_shot" else "image-text-retrieval",
             dataset_type=name,
             dataset_name=name,
-            metric_type="accuracy" if measure.key.startswith("zero_shot") else "recall_at_1",
+            metric_type="accuracy" if measure.kind == "zero_shot" else f"recall_at_{measure.k}",
             metric_name=measure.label,
             metric_value=round(100 * measured[name][measure.key], 2),
         )
@@ -128,9 +129,9 @@ def _sections(subject: Subject, folder: str, repository: str) -> list[Section]:
     return [
         Section("Load it", tuple(_how_to_load(text_config, folder, repository))),
         Section("Measured", tuple(_measured(subject))),
-        Section("Data", (Text(_training_data(subject)), *tables.data(subject.inputs))),
+        Section("Data", (Text(_training_data(subject)), *tables.data_table(subject.inputs))),
         Section("Licence", (Text(f"That of the base model: {subject.facts.get('license', 'unknown')}."),)),
-        Section("Provenance", (Text(_weights(subject)), *tables.sources(subject.inputs))),
+        Section("Provenance", (Text(_weights(subject)), *tables.provenance_tables(subject.inputs))),
     ]
 
 
@@ -161,13 +162,13 @@ def _measured(subject: Subject) -> list[Any]:
     if subject.name == "base":
         return [Text("Before refinement, with intervals in brackets."), _base_table(subject)]
     if subject.mix is None:
-        return [Text(report.sentence(inputs), lead=True), tables.before_after(inputs)]
+        return [Text(report.sentence(inputs), lead=True), tables.before_after_table(inputs)]
     if subject.measured is None:
         seen = ", ".join(f"{row['mix']:g}" for row in inputs.refined.results.get("wise_ft") or []) or "none"
         return [
             Text("The numbers of this mix were not measured.", lead=True),
             Text(f"Mixes that were: {seen}. The models at both ends:"),
-            tables.before_after(inputs),
+            tables.before_after_table(inputs),
         ]
     return [
         Text(
@@ -176,7 +177,7 @@ def _measured(subject: Subject) -> list[Any]:
         ),
         _mix_table(subject),
         Text("The models at both ends, with intervals:"),
-        tables.before_after(inputs),
+        tables.before_after_table(inputs),
     ]
 
 
@@ -188,9 +189,10 @@ def _base_table(subject: Subject) -> Table:
     rows: list[Row] = []
     for name in subject.inputs.sets:
         rows.append(page.group(name))
-        measures = Variant(subject.inputs.base).measures(name)
         rows += [
-            Row((Cell(m.label), tables.share(m.interval)), "strong" if m.is_headline else "plain") for m in measures
+            Row((Cell(m.label), tables.share(m.interval)), "strong" if m.is_headline else "plain")
+            for m in Variant(subject.inputs.base).measures(name)
+            if m.has_interval
         ]
     return Table(("percent", "base"), tuple(rows))
 
@@ -202,7 +204,7 @@ def _mix_table(subject: Subject) -> Table:
         ends = [{m.key: m for m in Variant(e).headlines(name)} for e in (subject.inputs.base, subject.inputs.refined)]
         rows.append(page.group(f"{name} (mixes may be chosen here)" if name in selection else name))
         for key, measure in ends[1].items():
-            cells = (ends[0][key].interval.value, values[key], measure.interval.value)
+            cells = (ends[0][key].value, values[key], measure.value)
             rows.append(Row((Cell(measure.label), *(Cell(page.percent(value)) for value in cells))))
     return Table(("percent", "base", f"this mix, {subject.mix:g}", "refined"), tuple(rows))
 
@@ -210,7 +212,7 @@ def _mix_table(subject: Subject) -> Table:
 def _training_data(subject: Subject) -> str:
     numbers = subject.inputs.manifests["shard"].get("numbers", {}).get("refine", {})
     seen = (
-        f"{numbers['num_samples']:,} pictures with {numbers['num_captions']:,} captions" if numbers else "part `refine`"
+        f"{numbers['num_samples']:,} images with {numbers['num_captions']:,} captions" if numbers else "part `refine`"
     )
     learned = "Nothing was learned from these data yet" if subject.name == "base" else f"Refined on {seen}"
     return f"{learned}; measured on:"

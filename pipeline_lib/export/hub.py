@@ -17,7 +17,7 @@ CARD = "README.md"
 _HUB_NAMES = ("hf_model_name", "hf_tokenizer_name")  # where open_clip looks up tower and tokenizer of an hf-hub: model
 
 
-def write(subject: Subject, target: Path, *, repository: str = "", force: bool = False) -> str:
+def write_hub_folder(subject: Subject, target: Path, *, repository: str = "", force: bool = False) -> str:
     """Write `open_clip_config.json`, weights, tokenizer files, card and manifest to `target`, whole or not at all.
 
     Args:
@@ -40,7 +40,7 @@ def write(subject: Subject, target: Path, *, repository: str = "", force: bool =
     with artifacts.output_directory(target, STAGE) as place:
         work = place()
         model.save(exported, work)
-        artifacts.write_text(place(CARD), card.render(subject, target.resolve().name, repository))
+        artifacts.write_text(place(CARD), card.render_card(subject, target.resolve().name, repository))
         written = model.load(work)
         compare(subject, written)
         place(model={**subject.facts, **written.facts}, origin=subject.origin)
@@ -62,7 +62,7 @@ def compare(subject: Subject, written: model.Clip) -> None:
 
 
 def _named(clip: model.Clip, repository: str) -> model.Clip:
-    """The same model, with its text tower and tokenizer looked up in `repository`."""
+    """Return the same model, with its text tower and tokenizer looked up in `repository`."""
     settings = copy.deepcopy(dict(clip.config))
     text_config = settings["model_cfg"]["text_cfg"]
     text_config |= {name: repository for name in _HUB_NAMES if text_config.get(name)}

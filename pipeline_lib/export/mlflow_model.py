@@ -29,7 +29,7 @@ from pipeline_lib.export import hub
 from pipeline_lib.export.subject import Subject
 from pipeline_lib.model.features import l2_normalize, row_difference
 from pipeline_lib.report import run as report
-from pipeline_lib.results import folders as results
+from pipeline_lib.results.parameters import dotted_keys
 from pipeline_lib.shard.settings import ShardSettings
 from pipeline_lib.tracking.client import Client, Record, prepare_environment
 from pipeline_lib.tracking.describe import start_op
@@ -61,13 +61,13 @@ class Logged:
 
     @property
     def address(self) -> str:
-        """The shortest name by which it loads."""
+        """Return the shortest name by which it loads."""
         if not self.registered:
             return self.uri
         return f"models:/{self.registered}" + (f"@{self.alias}" if self.alias else f"/{self.version}")
 
     def lines(self) -> list[str]:
-        """What was done and what comes next, for the terminal."""
+        """Return what was done and what comes next, for the terminal."""
         below = f"below {self.row}" if self.row else "by itself: no run in this store made these weights"
         said = [
             f"{self.uri}: {self.title}; scored again, equal to torch",
@@ -82,13 +82,13 @@ class Logged:
 
 
 def serve_command(store: str, address: str) -> str:
-    """The command that serves the model on this machine, in this environment."""
+    """Return the command that serves the model on this machine, in this environment."""
     uri = "sqlite:///mlflow.db" if store == "mlflow.db" else store
     return f"MLFLOW_TRACKING_URI={uri} mlflow models serve -m {address} --env-manager local -p 5001"
 
 
 def open_store(params_file: Path) -> Client:
-    """The configured MLflow store.
+    """Open the configured MLflow store.
 
     Raises:
         UserError: It does not answer.
@@ -155,7 +155,7 @@ def _log(subject: Subject, store: Client, where: str, name: str, alias: str) -> 
 
 
 def find_row(subject: Subject, store: Client, start: Mapping[str, Any]) -> tuple[Record | None, Record | None]:
-    """The row of the configuration that the weights belong to, and the run that made them, where the store has them.
+    """Find the row of the configuration that the weights belong to, and the run that made them, if the store has them.
 
     It is this configuration's row if that used these weights (made or reused), else the row of the run that made them.
     `start` is what `start_op` says of this configuration.
@@ -185,7 +185,7 @@ def compare(subject: Subject, served: Any) -> None:
 
 
 def signature(prompt: str) -> Any:
-    """Columns, parameters and results of `served_model`."""
+    """Return columns, parameters and results of `served_model`."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
     from mlflow.types.schema import Array
@@ -206,14 +206,14 @@ def signature(prompt: str) -> Any:
 
 
 def requirements(subject: Subject) -> list[str]:
-    """What the model needs, pinned to what it was checked with (without build tags such as `+cpu`)."""
+    """Return what the model needs, pinned to what it was checked with (without build tags such as `+cpu`)."""
     text_config = subject.clip.config["model_cfg"]["text_cfg"]
     more = ("transformers",) if text_config.get("hf_model_name") or text_config.get("hf_tokenizer_name") else ()
     return [f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in (*PACKAGES, *more)]
 
 
 def describe(subject: Subject) -> str:
-    """What the model's page says on top."""
+    """Say what stands on top of the model's page."""
     verdict = f" {report.sentence(subject.inputs)}" if subject.name == "refined" else ""
     return (
         f"A {subject.title}.{verdict} The table with intervals, licence and provenance: `artifacts/clip/README.md`.\n\n"
@@ -223,7 +223,7 @@ def describe(subject: Subject) -> str:
 
 
 def example_image() -> bytes:
-    """A drawn picture, as PNG: what an input looks like, owned by nobody."""
+    """Draw an image, as PNG: what an input looks like, owned by nobody."""
     image = Image.new("RGB", (64, 64), "white")
     ImageDraw.Draw(image).ellipse((12, 12, 52, 52), fill="red")
     buffer = io.BytesIO()
@@ -237,17 +237,17 @@ def _log_folder(subject: Subject) -> Any:
 
     options = _options(subject)
     with tempfile.TemporaryDirectory() as scratch:
-        hub.write(subject, Path(scratch) / "clip")
+        hub.write_hub_folder(subject, Path(scratch) / "clip")
         shutil.copyfile(SCRIPT, Path(scratch) / SCRIPT.name)
         with contextlib.chdir(scratch):  # MLflow writes down where artifacts came from: `clip`, no temporary path
             return mlflow.pyfunc.log_model(python_model=SCRIPT.name, artifacts={"clip": "clip"}, **options)
 
 
 def _options(subject: Subject) -> dict[str, Any]:
-    """What MLflow is told about the model."""
+    """Return what MLflow is told about the model."""
     import pandas as pd
 
-    shard, flat = config.load(subject.params_file, ShardSettings), results.flat(subject.inputs.parameters)
+    shard, flat = config.load(subject.params_file, ShardSettings), dotted_keys(subject.inputs.parameters)
     return {
         "name": re.sub(r"[/:.%\"']", "_", f"{subject.name}-clip"),
         "signature": signature(subject.inputs.parameters["evaluate"]["prompt"]),
@@ -261,12 +261,12 @@ def _options(subject: Subject) -> dict[str, Any]:
 
 
 def _labels(subject: Subject) -> dict[str, str]:
-    """Tags of the model and of its registered version."""
+    """Return tags of the model and of its registered version."""
     return {"weights_digest": subject.facts["weights_digest"], "license": subject.facts.get("license", "unknown")}
 
 
 def _tags(subject: Subject, row: Record | None, producer: Record | None) -> dict[str, str]:
-    """Tags of the export's run, named as those of a stage's run."""
+    """Return tags of the export's run, named as those of a stage's run."""
     stage, digest = subject.made_by
     tags = {
         "kind": "export",
@@ -282,7 +282,7 @@ def _tags(subject: Subject, row: Record | None, producer: Record | None) -> dict
 
 
 def _metrics(subject: Subject) -> dict[str, float]:
-    """The headlines under the names that the evaluation logs; none for a mix that was not measured."""
+    """Return the headlines under the names that the evaluation logs; none for a mix that was not measured."""
     measured: Mapping[str, Mapping[str, float]] = subject.measured or {}
     return {
         safe_name(f"{set_name}/{key}"): value for set_name, values in measured.items() for key, value in values.items()

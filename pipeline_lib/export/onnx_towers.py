@@ -1,4 +1,4 @@
-"""Both towers as ONNX with a free batch size, checked with onnxruntime against torch on real pictures and captions.
+"""Both towers as ONNX with a free batch size, checked with onnxruntime against torch on real images and captions.
 
     image.onnx       normalised pixels, float32 [batch, 3, H, W] -> features, float32 [batch, D]
     text.onnx        token ids, int64 [batch, context length] -> features, float32 [batch, D]
@@ -42,7 +42,7 @@ class Tower(nn.Module):
         self.clip, self.side, self.normalize = clip.module, side, normalize
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Raw features, or those of unit length."""
+        """Return raw features, or those of unit length."""
         encode = self.clip.encode_image if self.side == "image" else self.clip.encode_text
         return encode(inputs, normalize=self.normalize)
 
@@ -58,7 +58,7 @@ def require() -> None:
         raise UserError(f"export onnx: {', '.join(missing)} not installed; run `pip install -e '.[onnx]'`")
 
 
-def write(subject: Subject, target: Path, *, normalize: bool = False, force: bool = False) -> dict[str, Any]:
+def write_onnx(subject: Subject, target: Path, *, normalize: bool = False, force: bool = False) -> dict[str, Any]:
     """Write and check both towers; returns the facts of the manifest.
 
     Raises:
@@ -84,7 +84,7 @@ def write(subject: Subject, target: Path, *, normalize: bool = False, force: boo
 
 
 def compare(tower: Tower, inputs: torch.Tensor, path: Path) -> float:
-    """Largest relative difference from torch over batches of one and of all inputs, by onnxruntime on the CPU.
+    """Return onnxruntime's largest relative difference from torch on the CPU, over batches of one and of all inputs.
 
     Raises:
         RuntimeError: It is above TOLERANCE.
@@ -104,7 +104,7 @@ def compare(tower: Tower, inputs: torch.Tensor, path: Path) -> float:
 
 
 def _inputs(subject: Subject) -> dict[str, torch.Tensor]:
-    """What the towers take, made from the sample."""
+    """Return what the towers take, made from the sample."""
     return {
         "image": subject.clip.normalize(subject.pixels(subject.clip)),
         "text": subject.clip.tokenize(subject.sample.texts),

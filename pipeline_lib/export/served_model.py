@@ -1,10 +1,10 @@
-"""The script inside the MLflow model: pictures and texts in, embeddings or class probabilities out.
+"""The script inside the MLflow model: images and texts in, embeddings or class probabilities out.
 
 MLflow copies this file into the model and runs it wherever the model is loaded, so it needs nothing of this package:
 open_clip, torch, Pillow, pandas and mlflow. Weights are safetensors beside it; nothing is pickled.
 
 Input    columns `image` (bytes of an image file; base64 in JSON) and/or `text`; a row may leave one of them empty.
-Params   classes      names to choose from: the pictures are classified instead of embedded
+Params   classes      names to choose from: the images are classified instead of embedded
          templates    prompts with {} for the class name; their embeddings are averaged
          normalize    embeddings of unit length (default), or the model's raw features
 Output   `image_embedding` and/or `text_embedding`; with classes `label` and `probabilities`, in the order of `classes`:
@@ -65,17 +65,17 @@ class ServedClip(mlflow.pyfunc.PythonModel):
         return pd.DataFrame(columns, index=model_input.index)
 
     def embed_images(self, images: Sequence[bytes]) -> torch.Tensor:
-        """Image files -> raw features [N, D]."""
+        """Embed image files: raw features [N, D]."""
         return self._batched(
             images, lambda some: self.model.encode_image(torch.stack([*map(self._pixels, some)]).to(self.device))
         )
 
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
-        """Texts -> raw features [N, D]."""
+        """Embed texts: raw features [N, D]."""
         return self._batched(texts, lambda some: self.model.encode_text(self.tokenizer(list(some)).to(self.device)))
 
     def class_directions(self, classes: Sequence[str], templates: Sequence[str]) -> torch.Tensor:
-        """Unit vectors [K, D]: the mean of each class's unit prompt features."""
+        """Return unit vectors [K, D]: the mean of each class's unit prompt features."""
         if not templates or any(template.count("{}") != 1 for template in templates):
             raise _refuse("params: each of `templates` needs {} once, for the class name")
         prompts = [template.replace("{}", name) for name in classes for template in templates]
@@ -91,7 +91,7 @@ class ServedClip(mlflow.pyfunc.PythonModel):
         templates: list[str],
     ) -> pd.DataFrame:
         if texts or len(images) < len(model_input):
-            raise _refuse("params: `classes` chooses a name for pictures: every row needs `image`, and none `text`")
+            raise _refuse("params: `classes` chooses a name for images: every row needs `image`, and none `text`")
         features = _unit(self.embed_images(list(images.values())))
         logits = self.model.logit_scale.exp().cpu() * features @ self.class_directions(classes, templates).T
         probabilities = logits.softmax(dim=1)
@@ -105,7 +105,7 @@ class ServedClip(mlflow.pyfunc.PythonModel):
         embed: Callable[[Sequence[Any]], torch.Tensor],
         unit: bool,
     ) -> list[list[float] | None]:
-        """Embeddings at the rows that have something to embed."""
+        """Return embeddings at the rows that have something to embed."""
         column: list[list[float] | None] = [None] * len(model_input)
         features = embed(list(given.values())) if given else torch.empty(0, 0)
         for row, values in zip(given, (_unit(features) if unit else features).tolist(), strict=True):
@@ -118,7 +118,7 @@ class ServedClip(mlflow.pyfunc.PythonModel):
             return torch.cat([encode(items[at : at + size]).float().cpu() for at in range(0, len(items), size)])
 
     def _pixels(self, data: bytes) -> torch.Tensor:
-        """An image file through the model's own preprocessing; its size is known before it is decoded."""
+        """Read an image file by the model's own preprocessing; its size is known before it is decoded."""
         if len(data) > self.limits["max_image_bytes"]:
             raise _refuse(f"image: {len(data)} bytes are too many (limit {self.limits['max_image_bytes']})")
         try:
@@ -131,7 +131,7 @@ class ServedClip(mlflow.pyfunc.PythonModel):
             raise _refuse(f"image: cannot be decoded ({type(error).__name__}: {error})") from error
 
     def _check_size(self, width: int, height: int) -> None:
-        """The limit holds for what the file says and for what it is resized to (a picture of 1 x 100000 grows)."""
+        """Check what the file says and what it is resized to (an image of 1 x 100000 grows) against the limit."""
         target = (self.size, self.size) if isinstance(self.size, int) else self.size
         scale = max(target[0] / max(height, 1), target[1] / max(width, 1), 1.0)
         if width * height * scale**2 > self.limits["max_image_pixels"]:
@@ -139,7 +139,7 @@ class ServedClip(mlflow.pyfunc.PythonModel):
 
 
 def _load(folder: str) -> tuple[Any, Any]:
-    """Model and evaluation transform; a Hugging Face text tower finds its configuration here, not on the hub."""
+    """Load model and evaluation transform; a Hugging Face text tower finds its configuration here, not on the hub."""
     text_config = json.loads(Path(folder, "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]["text_cfg"]
     own = {"hf_model_name": folder, "hf_model_pretrained": False} if text_config.get("hf_model_name") else None
     options = {"text_cfg": {**text_config, **own}} if own else {}
@@ -148,7 +148,7 @@ def _load(folder: str) -> tuple[Any, Any]:
 
 
 def _given(model_input: pd.DataFrame, name: str) -> dict[int, Any]:
-    """The values of a column by row number, without the empty ones (None, NaN, no bytes)."""
+    """Return the values of a column by row number, without the empty ones (None, NaN, no bytes)."""
     values = model_input[name].tolist() if name in model_input else []
     empty = b"" if name == "image" else None
     return {row: value for row, value in enumerate(values) if isinstance(value, bytes | str) and value != empty}

@@ -17,9 +17,10 @@ from pipeline_lib import model
 from pipeline_lib.core import artifacts, config, provenance
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.core.paths import Paths
-from pipeline_lib.evaluate import scoring, wise_ft
+from pipeline_lib.evaluate import wise_ft
 from pipeline_lib.evaluate.inputs import open_model
-from pipeline_lib.report.inputs import Inputs, read_inputs
+from pipeline_lib.report.inputs import ReportInputs, read_inputs
+from pipeline_lib.results.folders import Variant
 from pipeline_lib.shard.settings import ShardSettings
 from pipeline_lib.tracking.text import public
 
@@ -43,39 +44,39 @@ class Subject:
     name: str  # base, refined or mix-0.5
     mix: float | None  # share of the refined weights; None: not a mix
     clip: model.Clip
-    inputs: Inputs
+    inputs: ReportInputs
     params_file: Path
     max_pixels: int  # of an image file
 
     @property
     def title(self) -> str:
-        """What it is, for people."""
+        """Return what it is, for people."""
         kind = f"{self.name} model" if self.mix is None else f"mix of {self.mix:g} refined and {1 - self.mix:g} base"
         return f"{kind}, weights {self.facts['weights_digest'][:12]}"
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """The `model` block of the manifest: digests, preprocessing, source, licence."""
+        """Return the `model` block of the manifest: digests, preprocessing, source, licence."""
         return self.clip.facts
 
     @property
     def measured(self) -> Headlines | None:
-        """The headlines of every set; None for a mix that the evaluation did not look at."""
+        """Return the headlines of every set; None for a mix that the evaluation did not look at."""
         if self.mix is not None:
             rows = self.inputs.refined.results.get("wise_ft") or []
             return next((row["sets"] for row in rows if math.isclose(row["mix"], self.mix)), None)
         found = {"base": self.inputs.base, "refined": self.inputs.refined}[self.name]
-        return {name: scoring.headlines(one["variants"]["plain"]) for name, one in found.all_sets.items()}
+        return {name: {m.key: m.value for m in Variant(found).headlines(name)} for name in found.all_sets}
 
     @property
     def made_by(self) -> tuple[str, str]:
-        """The stage that made the weights (of a mix: the refined ones) and the digest of its output."""
+        """Return the stage that made the weights (of a mix: the refined ones) and the digest of its output."""
         stage = "base" if self.name == "base" else "refine"
         return stage, self.inputs.manifests[stage]["digest"]
 
     @property
     def origin(self) -> dict[str, Any]:
-        """Where it came from, as JSON values: digests of weights, data, cache and code, and how it was mixed."""
+        """Return where it came from, as JSON values: digests of weights, data, cache and code, and how it was mixed."""
         outputs = {stage: manifest["digest"] for stage, manifest in self.inputs.manifests.items()}
         evaluations = {f"evaluate {e.results['model']}": e for e in (self.inputs.base, self.inputs.refined)}
         return {
@@ -91,7 +92,7 @@ class Subject:
 
     @cached_property
     def sample(self) -> Sample:
-        """Three pictures and captions of the first evaluated set."""
+        """Return three images and captions of the first evaluated set."""
         part = self.inputs.parts[self.inputs.sets[0]]
         shard = part.shards[0]
         entries = list(itertools.islice(itertools.cycle(shard.samples()), 3))
@@ -101,7 +102,7 @@ class Subject:
         )
 
     def features(self, clip: model.Clip) -> dict[str, torch.Tensor]:
-        """Raw features [3, D] of the sample's pictures and texts by `clip`, which reads them by its own means."""
+        """Return raw features [3, D] of the sample's images and texts by `clip`, which reads them by its own means."""
         with torch.no_grad():
             return {
                 "image": clip.encode_image(self.pixels(clip)),
@@ -109,12 +110,12 @@ class Subject:
             }
 
     def pixels(self, clip: model.Clip) -> torch.Tensor:
-        """The sample's pictures as `clip` decodes them: uint8 [3, 3, H, W]."""
+        """Return the sample's images as `clip` decodes them: uint8 [3, 3, H, W]."""
         return torch.stack([torch.from_numpy(clip.decode(image, self.max_pixels)) for image in self.sample.images])
 
 
 def open_subject(params_file: Path, which: str = "refined", mix: float | None = None) -> Subject:
-    """The model to export, with the guards of the evaluation: it is the one that was evaluated, from this base.
+    """Open the model to export, with the guards of the evaluation: it is the one evaluated, from this base.
 
     Args:
         params_file: params.yaml; its paths are relative to the current folder, as in the stages.
@@ -163,7 +164,7 @@ def _mix(clip: model.Clip, base_weights: Mapping[str, torch.Tensor], mix: float)
 
 
 def _public(value: Any) -> Any:
-    """Parameters without absolute paths and credentials."""
+    """Return parameters without absolute paths and credentials."""
     if isinstance(value, Mapping):
         return {key: _public(inner) for key, inner in value.items()}
     if isinstance(value, list):

@@ -8,7 +8,10 @@ shown comes from files of earlier stages; the output holds no time, host or path
     inputs      what is read, and the checks that it belongs together
     verdict     the conclusion in sentences
     tables      before and after, gap, data, provenance
-    pictures    figures, examples, the curve between base and refined
-    figures     every picture, drawn from arrays
+    drawings    figures of features, recall and training
+    examples    images whose rank changed most
+    wise_ft     the curve between base and refined
+    figures     every figure, from arrays
+    canvas      what a figure is, rendered as SVG and PNG
     page        a page as data, rendered as HTML and as Markdown
 """

@@ -1,86 +1,25 @@
-"""Every picture of the report, drawn from arrays with matplotlib: pure functions, no files, no pyplot state.
-
-A `Figure` holds panels; each becomes an SVG of its own in the page (two beside each other on a desk, one below the
-other on a phone), and all of them together one PNG for DVC plots and MLflow. Colours are named once, here: the page
-replaces each by a CSS variable (`to_svgs`), so that one drawing serves light, dark and print. Hues are Okabe and Ito's,
-told apart under the common colour-vision deficiencies, and never the only carrier of a meaning.
-The bytes depend on the arrays alone: no date, no version, no random ids, no user's matplotlibrc.
-"""
+"""Every figure of the report and of the comparison, from arrays: pure functions that return a `Figure`."""
 
 from __future__ import annotations
 
-import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from pipeline_lib.report.canvas import COLOURS, Figure, Panel
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Array = np.ndarray[Any, Any]
-Panel = Callable[["Axes"], None]
 Interval = tuple[float, float, float]  # value, low, high
-
-COLOURS = {  # name of the CSS variable: its light value, unique, as matplotlib writes it
-    "ink": "#1c2126",
-    "muted": "#5c6670",
-    "rule": "#d5dade",
-    "paper": "#fefefe",
-    "image": "#0072b2",
-    "text": "#d55e00",
-    "base": "#7d8790",
-    "centred": "#b0689a",
-    "refined": "#00805e",
-    "rose": "#00815f",
-    "fell": "#c4431c",
-    "still": "#7d8791",
-}
 MODEL_COLOURS = {"base": "base", "mean-centred": "centred", "refined": "refined"}
 LINE_STYLES: dict[str, Any] = {"base": "-", "mean-centred": (0, (3, 1.5)), "refined": "-"}
 MAX_POINTS = 250  # pairs drawn in the projection; beyond this a cloud is a blot
 MAX_STEPS = 1000  # points of a training curve
-_PANEL_INCHES = (4.4, 3.2)
-_RC: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text: the page's own font, selectable, small
-    "svg.hashsalt": "figures",
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the PNGs look the same everywhere
-    "font.size": 9.5,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlepad": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.8,
-    "axes.edgecolor": COLOURS["muted"],
-    "axes.labelcolor": COLOURS["ink"],
-    "axes.titlecolor": COLOURS["ink"],
-    "axes.facecolor": "none",
-    "figure.facecolor": "none",
-    "text.color": COLOURS["ink"],
-    "xtick.color": COLOURS["muted"],
-    "ytick.color": COLOURS["muted"],
-    "grid.color": COLOURS["rule"],
-    "grid.linewidth": 0.7,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "lines.linewidth": 1.6,
-}
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One picture: what it is called, how it is read, and how each of its panels is drawn."""
-
-    name: str  # file name stem, and prefix of the SVG's ids
-    title: str
-    caption: str  # plain sentences: what is drawn and how to read it; the alternative text too
-    panels: tuple[Panel, ...]
-    panel_inches: tuple[float, float] = _PANEL_INCHES
 
 
 @dataclass(frozen=True)
@@ -93,64 +32,8 @@ class Difference:
     seeds: tuple[float, ...] = ()  # of each seed, where `interval` is of their mean
 
 
-def to_svgs(figure: Figure) -> list[str]:
-    """One `<svg>` element per panel, sized by the page, coloured by its CSS variables, ids unique within the page."""
-    width, height = figure.panel_inches
-    return [
-        _for_page(_save((panel,), width, height, "svg").decode(), f"{figure.name}-{i}")
-        for i, panel in enumerate(figure.panels)
-    ]
-
-
-def to_png(figure: Figure, *, columns: int = 3) -> bytes:
-    """All panels as one PNG on white, `columns` beside each other, 160 dots per inch."""
-    width, height = figure.panel_inches
-    return _save(figure.panels, width, height, "png", columns=columns)
-
-
-def _save(panels: Sequence[Panel], width: float, height: float, kind: str, *, columns: int = 3) -> bytes:
-    import matplotlib as mpl
-    from matplotlib.figure import Figure as Canvas
-
-    columns = min(columns, len(panels))
-    rows = -(-len(panels) // columns)
-    buffer = io.BytesIO()
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        mpl.rcParams.update(_RC)
-        canvas = Canvas(figsize=(width * columns, height * rows), layout="constrained")
-        grid = canvas.subplots(rows, columns, squeeze=False).ravel()
-        for panel, axes in zip(panels, grid, strict=False):
-            panel(axes)
-        for axes in grid[len(panels) :]:
-            axes.set_axis_off()
-        if kind == "svg":
-            canvas.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-        else:
-            canvas.savefig(buffer, format="png", dpi=160, facecolor="white", metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def _for_page(svg: str, prefix: str) -> str:
-    """The SVG file of matplotlib as an element of a page: no prolog, no fixed size, CSS colours, its own ids."""
-    svg = svg[svg.index("<svg") :].strip()
-    svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r'\1 aria-hidden="true"', svg, count=1)
-    svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', svg)
-    svg = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}-\1"', svg)
-    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", svg)
-    svg = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--sans)", svg)
-    for name, value in COLOURS.items():
-        svg = svg.replace(value, f"var(--{name})")
-    return re.sub(r"\n\s*", "\n", svg)
-
-
-# --- what is drawn -------------------------------------------------------------------------------------------------
-
-
 def differences(rows: Sequence[Difference], *, confidence: str) -> Figure:
-    """Refined minus base for every headline, with its interval: the verdict as a picture.
+    """Draw refined minus base for every headline, with its interval.
 
     Args:
         rows: The headlines.
@@ -167,7 +50,7 @@ def differences(rows: Sequence[Difference], *, confidence: str) -> Figure:
 
 
 def ablation(set_name: str, panels: Mapping[str, Sequence[Difference]], *, confidence: str) -> Figure:
-    """Difference from base of every configuration, one panel per headline.
+    """Draw the difference from base of every configuration, one panel per headline.
 
     Args:
         set_name: Evaluation set.
@@ -178,7 +61,7 @@ def ablation(set_name: str, panels: Mapping[str, Sequence[Difference]], *, confi
     return Figure(
         f"ablation_{_file_name(set_name)}",
         f"Differences from base on {set_name}",
-        f"Marks and lines: mean over seeds with its paired {confidence} interval over pictures; a triangle where it is "
+        f"Marks and lines: mean over seeds with its paired {confidence} interval over images; a triangle where it is "
         "measurable after Holm's correction. Ticks: each seed by itself. Rows in the order of the ranking.",
         tuple(
             _difference_rows(of_panel, "minus base, percentage points", title=headline)
@@ -210,7 +93,7 @@ def _difference_rows(rows: Sequence[Difference], axis: str, *, title: str = "") 
 
 
 def projection(clouds: Mapping[str, tuple[Array, Array]]) -> Figure:
-    """Where image and text features lie, per model, in the two main directions of all of them together.
+    """Draw where image and text features lie, per model, in the two main directions of all of them together.
 
     Args:
         clouds: model -> (image features [P, D], text features [P, D]), unit rows; row i of both is one pair.
@@ -245,7 +128,7 @@ def projection(clouds: Mapping[str, tuple[Array, Array]]) -> Figure:
         "projection",
         "Where image and text features lie",
         "Unit-length features in the two main directions of both models together, so that the panels share their axes. "
-        f"Each line joins a picture and its first caption ({shown} pairs drawn); the large marks are the means. "
+        f"Each line joins an image and its first caption ({shown} pairs drawn); the large marks are the means. "
         "Shorter lines: better aligned pairs. Means closer together: a smaller gap.",
         tuple(panel(model) for model in clouds),
         (4.4, 3.9),
@@ -253,7 +136,7 @@ def projection(clouds: Mapping[str, tuple[Array, Array]]) -> Figure:
 
 
 def _main_plane(rows: Array) -> tuple[Array, Array, Array]:
-    """Mean [D], the two directions of largest variance [D, 2] (largest entry positive), their shares of it [2]."""
+    """Return the mean [D], the two directions of most variance [D, 2] (largest entry positive), their shares [2]."""
     centre = rows.mean(axis=0, dtype=np.float64)
     centred = rows - centre
     values, vectors = np.linalg.eigh(centred.T @ centred)
@@ -263,7 +146,7 @@ def _main_plane(rows: Array) -> tuple[Array, Array, Array]:
 
 
 def cosine_histogram(cosines: Mapping[str, Mapping[str, Array]]) -> Figure:
-    """Distribution of cosines, per model.
+    """Draw the distribution of cosines, per model.
 
     Args:
         cosines: model -> {"pairs", "non-pairs", "image–image", "text–text"} -> cosines [any number].
@@ -299,15 +182,15 @@ def cosine_histogram(cosines: Mapping[str, Mapping[str, Array]]) -> Figure:
     return Figure(
         "cosines",
         "How similar pairs are, and everything else",
-        "Cosines of pictures with their own captions (pairs) and with other captions (non-pairs), and, as lines, among "
-        "pictures and among captions. Retrieval needs pairs and non-pairs to lie apart; where non-pairs lie to the "
+        "Cosines of images with their own captions (pairs) and with other captions (non-pairs), and, as lines, among "
+        "images and among captions. Retrieval needs pairs and non-pairs to lie apart; where non-pairs lie to the "
         "left of both lines, the two modalities keep to themselves: the gap.",
         tuple(panel(model) for model in cosines),
     )
 
 
 def gap_spectrum(centroid_differences: Mapping[str, Array]) -> Figure:
-    """The difference of the two centroids by dimension: how large, and in how few dimensions.
+    """Draw the difference of the two centroids by dimension: how large, and in how few dimensions.
 
     Args:
         centroid_differences: model -> mean image feature minus mean text feature [D].
@@ -336,15 +219,15 @@ def gap_spectrum(centroid_differences: Mapping[str, Array]) -> Figure:
     return Figure(
         "gap_spectrum",
         "The gap, dimension by dimension",
-        "Size: how far the mean picture and the mean caption lie apart in each dimension, largest first. "
+        "Size: how far the mean image and the mean caption lie apart in each dimension, largest first. "
         "Concentration: the share of the squared distance held by the k largest; a line that jumps up at once means "
-        "that few dimensions carry the gap. Mean-centred: the base less each modality's mean on other pictures.",
+        "that few dimensions carry the gap. Mean-centred: the base less each modality's mean on other images.",
         (size, share),
     )
 
 
 def recall_bars(set_name: str, recalls: Mapping[str, Mapping[str, Mapping[int, Interval]]]) -> Figure:
-    """Recall at k in both directions with intervals.
+    """Draw recall at k in both directions with intervals.
 
     Args:
         set_name: Evaluation set, for the title.
@@ -381,7 +264,7 @@ def recall_bars(set_name: str, recalls: Mapping[str, Mapping[str, Mapping[int, I
 
 
 def training_curves(steps: Array, terms: Mapping[str, Array]) -> Figure:
-    """Every logged loss term over the steps, each on its own scale.
+    """Draw every logged loss term over the steps, each on its own scale.
 
     Args:
         steps: [S] step numbers.
@@ -417,7 +300,7 @@ def training_curves(steps: Array, terms: Mapping[str, Array]) -> Figure:
 
 
 def wise_ft_curve(curves: Mapping[str, Sequence[tuple[float, float, float]]], *, chosen: float | None) -> Figure:
-    """Zero-shot skill against retrieval along the line between the base's weights and the refined ones.
+    """Draw zero-shot skill against retrieval along the line between the base's weights and the refined ones.
 
     Args:
         curves: title -> (mix, change of mean zero-shot top-1, change of mean recall at 1), in points against the base.
@@ -457,11 +340,11 @@ def _file_name(text: str) -> str:
 
 
 def _log_counts(axes: Axes) -> None:
-    """A logarithmic axis of whole numbers, written as such."""
+    """Make an axis logarithmic in whole numbers, written as such."""
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
 
 
 def _evenly(rows: Array, count: int) -> Array:
-    """At most `count` rows, evenly spaced: [n, ...] -> [min(n, count), ...]."""
+    """Return at most `count` rows, evenly spaced: [n, ...] -> [min(n, count), ...]."""
     return rows if len(rows) <= count else rows[np.linspace(0, len(rows) - 1, count).round().astype(int)]

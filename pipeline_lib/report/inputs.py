@@ -12,9 +12,12 @@ from pipeline_lib.core import artifacts, config, shards
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.core.paths import MODELS, Paths
 from pipeline_lib.report.settings import ReportSettings
-from pipeline_lib.results import folders as results
 from pipeline_lib.results.certainty import Certainty
-from pipeline_lib.results.folders import CENTRED, Evaluation, Paired, Variant
+from pipeline_lib.results.folders import CENTRED, Evaluation, Variant
+from pipeline_lib.results.gap import Gap, compare_gaps
+from pipeline_lib.results.guards import check_pair, check_parameters, check_weights
+from pipeline_lib.results.paired import Paired, compare_measures, compare_probes
+from pipeline_lib.results.parameters import read_parameters
 
 OPENMOJI = (
     "All emojis designed by OpenMoji (openmoji.org) – the open-source emoji and icon project. License: CC BY-SA 4.0"
@@ -22,7 +25,7 @@ OPENMOJI = (
 
 
 @dataclass(frozen=True)
-class Inputs:
+class ReportInputs:
     """All that the page is made of."""
 
     base: Evaluation
@@ -37,43 +40,44 @@ class Inputs:
 
     @property
     def sets(self) -> list[str]:
-        """Names of the evaluated sets; the first with captions is the one whose features are drawn."""
+        """Return the names of the evaluated sets; the first with captions is the one whose features are drawn."""
         return list(self.refined.sets)
 
     @property
     def with_captions(self) -> list[str]:
-        """Sets that have retrieval and a gap."""
-        return [name for name in self.sets if self.refined.block(name, "retrieval")]
+        """Return the sets that have retrieval."""
+        measures = {name: Variant(self.refined).measures(name) for name in self.sets}
+        return [name for name, found in measures.items() if any(measure.kind == "recall" for measure in found)]
 
     @property
     def uses_openmoji(self) -> bool:
-        """Whether pictures of OpenMoji are shown or evaluated, whose licence asks to be named."""
+        """Return whether images of OpenMoji are shown or evaluated, whose licence asks to be named."""
         return any(part.manifest.get("source", {}).get("format") == "openmoji" for part in self.parts.values())
 
     @cached_property
     def comparison(self) -> list[Paired]:
-        """Refined against base."""
-        return results.paired(Variant(self.base), Variant(self.refined), self.certainty, sets=self.sets)
+        """Compare refined with base."""
+        return compare_measures(Variant(self.base), Variant(self.refined), self.certainty, sets=self.sets)
 
     @cached_property
     def probes(self) -> list[Paired]:
-        """Linear probes of refined against base."""
-        return results.paired_probes(Variant(self.base), Variant(self.refined), self.certainty, sets=self.sets)
+        """Compare the linear probes of refined and base."""
+        return compare_probes(Variant(self.base), Variant(self.refined), self.certainty, sets=self.sets)
 
     @cached_property
-    def gaps(self) -> dict[str, results.Gap]:
-        """The modality gap of every set that has one."""
-        found = {name: results.gap(self.base, self.refined, name, self.certainty) for name in self.with_captions}
+    def gaps(self) -> dict[str, Gap]:
+        """Compare the modality gap on every set that has one."""
+        found = {name: compare_gaps(self.base, self.refined, name, self.certainty) for name in self.with_captions}
         return {name: gap for name, gap in found.items() if gap}
 
     @cached_property
     def against_centring(self) -> list[Paired]:
-        """Refined against the mean-centred base."""
+        """Compare refined with the mean-centred base."""
         sets = [name for name in self.sets if CENTRED in self.base.sets[name]["variants"]]
-        return results.paired(Variant(self.base, CENTRED), Variant(self.refined), self.certainty, sets=sets)
+        return compare_measures(Variant(self.base, CENTRED), Variant(self.refined), self.certainty, sets=sets)
 
 
-def read_inputs(params_file: Path) -> Inputs:
+def read_inputs(params_file: Path) -> ReportInputs:
     """Read what the stages before have written, as `paths` says.
 
     Raises:
@@ -84,18 +88,18 @@ def read_inputs(params_file: Path) -> Inputs:
     base, refined = (Evaluation(paths.eval / name) for name in MODELS)
     folders = paths.folders("base", "shard", "cache_teacher", "refine")
     manifests = {stage: artifacts.read_manifest(path, stage=stage) for stage, path in folders.items()}
-    results.check_weights(base, refined, paths.refined, manifests["refine"])
+    check_weights(base, refined, paths.refined, manifests["refine"])
     if base.results["weights_digest"] != manifests["base"]["model"]["weights_digest"]:
         raise UserError(f"{base.directory}: evaluated other weights than those in {paths.base}; run `dvc repro`")
-    parameters = results.read_parameters(params_file)
-    results.check_parameters(params_file, parameters, paths.refined, manifests["refine"])
-    results.check_pair(params_file, parameters, base, refined)
+    parameters = read_parameters(params_file)
+    check_parameters(params_file, parameters, paths.refined, manifests["refine"])
+    check_pair(params_file, parameters, base, refined)
     parts = {name: shards.read_part(paths.shards / name) for name in refined.sets}
     for evaluation in (base, refined):
         for name, part in parts.items():
             if evaluation.sets.get(name, {}).get("digest") != part.digest:
                 raise UserError(f"{evaluation.directory}: `{name}` is not what lies in {part.directory}; dvc repro")
-    return Inputs(
+    return ReportInputs(
         base=base,
         refined=refined,
         history=list(artifacts.read_jsonl(paths.refined / artifacts.HISTORY)),

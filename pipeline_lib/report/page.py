@@ -21,9 +21,10 @@ from markupsafe import Markup, escape
 from tabulate import tabulate
 
 from pipeline_lib.core import artifacts
-from pipeline_lib.report import figures
+from pipeline_lib.report import canvas
 
 Tone = Literal["", "rose", "fell", "still"]
+SMALLEST_P = 0.001  # that is written with its digits
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Cell:
     tone: Tone = ""
 
     def __str__(self) -> str:
-        """As one line of plain text."""
+        """Return one line of plain text."""
         return f"{self.text} [{', '.join(self.interval)}]" if self.interval else self.text
 
 
@@ -59,12 +60,12 @@ class Table:
 
     @property
     def style(self) -> str:
-        """CSS classes: `dense` with many columns, `intervals` where cells have them."""
+        """Return CSS classes: `dense` with many columns, `intervals` where cells have them."""
         has_intervals = any(cell.interval for row in self.rows for cell in row.cells)
         return " ".join(["dense"] * (len(self.header) > 5) + ["intervals"] * has_intervals)
 
     def plain(self) -> list[list[str]]:
-        """Every row as strings, group lines padded to the full width."""
+        """Return every row as strings, group lines padded to the full width."""
         width = len(self.header)
         return [[str(cell) for cell in row.cells] + [""] * (width - len(row.cells)) for row in self.rows]
 
@@ -91,13 +92,13 @@ class Points:
 class Drawing:
     """A figure."""
 
-    figure: figures.Figure
+    figure: canvas.Figure
     kind: str = field(default="drawing", init=False)
 
 
 @dataclass(frozen=True)
 class Example:
-    """A picture, what it is called, and what the model made of it before and after."""
+    """An image, what it is called, and what the model made of it before and after."""
 
     name: str  # file name stem
     jpeg: bytes
@@ -141,81 +142,91 @@ class Page:
     sections: tuple[Section, ...]
 
 
-def write(page: Page, target: Path, *, stage: str, html: str, markdown: str) -> None:
-    """Write `page` to the folder `target` as files `html` and `markdown`, the pictures of the latter beside them."""
+def write_page(page: Page, target: Path, *, stage: str, html: str, markdown: str) -> None:
+    """Write `page` to the folder `target` as files `html` and `markdown`, the images of the latter beside them."""
     with artifacts.output_directory(target, stage) as place:
         artifacts.write_text(place(html), to_html(page))
         artifacts.write_text(place(markdown), to_markdown(page))
-        for name, data in images(page).items():
+        for name, data in image_files(page).items():
             artifacts.write_bytes(place(name), data)
 
 
 def to_html(page: Page) -> str:
-    """`page` as one HTML file that opens from disk with no network."""
-    return _environment(html=True).get_template("page.html.j2").render(page=page, colours=figures.COLOURS)
+    """Render `page` as one HTML file that opens from disk with no network."""
+    return _environment(html=True).get_template("page.html.j2").render(page=page, colours=canvas.COLOURS)
 
 
 def to_markdown(page: Page) -> str:
-    """`page` as Markdown that expects the files of `images(page)` beside it."""
+    """Render `page` as Markdown that expects the files of `image_files(page)` beside it."""
     return _environment(html=False).get_template("page.md.j2").render(page=page)
 
 
-def images(page: Page) -> dict[str, bytes]:
-    """The picture files that `to_markdown` points to, by relative path."""
+def image_files(page: Page) -> dict[str, bytes]:
+    """Render the image files that `to_markdown` points to, by relative path."""
     files = {}
     for section in page.sections:
         for block in _walk(section.blocks):
             if isinstance(block, Drawing):
-                files[f"figures/{block.figure.name}.png"] = figures.to_png(block.figure)
+                files[f"figures/{block.figure.name}.png"] = canvas.to_png(block.figure)
             elif isinstance(block, Gallery):
                 files |= {f"examples/{example.name}.jpg": example.jpeg for example in block.examples}
     return files
 
 
 def to_terminal(table: Table) -> str:
-    """`table` as aligned plain text; the names of more than five columns are broken into lines to save width."""
+    """Render `table` as aligned plain text; the names of more than five columns are broken into lines to save width."""
     align = ["left" if i in table.text_columns else "right" for i in range(len(table.header))]
     header = [textwrap.fill(name, 14) for name in table.header] if len(table.header) > 5 else table.header
     return tabulate(table.plain(), headers=header, tablefmt="simple", colalign=align, disable_numparse=True)
 
 
+def plain_text(text: str) -> str:
+    """Return a text without the marks of code and of emphasis."""
+    return re.sub(r"`|\*\*", "", text)
+
+
 def group(title: str) -> Row:
-    """A row that titles those below it."""
+    """Return a row that titles those below it."""
     return Row((Cell(title),), "group")
 
 
 def grid(columns: Sequence[str], rows: Mapping[str, Sequence[str]], **options: Any) -> Table:
-    """A plain table of strings, one row per key."""
+    """Return a plain table of strings, one row per key."""
     return Table(
         tuple(columns), tuple(Row((Cell(k), *(Cell(v) for v in values))) for k, values in rows.items()), **options
     )
 
 
 def percent(share: float) -> str:
-    """0.2064 -> 20.6 (the unit stands in the row's label)."""
+    """Write a share in percent: 0.2064 -> 20.6 (the unit stands in the row's label)."""
     return _minus(f"{100 * share:.1f}")
 
 
 def points(difference: float) -> str:
-    """0.0312 -> +3.1, -0.004 -> −0.4, signed zero as 0.0."""
+    """Write a difference of shares in points: 0.0312 -> +3.1, -0.004 -> −0.4, signed zero as 0.0."""
     text = f"{100 * difference:+.1f}"
     return _minus("0.0" if float(text) == 0 else text)
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A plain number with `digits` decimals; fewer for large ones; a dash for what was not measured."""
+    """Write a plain number with `digits` decimals; fewer for large ones; a dash for what was not measured."""
     if value is None or not math.isfinite(value):
         return "–"
     return _minus(f"{value:.{digits if abs(value) < 100 else 1}f}")
 
 
 def p_value(p: float) -> str:
-    """0.012 or < 0.001."""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+    """Write a p-value for a cell of a table, where room is scarce: 0.012 or <.001."""
+    return "<.001" if p < SMALLEST_P else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def p_clause(p: float) -> str:
+    """Write a p-value for a sentence: p = 0.012 or p < 0.001; the first space does not break."""
+    return f"p\u00a0< {SMALLEST_P}" if p < SMALLEST_P else f"p\u00a0= {p_value(p)}"
 
 
 def level(confidence: float) -> str:
-    """0.95 -> 95 %, with a space that does not break."""
+    """Write a confidence: 0.95 -> 95 %, with a space that does not break."""
     return f"{100 * confidence:g}\u00a0%"
 
 
@@ -239,7 +250,7 @@ def _environment(*, html: bool) -> jinja2.Environment:
     environment.filters |= {
         "inline": _inline_html,
         "data_uri": lambda data: f"data:image/jpeg;base64,{base64.b64encode(data).decode()}",
-        "svgs": lambda figure: [Markup(svg) for svg in figures.to_svgs(figure)],  # noqa: S704 - drawn by ourselves
+        "svgs": lambda figure: [Markup(svg) for svg in canvas.to_svgs(figure)],  # noqa: S704 - drawn by ourselves
         "pipe_table": _pipe_table,
         "escaped": lambda text: re.sub(r"([\\`*_<>\[\]#|])", r"\\\1", text),
         "slug": lambda text: re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-"),
@@ -248,14 +259,14 @@ def _environment(*, html: bool) -> jinja2.Environment:
 
 
 def _inline_html(text: str) -> Markup:
-    """Escaped text with `code` and **strong** as elements, `top-1` never broken."""
+    """Return escaped text with `code` and **strong** as elements, `top-1` never broken."""
     safe = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
     safe = re.sub(r"\b(top-\d+)", r'<span class="whole">\1</span>', safe)
     return Markup(re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", safe))  # noqa: S704 - escaped above
 
 
 def _pipe_table(table: Table) -> str:
-    """`table` for Markdown, pipes in cells escaped, leading rows in bold."""
+    """Return `table` for Markdown, pipes in cells escaped, leading rows in bold."""
     rows = []
     for row, cells in zip(table.rows, table.plain(), strict=True):
         cells = [cell.replace("|", "\\|") for cell in cells]

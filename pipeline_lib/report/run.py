@@ -1,48 +1,66 @@
-"""The page as a whole: its sections in their order, the files it is written to, the verdict in one sentence."""
+"""The page as a whole: its sections in their order, the files it is written to, and the same in a few numbers."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline_lib.report import page, pictures, tables, verdict
-from pipeline_lib.report.inputs import Inputs
-from pipeline_lib.report.page import Page, Section
+from pipeline_lib.report import drawings, examples, tables, verdict, wise_ft
+from pipeline_lib.report.inputs import ReportInputs
+from pipeline_lib.report.page import Page, Section, to_terminal, write_page
 
 STAGE = "report"
 HTML, MARKDOWN = "report.html", "report.md"
 
 
-def build(inputs: Inputs) -> Page:
-    """The page: verdict, tables, pictures, examples, provenance."""
+def compose_page(inputs: ReportInputs) -> Page:
+    """Compose the page: verdict, tables, figures, examples, provenance."""
     sections = [
         Section("Verdict", verdict.section(inputs)),
-        Section("Before and after", (tables.before_after(inputs), *tables.detail(inputs))),
-        Section("The modality gap", tables.gap(inputs)),
-        Section("Pictures", pictures.drawings(inputs)),
-        Section("Examples", pictures.examples(inputs)),
-        Section("What was forgotten", (*tables.linear_probe(inputs), *pictures.wise_ft(inputs))),
-        Section("What was measured on", tables.data(inputs)),
-        Section("Provenance", tables.sources(inputs)),
+        Section("Before and after", (tables.before_after_table(inputs), *tables.detail_tables(inputs))),
+        Section("The modality gap", tables.gap_tables(inputs)),
+        Section("Figures", drawings.draw_figures(inputs)),
+        Section("Examples", examples.show_examples(inputs)),
+        Section("What was forgotten", (*tables.probe_tables(inputs), *wise_ft.show_curve(inputs))),
+        Section("What was measured on", tables.data_table(inputs)),
+        Section("Provenance", tables.provenance_tables(inputs)),
     ]
     recipe, first = inputs.parameters["refine"]["recipe"], inputs.sets[0]
     subtitle = f"`{recipe}`, {len(inputs.history)} steps; evaluated on " + ", ".join(
-        f"{name} ({inputs.refined.sets[name]['num_images']:,} pictures)" for name in inputs.sets
+        f"{name} ({inputs.refined.sets[name]['num_images']:,} images)" for name in inputs.sets
     )
     return Page(inputs.title or first, subtitle, tuple(section for section in sections if section.blocks))
 
 
-def run(inputs: Inputs, target: Path) -> Page:
-    """Build the page and write report.html, report.md and the pictures the latter shows to the folder `target`."""
-    document = build(inputs)
-    page.write(document, target, stage=STAGE, html=HTML, markdown=MARKDOWN)
-    return document
+def run(inputs: ReportInputs, target: Path) -> Page:
+    """Compose the page and write report.html, report.md and the images the latter shows to the folder `target`."""
+    page = compose_page(inputs)
+    write_page(page, target, stage=STAGE, html=HTML, markdown=MARKDOWN)
+    return page
 
 
-def sentence(inputs: Inputs) -> str:
-    """The verdict in one sentence."""
+def sentence(inputs: ReportInputs) -> str:
+    """Say the verdict in one sentence."""
     return verdict.sentence(inputs.comparison)
 
 
-def terminal_table(inputs: Inputs) -> str:
-    """The verdict and the before/after table as plain text, at most 100 columns wide for usual names."""
-    return f"{sentence(inputs)}\n\n{page.to_terminal(tables.before_after(inputs))}"
+def summary(inputs: ReportInputs) -> dict[str, float | str]:
+    """Return what a table of configurations shows of one: headlines with change and p-value, the gap, the verdict.
+
+    Names are `<set>/<metric>`, `<set>/<metric>_difference`, `<set>/<metric>_adjusted_p` and `verdict`; numbers have
+    four digits.
+    """
+    values: dict[str, float] = {}
+    for row in inputs.comparison:
+        if row.adjusted_p is not None:
+            name = f"{row.after.set_name}/{row.after.key}"
+            values |= {name: row.after.value, f"{name}_difference": row.difference.value}
+            values[f"{name}_adjusted_p"] = row.adjusted_p
+    for name, gap in inputs.gaps.items():
+        values[f"{name}/centroid_distance"] = gap.refined
+        values[f"{name}/centroid_distance_difference"] = gap.refined - gap.base
+    return {**{name: float(f"{value:.4g}") for name, value in values.items()}, "verdict": sentence(inputs)}
+
+
+def terminal_table(inputs: ReportInputs) -> str:
+    """Render the verdict and the before/after table as plain text, at most 100 columns wide for usual names."""
+    return f"{sentence(inputs)}\n\n{to_terminal(tables.before_after_table(inputs))}"

@@ -10,7 +10,7 @@ class ReportSettings:
     """What the page shows."""
 
     num_examples: Count
-    """Pictures whose rank improved most, and as many whose rank worsened most; 0: none."""
+    """Number of images shown whose own caption gained most places, and of those whose own lost most. 0 shows none."""
 
     title: str
-    """Of the page; empty: the name of the first evaluated set."""
+    """Title of the page. An empty one stands for the name of the first evaluated set."""

@@ -7,10 +7,13 @@ from typing import Any
 
 from pipeline_lib.core import artifacts, provenance
 from pipeline_lib.report import page
-from pipeline_lib.report.inputs import OPENMOJI, Inputs
+from pipeline_lib.report.inputs import OPENMOJI, ReportInputs
 from pipeline_lib.report.page import Cell, Fold, Row, Table, Text
-from pipeline_lib.results import folders as results
-from pipeline_lib.results.folders import CENTRED, Paired, Variant
+from pipeline_lib.results.folders import CENTRED, Variant
+from pipeline_lib.results.measure import Measure
+from pipeline_lib.results.paired import Paired
+from pipeline_lib.results.parameters import dotted_keys
+from pipeline_lib.results.statistics import Interval
 
 WORST_CLASSES = 10
 GAP_LABELS = {
@@ -34,8 +37,8 @@ GAP_LABELS = {
 }
 
 
-def before_after(inputs: Inputs) -> Table:
-    """Every share measured per item, base and refined, with the paired difference; headlines lead."""
+def before_after_table(inputs: ReportInputs) -> Table:
+    """Return every share measured per item, base and refined, with the paired difference; headlines lead."""
     rows: list[Row] = []
     for name in inputs.sets:
         rows.append(page.group(_set_title(inputs, name)))
@@ -43,8 +46,8 @@ def before_after(inputs: Inputs) -> Table:
     return Table(
         ("percent", "base", "refined", "difference", "p"),
         tuple(rows),
-        note=f"In small type: {page.level(inputs.certainty.confidence)} bootstrap intervals over pictures, of the "
-        "difference over the same pictures. Headlines are set in bold and carry a p-value (Holm). Zero-shot uses the "
+        note=f"In small type: {page.level(inputs.certainty.confidence)} bootstrap intervals over images, of the "
+        "difference over the same images. Headlines are set in bold and carry a p-value (Holm). Zero-shot uses the "
         "template ensemble unless it says otherwise.",
     )
 
@@ -59,24 +62,24 @@ def _paired_row(row: Paired, label: str = "") -> Row:
             (page.points(row.difference.low), page.points(row.difference.high)),
             row.verdict if row.verdict != "still" else "",
         ),
-        Cell("" if row.adjusted_p is None else page.p_value(row.adjusted_p).replace("< 0.", "<.")),  # in 100 columns
+        Cell("" if row.adjusted_p is None else page.p_value(row.adjusted_p)),
     )
     return Row(cells, "strong" if row.before.is_headline else "plain")
 
 
-def share(interval: results.Interval) -> Cell:
-    """A share as percent, with its interval."""
+def share(interval: Interval) -> Cell:
+    """Write a share as percent, with its interval."""
     return Cell(page.percent(interval.value), (page.percent(interval.low), page.percent(interval.high)))
 
 
-def _set_title(inputs: Inputs, name: str) -> str:
+def _set_title(inputs: ReportInputs, name: str) -> str:
     counts = inputs.refined.sets[name]
     texts = f", {counts['num_captions']:,} captions" if counts.get("num_captions") else ""
-    return f"{name} ({counts['num_images']:,} pictures{texts})"
+    return f"{name} ({counts['num_images']:,} images{texts})"
 
 
-def detail(inputs: Inputs) -> tuple[Any, ...]:
-    """What is neither headline nor tested: median ranks, calibration, means per class, the mean-centred baseline."""
+def detail_tables(inputs: ReportInputs) -> tuple[Any, ...]:
+    """Return everything measured, mean-centred too, then classes and confusions; all of it starts folded."""
     rows: list[Row] = []
     for name in inputs.sets:
         columns = [Variant(inputs.base), Variant(inputs.base, CENTRED), Variant(inputs.refined)]
@@ -91,12 +94,11 @@ def detail(inputs: Inputs) -> tuple[Any, ...]:
     )
 
 
-def worst_classes(inputs: Inputs, name: str) -> Iterator[Table]:
-    """The classes that the refined model gets wrong most, and what it takes them for."""
-    before = inputs.base.block(name, "zero_shot")
-    for task, prompts in inputs.refined.block(name, "zero_shot").items():
-        scores = prompts["ensemble"]
-        was = {row["class"]: row["top1"] for row in before[task]["ensemble"].get("per_class", [])}
+def worst_classes(inputs: ReportInputs, name: str) -> Iterator[Table]:
+    """Yield, by task, the classes that the refined model gets wrong most and what it takes them for."""
+    before = Variant(inputs.base).block(name, "classes")
+    for task, scores in Variant(inputs.refined).block(name, "classes").items():
+        was = {row["class"]: row["top1"] for row in before[task].get("per_class", [])}
         mistakes: dict[str, list[str]] = {}
         for row in scores.get("confusions", []):
             mistakes.setdefault(row["true"], []).append(f"{row['predicted']} ({row['count']})")
@@ -110,46 +112,39 @@ def worst_classes(inputs: Inputs, name: str) -> Iterator[Table]:
             for row in scores.get("per_class", [])[:WORST_CLASSES]
         }
         if rows:
-            header = (f"{name}: {task}, worst classes", "pictures", "base, %", "refined, %", "often taken for")
+            header = (f"{name}: {task}, worst classes", "images", "base, %", "refined, %", "often taken for")
             yield page.grid(header, rows, text_columns=(0, 4))
 
 
 def _numbers(variant: Variant, set_name: str) -> dict[str, str]:
-    shares = {f"{m.label}, %": page.percent(m.interval.value) for m in variant.measures(set_name)}
-    retrieval = variant.evaluation.block(set_name, "retrieval", variant.name)
-    ranks = {
-        f"{label} median rank": page.number(retrieval[f"{direction}_median_rank"], 1)
-        for direction, label in results.DIRECTIONS.items()
-        if f"{direction}_median_rank" in retrieval
-    }
-    calibration = {
-        f"zero-shot {task} calibration error ({prompt}), %": page.percent(scores["ece"])
-        for task, prompts in variant.evaluation.block(set_name, "zero_shot", variant.name).items()
-        for prompt, scores in sorted(prompts.items())
-        if "ece" in scores
-    }
-    distinct = variant.evaluation.block(set_name, "retrieval_distinct", variant.name)
-    without = {
-        f"{label} R@1 without repetitions, %": page.percent(distinct[f"{direction}_recall_at_1"]["value"])
-        for direction, label in results.DIRECTIONS.items()
-        if distinct
-    }
-    return shares | ranks | without | calibration
+    measures = variant.measures(set_name)
+    rest = [measure for measure in measures if not measure.has_interval]
+    shown = [
+        *(measure for measure in measures if measure.has_interval),
+        *(measure for measure in rest if not measure.is_share),
+        *(measure for measure in variant.distinct(set_name) if measure.k == 1),
+        *(measure for measure in rest if measure.is_share),
+    ]
+    return dict(_number(measure) for measure in shown)
 
 
-def gap(inputs: Inputs) -> tuple[Any, ...]:
-    """The gap suite on every set with captions: base, mean-centred, refined."""
-    tables = [_gap_table(inputs, name) for name in inputs.with_captions if inputs.refined.block(name, "gap")]
+def _number(measure: Measure) -> tuple[str, str]:
+    """What the row of a measure is called, and its number."""
+    if measure.is_share:
+        return f"{measure.label}, %", page.percent(measure.value)
+    return measure.label, page.number(measure.value, 1)
+
+
+def gap_tables(inputs: ReportInputs) -> tuple[Any, ...]:
+    """Return the gap suite on every set with captions: base, mean-centred, refined."""
+    tables = [_gap_table(inputs, name) for name in inputs.with_captions if Variant(inputs.refined).block(name, "gap")]
     rest = tuple(tables[1:])
     return (*tables[:1], *((Fold("The gap on the other sets", rest),) if rest else ()))
 
 
-def _gap_table(inputs: Inputs, name: str) -> Table:
-    blocks = [
-        inputs.base.block(name, "gap"),
-        inputs.base.block(name, "gap", CENTRED),
-        inputs.refined.block(name, "gap"),
-    ]
+def _gap_table(inputs: ReportInputs, name: str) -> Table:
+    variants = (Variant(inputs.base), Variant(inputs.base, CENTRED), Variant(inputs.refined))
+    blocks = [variant.block(name, "gap") for variant in variants]
     order = [key for key in GAP_LABELS if key in blocks[0]] + [key for key in blocks[0] if key not in GAP_LABELS]
     rows = {
         GAP_LABELS.get(key, key.replace("_", " ")): [page.number(block.get(key)) for block in blocks] for key in order
@@ -163,49 +158,48 @@ def _gap_table(inputs: Inputs, name: str) -> Table:
 
 
 def signed(value: float) -> str:
-    """A plain number with its sign: 0.17 -> +0.170, signed zero as 0.000."""
+    """Write a plain number with its sign: 0.17 -> +0.170, signed zero as 0.000."""
     text = page.number(abs(value))
     return text if not float(text) else f"{'+' if value > 0 else '−'}{text}"
 
 
-def _gap_note(inputs: Inputs, name: str) -> str:
+def _gap_note(inputs: ReportInputs, name: str) -> str:
     note, found, centring = "On unit-length features. ", inputs.gaps.get(name), inputs.base.results.get("centring")
     if found:
         note += (
-            "Centroid distance, refined minus base, less the noise of so few pictures: "
+            "Centroid distance, refined minus base, less the noise of so few images: "
             f"{signed(found.change.value)} ({page.level(inputs.certainty.confidence)}: "
             f"{signed(found.change.low)} to {signed(found.change.high)}, paired bootstrap). Two samples of "
             "one distribution differ by chance: a distance near theirs is none. "
         )
     if centring:
         note += (
-            f"Mean-centring subtracts each modality's mean over {centring['num_images']:,} pictures of "
+            f"Mean-centring subtracts each modality's mean over {centring['num_images']:,} images of "
             f"`{centring['part']}`, none of them in the set shown. "
         )
     return note
 
 
-def linear_probe(inputs: Inputs) -> tuple[Any, ...]:
-    """What the image tower still knows."""
-    names = [row.before.name.replace("linear probe ", "").removesuffix(" top-1") for row in inputs.probes]
-    rows = [_paired_row(row, name) for row, name in zip(inputs.probes, names, strict=True)]
+def probe_tables(inputs: ReportInputs) -> tuple[Any, ...]:
+    """Return what the image tower still knows."""
+    rows = [_paired_row(row, f"{row.before.set_name}: {row.before.task}") for row in inputs.probes]
     if not rows:
         return ()
     explain = (
-        "A linear classifier trained on the frozen picture features: what the image tower still knows, whatever the "
+        "A linear classifier trained on the frozen image features: what the image tower still knows, whatever the "
         "captions say."
     )
     table = Table(
         ("linear probe top-1, %", "base", "refined", "difference", "p"),
         tuple(rows),
-        note="Same pictures, McNemar's exact test. The probes are no headlines: Holm's correction here is over the "
+        note="Same images, McNemar's exact test. The probes are no headlines: Holm's correction here is over the "
         f"{len(rows)} of them.",
     )
     return (Text(explain), table)
 
 
-def data(inputs: Inputs) -> tuple[Any, ...]:
-    """What was evaluated on, and what was left out."""
+def data_table(inputs: ReportInputs) -> tuple[Any, ...]:
+    """Return what was evaluated on, and what was left out."""
     rows = {}
     for name in inputs.sets:
         block, counts = inputs.refined.sets[name], inputs.parts[name].manifest.get("counts", {})
@@ -218,19 +212,19 @@ def data(inputs: Inputs) -> tuple[Any, ...]:
             f"{counts.get('filtered', 0):,}",
             f"{counts.get('quarantined', 0):,}",
         ]
-    header = ("set", "pictures", "captions", "identical pictures", "identical captions", "filtered", "quarantined")
+    header = ("set", "images", "captions", "identical images", "identical captions", "filtered", "quarantined")
     return (
         page.grid(
             header,
             rows,
             note="Identical ones count as wrong answers of each other, which lowers recall for every model alike. "
-            "Filtered: left out on purpose, pictures that were trained on among them. Quarantined: unreadable.",
+            "Filtered: left out on purpose, images that were trained on among them. Quarantined: unreadable.",
         ),
     )
 
 
-def sources(inputs: Inputs) -> tuple[Any, ...]:
-    """Where the numbers come from: digests, models, parameters, packages."""
+def provenance_tables(inputs: ReportInputs) -> tuple[Any, ...]:
+    """Return where the numbers come from: digests, models, parameters, packages."""
     models = {stage: inputs.manifests[stage]["model"] for stage in ("base", "refine")}
     facts = {
         name.replace("_", " "): [_plain(model.get(name)) for model in models.values()]
@@ -245,7 +239,7 @@ def sources(inputs: Inputs) -> tuple[Any, ...]:
     }
     digests["report"] = ["this page", f"`{provenance.stage_digest('report')[:16]}`"]
     versions = {name: [version] for name, version in provenance.package_versions().items()}
-    parameters = {name: [f"`{value}`"] for name, value in results.flat(inputs.parameters).items()}
+    parameters = {name: [f"`{value}`"] for name, value in dotted_keys(inputs.parameters).items()}
     return (
         page.grid(
             ("stage", "output", "code"),
@@ -262,7 +256,7 @@ def sources(inputs: Inputs) -> tuple[Any, ...]:
 
 
 def _plain(value: Any) -> str:
-    """A manifest's value as code, a mapping as `key: value` pairs."""
+    """Return a manifest's value as code, a mapping as `key: value` pairs."""
     if value is None:
         return "–"
     return f"`{artifacts.canonical_json(value) if isinstance(value, dict | list) else value}`"

@@ -6,34 +6,35 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline_lib.report import figures, page
-from pipeline_lib.report.inputs import Inputs
+from pipeline_lib.report.inputs import ReportInputs
 from pipeline_lib.report.page import Drawing, Points, Text
 from pipeline_lib.report.tables import signed
 from pipeline_lib.results import statistics
 from pipeline_lib.results.certainty import Certainty
-from pipeline_lib.results.folders import Gap, Paired
+from pipeline_lib.results.gap import Gap
+from pipeline_lib.results.paired import Paired
 from pipeline_lib.results.statistics import Interval
 
 
 def sentence(comparison: Sequence[Paired]) -> str:
-    """Which headlines rose, fell, did not move, in one sentence that begins with the conclusion."""
+    """Say which headlines rose, fell, did not move, in one sentence that begins with the conclusion."""
     verdicts = [row.verdict for row in comparison if row.adjusted_p is not None]
     rose, fell, still = (verdicts.count(kind) for kind in ("rose", "fell", "still"))
     if not verdicts:
         return "Nothing to compare: no headline was measured on both models."
     word = "Mixed" if rose and fell else "Better" if rose else "Worse" if fell else "No measurable change"
-    kinds = ((rose, "rose"), (fell, "fell"), (still, "did not move measurably"))
-    said = [f"{count} {verb}" for count, verb in kinds if count]
     if still == len(verdicts):
         return f"{word} in {'the one headline' if still == 1 else f'any of the {still} headlines'}."
-    if len(said) == 1:
+    if len({*verdicts}) == 1:
         subject = "the one headline" if len(verdicts) == 1 else f"all {len(verdicts)} headlines"
-        return f"{word}: {subject} {said[0].split(' ', 1)[1]}."
+        return f"{word}: {subject} {verdicts[0]}."
+    kinds = ((rose, "rose"), (fell, "fell"), (still, "did not move measurably"))
+    said = [f"{count} {verb}" for count, verb in kinds if count]
     return f"{word}: of {len(verdicts)} headlines, {', '.join(said[:-1])} and {said[-1]}."
 
 
-def section(inputs: Inputs) -> tuple[Any, ...]:
-    """The blocks of the verdict."""
+def section(inputs: ReportInputs) -> tuple[Any, ...]:
+    """Return the blocks of the verdict."""
     headlines = [row for row in inputs.comparison if row.adjusted_p is not None]
     order = {"rose": 0, "fell": 1, "still": 2}
     ordered = sorted(headlines, key=lambda row: order[row.verdict])
@@ -46,34 +47,33 @@ def section(inputs: Inputs) -> tuple[Any, ...]:
         *(Text(text) for text in (_gap_text(inputs), probe_verdict(inputs.probes), _training_note(inputs)) if text),
         *drawing,
         Text(
-            "How sure: both models saw the same items. Retrieval is tested by exact sign flips of each picture's "
+            "How sure: both models saw the same items. Retrieval is tested by exact sign flips of each image's "
             "difference, captions kept with theirs; accuracy by McNemar's exact test; p-values carry Holm's correction "
-            f"over all headlines. {_resolution(headlines, inputs.certainty)}This covers the choice of pictures, "
+            f"over all headlines. {_resolution(headlines, inputs.certainty)}This covers the choice of images, "
             "not the luck of one training run: for that, refine with several seeds and compare them."
         ),
     )
 
 
 def _point(row: Paired, settings: Certainty) -> str:
-    p = page.p_value(1.0 if row.adjusted_p is None else row.adjusted_p)
     verb = "did not move measurably" if row.verdict == "still" else row.verdict
     return (
         f"{row.before.name} **{verb}**: {page.percent(row.before.interval.value)} → "
         f"{page.percent(row.after.interval.value)}\u00a0%, {page.points(row.difference.value)} points "
         f"({page.level(settings.confidence)}: {page.points(row.difference.low)} to "
         f"{page.points(row.difference.high)}), "
-        f"p\u00a0{p if p.startswith('<') else f'= {p}'}"
+        f"{page.p_clause(1.0 if row.adjusted_p is None else row.adjusted_p)}"
     )
 
 
 def _resolution(headlines: Sequence[Paired], settings: Certainty) -> str:
-    """How large a change would have been seen, where something did not move."""
+    """Say how large a change would have been seen, where something did not move."""
     widths = [(row.difference.high - row.difference.low) / 2 for row in headlines if row.verdict == "still"]
     if not widths:
         return ""
     seen = statistics.detectable(max(widths), settings.confidence, len(headlines))
     return (
-        f"With this many pictures and headlines, a true change of {page.percent(seen)} points would be found in four "
+        f"With this many images and headlines, a true change of {page.percent(seen)} points would be found in four "
         "cases of five (80\u00a0% power); smaller ones are likely to go unseen. "
     )
 
@@ -82,19 +82,19 @@ def _in_points(interval: Interval) -> tuple[float, float, float]:
     return 100 * interval.value, 100 * interval.low, 100 * interval.high
 
 
-def _gap_text(inputs: Inputs) -> str:
-    """The verdict on the gap of the first set that has one; empty without captions."""
+def _gap_text(inputs: ReportInputs) -> str:
+    """Say what became of the gap on the first set that has one; empty without captions."""
     gaps = list(inputs.gaps.values())
     return gap_verdict(gaps[0], inputs.against_centring, inputs.certainty) if gaps else ""
 
 
 def gap_verdict(gap: Gap, against_centring: Sequence[Paired], settings: Certainty) -> str:
-    """What became of the gap, and whether refinement beats the free baseline: on the gap, or else on accuracy."""
+    """Say what became of the gap, and whether refinement beats the free baseline: on the gap, or else on accuracy."""
     change = gap.change
     moved = "narrowed" if change.high < 0 else "widened" if change.low > 0 else "did not change measurably"
     text = (
         f"The gap on {gap.set_name} **{moved}**: centroid distance {page.number(gap.base)} → "
-        f"{page.number(gap.refined)}; less the noise of so few pictures the change is {signed(change.value)} "
+        f"{page.number(gap.refined)}; less the noise of so few images the change is {signed(change.value)} "
         f"({page.level(settings.confidence)}: {signed(change.low)} to {signed(change.high)}). Two samples of "
         f"one distribution would lie {page.number(gap.floor)} apart."
     )
@@ -109,7 +109,7 @@ def gap_verdict(gap: Gap, against_centring: Sequence[Paired], settings: Certaint
 
 
 def accuracy_verdict(comparison: Sequence[Paired]) -> str:
-    """Refined against mean-centred on the headlines, as the end of a sentence."""
+    """Hold refined against mean-centred on the headlines, as the end of a sentence."""
     tested = [row for row in comparison if row.adjusted_p is not None]
     won, lost = ([row.before.name for row in tested if row.verdict == kind] for kind in ("rose", "fell"))
 
@@ -126,12 +126,11 @@ def accuracy_verdict(comparison: Sequence[Paired]) -> str:
 
 
 def probe_verdict(probes: Sequence[Paired]) -> str:
-    """What a linear probe still finds in the picture features. Empty without one."""
+    """Say what a linear probe still finds in the image features. Empty without one."""
     if not probes:
         return ""
     moved = [
-        f"**{row.verdict}** on {row.before.name.replace('linear probe ', '').removesuffix(' top-1')} "
-        f"({page.points(row.difference.value)} points)"
+        f"**{row.verdict}** on {row.before.set_name}: {row.before.task} ({page.points(row.difference.value)} points)"
         for row in probes
         if row.verdict != "still"
     ]
@@ -141,10 +140,10 @@ def probe_verdict(probes: Sequence[Paired]) -> str:
         moved = [f"**did not move measurably** on {tasks}"]
     elif still:
         moved.append(f"did not move measurably on {still} more")
-    return f"What the picture features know, read by a linear probe: it {', '.join(moved)}."
+    return f"What the image features know, read by a linear probe: it {', '.join(moved)}."
 
 
-def _training_note(inputs: Inputs) -> str:
+def _training_note(inputs: ReportInputs) -> str:
     moved = inputs.manifests["refine"].get("weight_displacement")
     if moved is None:
         return ""

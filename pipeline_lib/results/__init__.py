@@ -1,1 +1,12 @@
-"""What evaluations say: measures with intervals, paired tests, the gap and its change. No model, no drawing."""
+"""What evaluations say: measures with intervals, paired tests, the gap and its change. No model, no drawing.
+
+measure      one number that says what it is
+folders      the reader of data/eval/<model>/
+guards       whether evaluations, models and params.yaml belong together
+parameters   the parameters that decide results
+paired       two models on the same items
+gap          the modality gap of two models
+wise_ft      the curve between base and refined weights
+statistics   bootstrap, exact tests, correction for many tests
+certainty    settings of the intervals
+"""

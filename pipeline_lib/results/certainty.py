@@ -10,10 +10,14 @@ class Certainty:
     """How sure intervals and tests are."""
 
     bootstrap_samples: AtLeastOne
-    """Resamples of the images, for the intervals; the tests are exact and need none."""
+    """How many times the images are resampled for the intervals. Tests are exact and need no resamples."""
 
     confidence: ProperShare
-    """Confidence of the intervals, between 0 and 1; a change is measurable where p is below 1 minus this."""
+    """Confidence of the intervals, between 0 and 1. A change is called measurable where its p-value is below 1 minus
+    this number.
+    """
 
     seed: Count
-    """Seed of the resamples, and of the halves that probes and separability are measured on."""
+    """Seed of the resampling, and of the halves on which linear probes and the separability of the modalities are
+    measured.
+    """

@@ -32,7 +32,7 @@ class Mean(NamedTuple):
 
     @property
     def value(self) -> float:
-        """The statistic on the items as they are; NaN without any."""
+        """Return the statistic on the items as they are; NaN without any."""
         if self.group is None:
             return float(self.values.mean()) if len(self.values) else float("nan")
         sums, counts = np.bincount(self.group, self.values), np.bincount(self.group)
@@ -57,7 +57,7 @@ class PairedTest(NamedTuple):
 
 
 def resample_counts(num_images: int, num_samples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each image is drawn in each of `num_samples` resamples with replacement, block by block [r, N].
+    """Return how often each image is drawn in each of `num_samples` resamples with replacement, block by block [r, N].
 
     The counts are multinomial; a function of (num_images, num_samples, seed) alone.
     """
@@ -70,7 +70,7 @@ def resample_counts(num_images: int, num_samples: int, seed: int) -> Iterator[np
 
 
 def bootstrap(means: Mapping[str, Mean], num_images: int, *, num_samples: int, seed: int) -> dict[str, np.ndarray]:
-    """Each statistic on resamples of the images: [num_samples] float64 by name.
+    """Return each statistic on resamples of the images: [num_samples] float64 by name.
 
     Those without groups share their resamples; NaN where a resample holds none of a statistic's items. Source: Efron &
     Tibshirani 1993, chapter 6.
@@ -90,13 +90,13 @@ def bootstrap(means: Mapping[str, Mean], num_images: int, *, num_samples: int, s
 
 
 def _by_image(mean: Mean, num_images: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sum and number of the values of each image: float64 [num_images] twice."""
+    """Return the sum and the number of the values of each image: float64 [num_images] twice."""
     sums = np.bincount(mean.image_index, mean.values, minlength=num_images)
     return sums, np.bincount(mean.image_index, minlength=num_images).astype(np.float64)
 
 
 def _bootstrap_classes(mean: Mean, group: np.ndarray, num_samples: int, seed: int) -> np.ndarray:
-    """A mean of class means, on resamples within each class: [num_samples].
+    """Return a mean of class means, on resamples within each class: [num_samples].
 
     Of a class of n images n − 1 are drawn: the mean of these varies as a sample's mean does, that of n too little,
     which classes of few images make worth minding (Rao & Wu 1988). A class of one image says nothing of its spread;
@@ -132,7 +132,7 @@ def _bootstrap_classes(mean: Mean, group: np.ndarray, num_samples: int, seed: in
 def intervals(
     means: Mapping[str, Mean], num_images: int, *, num_samples: int, confidence: float, seed: int
 ) -> dict[str, Interval]:
-    """Each statistic with its percentile bootstrap interval over images.
+    """Return each statistic with its percentile bootstrap interval over images.
 
     Args:
         means: Statistics by name.
@@ -148,7 +148,7 @@ def intervals(
 def paired_tests(
     differences: Mapping[str, Mean], num_images: int, *, num_samples: int, confidence: float, seed: int
 ) -> dict[str, PairedTest]:
-    """Each mean difference of two models with its bootstrap interval and the p-value of `sign_flips` over the images.
+    """Return each mean difference of two models with its bootstrap interval and the p-value of `sign_flips` by image.
 
     Args:
         differences: By name, `Mean` over refined minus base of the same items.
@@ -171,13 +171,13 @@ def _percentiles(replicates: np.ndarray, confidence: float) -> tuple[float, floa
 
 
 def _chance(difference: Mean) -> float:
-    """p-value of a mean difference; each value weighs what it does in the mean, those of an image go together."""
+    """Return the p-value of a mean difference, in which the values of an image go together, each with its weight."""
     weights = 1.0 if difference.group is None else 1 / np.bincount(difference.group)[difference.group]
     return sign_flips(np.bincount(difference.image_index, difference.values * weights))
 
 
 def sign_flips(differences: np.ndarray) -> float:
-    """Exact two-sided sign-flip (permutation) test that differences of pairs are as likely of either sign: the p-value.
+    """Test by exact sign flips whether differences of pairs are as likely of either sign: the two-sided p-value.
 
     The share of all 2^n choices of signs whose sum is as far from zero as the one observed. Hits differ by multiples of
     some fraction, and then the sums' distribution is the Fourier transform of Π cos(t d), computed at once: no choice
@@ -208,7 +208,7 @@ def sign_flips(differences: np.ndarray) -> float:
 
 
 def _on_grid(differences: np.ndarray) -> np.ndarray:
-    """Differences other than 0 as whole multiples of their common fraction, or of a fine grid where there is none."""
+    """Return differences, none of them 0, as multiples of their common fraction, or of a fine grid without one."""
     distinct = np.unique(np.abs(differences))
     for parts in range(1, FRACTIONS):
         steps = distinct * parts
@@ -224,7 +224,7 @@ def _on_grid(differences: np.ndarray) -> np.ndarray:
 def distance_change(
     before: np.ndarray, after: np.ndarray, *, num_samples: int, confidence: float, seed: int
 ) -> Interval:
-    """Change of the distance between two centroids, from the same pairs, with its percentile bootstrap interval.
+    """Return the change of the distance between two centroids on the same pairs, with its bootstrap interval.
 
     The distance of a sample is larger than that of the whole: E‖mean‖² = ‖μ‖² + tr C / N, most visibly where the whole
     has none, and a resample adds as much again. Both are taken off the squares, so that value and interval are those of
@@ -259,7 +259,7 @@ def distance_change(
 
 
 def mcnemar(base_correct: np.ndarray, refined_correct: np.ndarray) -> float:
-    """Exact two-sided McNemar test of two classifiers on the same items: the p-value; 1 if they never differ.
+    """Test two classifiers on the same items by McNemar's exact test: the two-sided p-value; 1 if they never differ.
 
     Only the items on which exactly one is right count; under no difference each is a fair coin.
     Source: McNemar 1947; Dietterich 1998 recommends it for classifiers.
@@ -278,7 +278,7 @@ def mcnemar(base_correct: np.ndarray, refined_correct: np.ndarray) -> float:
 
 
 def detectable(half_width: float, confidence: float, num_tests: int, *, power: float = 0.8) -> float:
-    """The smallest change that would be found with this power among so many tests, from an interval's half-width.
+    """Return the smallest change found with this power among so many tests, from the half-width of an interval.
 
     The half-width is z(1 − α/2) standard errors; a change of z(1 − α/(2·tests)) + z(power) of them clears the level
     that Holm's correction asks of the first. For one test at 95 % that is 1.43 half-widths.
@@ -292,7 +292,7 @@ def detectable(half_width: float, confidence: float, num_tests: int, *, power: f
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for their number, in the order given (Holm 1979): the family-wise error stays below the level.
+    """Adjust p-values for their number, in the order given (Holm 1979): the family-wise error stays below the level.
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]

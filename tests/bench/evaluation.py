@@ -1,7 +1,7 @@
 """What evaluation costs beyond running the model: each part against the bare embedding, and memory at the size of COCO.
 
     python -m tests.bench.evaluation          # needs the outputs of `make run` for the first half
-    python -m tests.bench.evaluation 31000    # pictures of the synthetic set, five captions each (here: Flickr30k)
+    python -m tests.bench.evaluation 31000    # images of the synthetic set, five captions each (here: Flickr30k)
 
 The share of a part is its time by that of embedding in the same run, so that a busy machine slows both.
 """
@@ -21,7 +21,8 @@ import torch
 
 from pipeline_lib import metrics
 from pipeline_lib.core import config, runtime
-from pipeline_lib.evaluate.embedding import EmbeddedSet, EmbeddedTask, Embedder, run, scoring
+from pipeline_lib.evaluate import run, scoring
+from pipeline_lib.evaluate.embedding import EmbeddedSet, EmbeddedTask, Embedder
 from pipeline_lib.evaluate.inputs import open_inputs, open_model
 from pipeline_lib.evaluate.settings import EvaluateSettings
 from pipeline_lib.report import run as page
@@ -66,7 +67,7 @@ def default_set(report: Report, root: Path) -> None:
     )
     evaluated = run.evaluate(embedder, "refined", inputs, settings)
     with tempfile.TemporaryDirectory() as folder, scoring.Stopwatch(evaluated.seconds)("write"):
-        run.write(evaluated, settings, Path(folder, "refined"), Path(folder, "refined.json"))
+        run.write_evaluation(evaluated, settings, Path(folder, "refined"), Path(folder, "refined.json"))
     embed = evaluated.seconds["embed"]
     for part, seconds in evaluated.seconds.items():
         print(f"    {part:<20} {seconds:7.2f} s  {seconds / embed:7.1%} of the embedding")
@@ -85,7 +86,7 @@ def default_set(report: Report, root: Path) -> None:
 
 
 def synthetic_set(report: Report, images: int) -> None:
-    """Retrieval, then everything that is scored, on random features of `images` pictures with five captions each."""
+    """Retrieval, then everything that is scored, on random features of `images` images with five captions each."""
     for name, work in (("retrieval", retrieve), ("all scores", score)):
         with multiprocessing.get_context("spawn").Pool(1) as pool:  # a process of its own, so that its peak is its own
             seconds, start, peak = pool.apply(work, (images, torch.get_num_threads()))
@@ -117,7 +118,7 @@ def score(images: int, threads: int) -> tuple[float, float, float]:
 
 
 def features(images: int) -> EmbeddedSet:
-    """Pictures with five noisy captions each and a task of a hundred classes; one picture stands twice."""
+    """Images with five noisy captions each and a task of a hundred classes; one image stands twice."""
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(images, WIDTH, generator=generator)
     index = torch.arange(images).repeat_interleave(CAPTIONS)

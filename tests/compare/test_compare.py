@@ -39,7 +39,7 @@ HEADLINE = "image_to_text_recall_at_1"
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     for name, options in RUNS.items():
-        example_results.write(root / name, **options)
+        example_results.make_project(root / name, **options)
     return root
 
 
@@ -50,13 +50,14 @@ def candidates(folders):
 
 @pytest.fixture
 def ranking(folders, candidates):
-    return board.make(compare.group(candidates), folders / "worse" / "params.yaml")
+    return board.make_board(compare.group(candidates), folders / "worse" / "params.yaml")
 
 
 def value(candidate, name, model="refined"):
     results = getattr(candidate, model).results
     group = "sets" if name in results["sets"] else "selection"
-    return results[group][name]["variants"]["plain"]["retrieval"][HEADLINE]["value"]
+    measures = results[group][name]["variants"]["plain"]["measures"]
+    return next(measure["value"] for measure in measures if measure["key"] == HEADLINE)
 
 
 # ---- grouping ----
@@ -127,9 +128,9 @@ def test_a_key_that_an_old_revision_lacks_is_null(candidates):
 def test_two_folders_of_one_name_keep_their_own_numbers(folders, tmp_path):
     """Equal parameters and names, other weights: every table tells them apart."""
     for place, gain in (("a", 1.0), ("b", -1.0)):
-        example_results.write(tmp_path / place / "run", gain=gain)
+        example_results.make_project(tmp_path / place / "run", gain=gain)
     found = [compare.read_folder("run", tmp_path / place / "run") for place in ("a", "b")]
-    ranking = board.make(compare.group(found), folders / "worse" / "params.yaml")
+    ranking = board.make_board(compare.group(found), folders / "worse" / "params.yaml")
     assert {g.label for g in ranking.groups} == {"clip_refine (run)", "clip_refine (run 2)"}
     for group, candidate in zip(ranking.groups, found, strict=True):
         entry = ranking.entries["val"][group.label][HEADLINE]
@@ -148,7 +149,7 @@ def test_labels_are_unique_whatever_differs(candidates):
 def test_a_board_of_equal_labels_is_a_mistake(candidates, folders):
     groups = [dataclasses.replace(one, label="same") for one in compare.group(candidates)]
     with pytest.raises(AssertionError, match="same"):
-        board.make(groups, folders / "worse" / "params.yaml")
+        board.make_board(groups, folders / "worse" / "params.yaml")
 
 
 # ---- the board ----
@@ -206,14 +207,14 @@ def test_without_a_selection_part_the_page_warns(candidates, folders):
     for candidate in candidates:
         for evaluation in (candidate.base, candidate.refined):
             evaluation.results["selection"] = {}
-    ranking = board.make(compare.group(candidates), folders / "worse" / "params.yaml")
+    ranking = board.make_board(compare.group(candidates), folders / "worse" / "params.yaml")
     assert ranking.ranking_sets == ["eval"]
     assert "the best of many looks better than it is" in compare.ranked_on(ranking)
 
 
-def test_sets_with_other_pictures_are_not_compared(candidates, folders):
+def test_sets_with_other_images_are_not_compared(candidates, folders):
     candidates[0].refined.results["sets"]["eval"]["digest"] = "other"
-    ranking = board.make(compare.group(candidates), folders / "worse" / "params.yaml")
+    ranking = board.make_board(compare.group(candidates), folders / "worse" / "params.yaml")
     assert ranking.sets == ["val"]
 
 
@@ -222,7 +223,7 @@ def test_nothing_in_common_is_said(candidates, folders):
         for one in candidates[0].refined.results[kind].values():
             one["digest"] = "other"
     with pytest.raises(UserError, match="no set in common"):
-        board.make(compare.group(candidates), folders / "worse" / "params.yaml")
+        board.make_board(compare.group(candidates), folders / "worse" / "params.yaml")
 
 
 def test_table_holds_base_mean_centred_and_every_group(ranking, candidates):
@@ -244,7 +245,7 @@ def test_table_holds_base_mean_centred_and_every_group(ranking, candidates):
 
 
 def test_page_shows_equations_grid_and_runs(ranking, tmp_path):
-    compare.write(ranking, tmp_path / "out")
+    compare.write_comparison(ranking, tmp_path / "out")
     markdown = (tmp_path / "out" / board.MARKDOWN).read_text()
     for recipe in ("clip_refine", "hycd", "rafa"):
         assert recipes.RECIPES[recipe].__doc__.split("\n")[0] in markdown
@@ -479,11 +480,11 @@ def test_a_command_that_fails_is_told_by_its_last_line(printed, reason):
 
 # ---- real DVC ----
 
-STAGE = "import sys; from pathlib import Path; from tests import example_results; example_results.build(Path())"
+STAGE = "import sys; from pathlib import Path; from tests import example_results; example_results.fill_project(Path())"
 
 
 def test_a_folder_whose_parameters_were_changed_after_its_run_is_refused(tmp_path):
-    example_results.write(tmp_path)
+    example_results.make_project(tmp_path)
     assert compare.read_folder("mine", tmp_path).seed == 0
     params = tmp_path / "params.yaml"
     text = params.read_text()
@@ -493,15 +494,15 @@ def test_a_folder_whose_parameters_were_changed_after_its_run_is_refused(tmp_pat
         compare.read_folder("mine", tmp_path)
 
 
-def test_evaluations_of_other_models_pictures_or_settings_are_refused(tmp_path):
+def test_evaluations_of_other_models_images_or_settings_are_refused(tmp_path):
     """Each would put one configuration's numbers under another's name."""
-    example_results.write(tmp_path / "mine")
-    example_results.write(tmp_path / "other", gain=0.5)
+    example_results.make_project(tmp_path / "mine")
+    example_results.make_project(tmp_path / "other", gain=0.5)
     data, other = tmp_path / "mine/data", tmp_path / "other/data"
     for name, replaced, message in (
         ("weights", "refined", r"eval/refined: evaluated other weights than those of data/refined and its base"),
         ("base", "eval/base", r"eval/base: evaluated other weights"),
-        ("pictures", "eval/base", r"eval/base and .*eval/refined: `(val|eval)` has other pictures"),
+        ("images", "eval/base", r"eval/base and .*eval/refined: `(val|eval)` has other images"),
     ):
         copy = shutil.copytree(tmp_path / "mine", tmp_path / name)
         target = copy / "data" / replaced
@@ -602,7 +603,7 @@ def dvc_project(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("DVC_NO_ANALYTICS", "1")
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    example_results.write(tmp_path)
+    example_results.make_project(tmp_path)
     shutil.rmtree(tmp_path / "data")
     stage = {
         "cmd": f'rm -rf data && python -c "{STAGE}"',

@@ -23,9 +23,12 @@ from pipeline_lib.core.errors import UserError
 from pipeline_lib.core.paths import Paths
 from pipeline_lib.evaluate import probes, run, scoring, wise_ft
 from pipeline_lib.evaluate.embedding import EmbeddedSet, EmbeddedTask, Embedder
-from pipeline_lib.evaluate.inputs import Inputs, open_inputs, open_model
+from pipeline_lib.evaluate.inputs import EvaluationInputs, open_inputs, open_model
+from pipeline_lib.evaluate.measured import Measured, headline_values, metric_values, with_intervals
 from pipeline_lib.evaluate.probes import Labelled
 from pipeline_lib.evaluate.settings import EvaluateSettings
+from pipeline_lib.results.folders import Evaluation, Variant
+from pipeline_lib.results.measure import Measure
 from pipeline_lib.results.statistics import Mean
 from stages import evaluate as evaluate_stage
 from stages import shard as shard_stage
@@ -63,6 +66,12 @@ def make_set(*, images=30, per_image=2, width=8, seed=0, name="eval", captions=N
 # ---- scoring ----
 
 
+def by_key(measures):
+    """Measures of a block by key, whether their items are beside them or they are as results.json stores them."""
+    read = [one.measure if isinstance(one, Measured) else Measure.read("eval", one) for one in measures]
+    return {measure.key: measure for measure in read}
+
+
 def test_classes_of_one_name_are_told_apart():
     hits, labels = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0, 2, 1])
     block = scoring._per_class(("crane", "owl", "crane"), labels, hits, torch.tensor([0, 0, 2]))
@@ -73,25 +82,26 @@ def test_classes_of_one_name_are_told_apart():
 def test_block_holds_what_the_metrics_say():
     one = make_set()
     block, _ = scoring.score(one, SETTINGS)
-    scored = scoring.with_intervals({"plain": block}, one.num_images, SETTINGS)["plain"]
+    scored = with_intervals({"plain": block}, one.num_images, SETTINGS)["plain"]
     recall = metrics.retrieval_recall(one.raw_image_features, one.raw_text_features, one.text_image_index)
-    assert {name: scored["retrieval"][name]["value"] for name in recall} == pytest.approx(recall)
+    measures = by_key(scored["measures"])
+    assert {name: measures[name].value for name in recall} == pytest.approx(recall)
     classes = metrics.class_embeddings(one.tasks["kind"].raw_prompt_features["ensemble"])
     found = metrics.classify(one.raw_image_features, classes, one.tasks["kind"].labels, 30.0)
     top1 = (found.prediction == one.tasks["kind"].labels).double().mean().item()
-    zero_shot = scored["zero_shot"]["kind"]["ensemble"]
-    assert zero_shot["top1"]["value"] == pytest.approx(top1)
-    assert zero_shot["mean_per_class"]["value"] == pytest.approx(
-        np.mean([row["top1"] for row in zero_shot["per_class"]])
+    by_class = scored["classes"]["kind"]
+    assert measures["zero_shot_kind_top1"].value == pytest.approx(top1)
+    assert measures["zero_shot_kind_mean_per_class"].value == pytest.approx(
+        np.mean([row["top1"] for row in by_class["per_class"]])
     )
-    assert sum(row["num_images"] for row in zero_shot["per_class"]) == one.num_images
-    assert sum(row["count"] for row in zero_shot["confusions"]) == round((1 - top1) * one.num_images)
+    assert sum(row["num_images"] for row in by_class["per_class"]) == one.num_images
+    assert sum(row["count"] for row in by_class["confusions"]) == round((1 - top1) * one.num_images)
     expected = metrics.gap_suite(one.raw_image_features, one.raw_text_features[::2], seed=SETTINGS.seed)
     assert {name: scored["gap"][name] for name in expected} == pytest.approx(expected)
     assert scored["gap"]["raw_image_norm"] == pytest.approx(one.raw_image_features.norm(dim=1).mean().item())
-    for leaf in (scored["retrieval"]["text_to_image_recall_at_1"], zero_shot["top1"], zero_shot["mean_per_class"]):
-        assert leaf["low"] <= leaf["value"] <= leaf["high"]
-        assert leaf["low"] < leaf["high"]
+    for key in ("text_to_image_recall_at_1", "zero_shot_kind_top1", "zero_shot_kind_mean_per_class"):
+        assert measures[key].low <= measures[key].value <= measures[key].high
+        assert measures[key].low < measures[key].high
     json.dumps(scored, allow_nan=False)
     assert "retrieval_distinct" not in scored
 
@@ -100,28 +110,31 @@ def test_items_are_what_the_headlines_are_means_of():
     """A paired test of two models starts from these arrays, so their means must be the headlines."""
     one = make_set(per_image=[1 + i % 3 for i in range(30)])
     block, items = scoring.score(one, SETTINGS)
-    found = scoring.headlines(block)
+    measures = by_key(block["measures"]).values()
+    found = headline_values(measures)
     assert set(found) == {"image_to_text_recall_at_1", "text_to_image_recall_at_1", "zero_shot_kind_top1"}
     assert items["image_to_text_hit_at_1"].mean() == pytest.approx(found["image_to_text_recall_at_1"])
     assert items["text_to_image_hit_at_1"].mean() == pytest.approx(found["text_to_image_recall_at_1"])
     assert items["zero_shot.kind.ensemble.correct"].mean() == pytest.approx(found["zero_shot_kind_top1"])
-    assert len(items["text_to_image_rank"]) == len(items["text_image_index"]) == len(one.captions)
-    assert np.median(items["text_to_image_rank"]) == block["retrieval"]["text_to_image_median_rank"]
-    assert found.items() <= scoring.flat(block).items()
+    assert len(items["text_to_image_rank"]) == len(scoring.common_items(one)["text_image_index"]) == len(one.captions)
+    assert np.median(items["text_to_image_rank"]) == by_key(block["measures"])["text_to_image_median_rank"].value
+    assert found.items() <= metric_values(measures, block["gap"]).items()
 
 
 def test_images_without_a_label_are_left_out_of_the_task_and_of_nothing_else():
     one = make_set()
     task, missing = one.tasks["kind"], torch.tensor([0, 7, 8])
     unlabelled = dataclasses.replace(task, labels=task.labels.index_fill(0, missing, -1))
-    block, items = scoring.score(dataclasses.replace(one, tasks={"kind": unlabelled}), SETTINGS)
+    one = dataclasses.replace(one, tasks={"kind": unlabelled})
+    block, items = scoring.score(one, SETTINGS)
+    common = scoring.common_items(one)
     kept = [row for row in range(one.num_images) if row not in missing]
     classes = metrics.class_embeddings(task.raw_prompt_features["ensemble"])
     found = metrics.classify(one.raw_image_features[kept], classes, task.labels[kept], 30.0)
-    top1 = block["zero_shot"]["kind"]["ensemble"]["top1"]
-    assert top1.value == pytest.approx(found.ranks.hit_at(1).mean().item())
-    assert top1.image_index.tolist() == items["zero_shot.kind.image_index"].tolist() == kept
-    assert items["zero_shot.kind.label"].tolist() == task.labels[kept].tolist()
+    top1 = next(one for one in block["measures"] if one.measure.key == "zero_shot_kind_top1")
+    assert top1.measure.value == pytest.approx(found.ranks.hit_at(1).mean().item())
+    assert top1.mean.image_index.tolist() == common[top1.measure.image_index].tolist() == kept
+    assert common["zero_shot.kind.label"].tolist() == task.labels[kept].tolist()
     assert len(items["zero_shot.kind.ensemble.correct"]) == 27
     assert len(items["image_to_text_rank"]) == 30
 
@@ -133,29 +146,33 @@ def test_a_task_with_an_image_without_a_label_is_scored_and_says_so(inside, capl
     one = embedder(inside).embed(part)
     assert one.tasks["class"].labels[3] == -1
     assert (one.tasks["class"].labels >= 0).sum() == 49
-    scored = run.evaluate(embedder(inside), "refined", Inputs([part], read_part(inside, "val")), SETTINGS)
+    scored = run.evaluate(embedder(inside), "refined", EvaluationInputs([part], read_part(inside, "val")), SETTINGS)
     assert "eval: 1 of 50 images have no label of `class`: not scored" in caplog.text
-    found = scored.results["sets"]["eval"]["variants"]["plain"]["zero_shot"]["class"]["ensemble"]
+    found = scored.results["sets"]["eval"]["variants"]["plain"]["classes"]["class"]
     assert sum(row["num_images"] for row in found["per_class"]) == 49
     assert 3 not in scored.items["eval"]["linear_probe.class.image_index"]
 
 
 def test_recall_at_one_is_measured_even_if_not_asked_for():
     block, _ = scoring.score(make_set(), dataclasses.replace(SETTINGS, recall_at=(3,)))
-    assert {"image_to_text_recall_at_1", "image_to_text_recall_at_3"} <= set(block["retrieval"])
+    assert {"image_to_text_recall_at_1", "image_to_text_recall_at_3"} <= set(by_key(block["measures"]))
 
 
 def test_a_set_has_blocks_only_for_what_it_carries():
     classes_only = make_set(per_image=[0] * 30, captions=["unused"])
     classes_only = dataclasses.replace(classes_only, captions=())
     block, items = scoring.score(classes_only, SETTINGS)
-    assert set(block) == {"zero_shot", "gap"}
+    assert set(block) == {"measures", "classes", "gap"}
+    assert {one.measure.kind for one in block["measures"]} == {"zero_shot", "calibration"}
     assert set(block["gap"]) == {"raw_image_norm"}
     assert not any(key.startswith("image_to_text") for key in items)
     block, _ = scoring.score(make_set(with_task=False), SETTINGS)
-    assert set(block) == {"retrieval", "gap"}
+    assert set(block) == {"measures", "gap"}
+    assert {one.measure.kind for one in block["measures"]} == {"recall", "median_rank"}
     block, _ = scoring.score(make_set(per_image=[0] + [1] * 29), SETTINGS)
-    assert "retrieval" not in block, "an image without captions cannot be searched for"
+    assert "recall" not in {one.measure.kind for one in block["measures"]}, (
+        "an image without captions cannot be searched for"
+    )
 
 
 def test_repeated_images_and_captions_are_counted_and_left_out_of_a_second_recall():
@@ -174,10 +191,13 @@ def test_repeated_images_and_captions_are_counted_and_left_out_of_a_second_recal
     place = {image: row for row, image in enumerate(images.tolist())}
     index = torch.tensor([place[i] for i in one.text_image_index[texts].tolist()])
     recall = metrics.retrieval_recall(one.raw_image_features[images], one.raw_text_features[texts], index)
-    scored = scoring.with_intervals(block, one.num_images, SETTINGS)["retrieval_distinct"]
-    assert {name: scored[name]["value"] for name in recall} == pytest.approx(recall)
+    scored = with_intervals(block, one.num_images, SETTINGS)["retrieval_distinct"]
+    distinct = by_key(scored["measures"])
+    assert {name: distinct[f"distinct_{name}"].value for name in recall} == pytest.approx(recall)
     assert (scored["num_images"], scored["num_captions"]) == (28, 55)
-    assert 0 <= scored["text_to_image_recall_at_1"]["low"] < scored["text_to_image_recall_at_1"]["high"] <= 1
+    recall_at_1 = distinct["distinct_text_to_image_recall_at_1"]
+    assert 0 <= recall_at_1.low < recall_at_1.high <= 1
+    assert not any(one.is_headline or one.is_metric or one.test or one.items for one in distinct.values())
 
 
 def test_centring_takes_its_means_from_another_set_alone():
@@ -249,7 +269,7 @@ def test_interpolation_goes_from_base_to_refined():
         wise_ft.interpolate({"w": torch.zeros(3), "steps": torch.tensor(3)}, refined, 0.5)
 
 
-# ---- a tiny model on pictures ----
+# ---- a tiny model on images ----
 
 
 def draw(path: Path, colour: tuple[int, int, int], seed: int) -> None:
@@ -259,7 +279,7 @@ def draw(path: Path, colour: tuple[int, int, int], seed: int) -> None:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """Two tiny models, one refined from the other; pictures with captions and labels; a set of classes."""
+    """Two tiny models, one refined from the other; images with captions and labels; a set of classes."""
     root = tmp_path_factory.mktemp("project")
     (root / "pictures/images").mkdir(parents=True)
     rows = []
@@ -380,10 +400,13 @@ def test_both_ensembles_can_be_measured_beside_the_single_prompt(inside):
     assert torch.allclose(found["both"]["ensemble"], found["set"]["ensemble"], atol=1e-5)
     assert torch.allclose(found["both"]["imagenet"], found["openai"]["ensemble"], atol=1e-5)
     block, items = scoring.score(kinds["both"], SETTINGS)
-    top1 = block["zero_shot"]["class"]["imagenet"]["top1"].value
-    assert scoring.flat(block)["zero_shot_class_imagenet_top1"] == top1
+    measures = by_key(block["measures"])
+    top1 = measures["zero_shot_class_imagenet_top1"].value
+    assert metric_values(measures.values(), {})["zero_shot_class_imagenet_top1"] == top1
     assert items["zero_shot.class.imagenet.correct"].mean() == pytest.approx(top1)
-    assert set(scoring.headlines(block)) == {"zero_shot_class_top1"}, "the set's own templates make the headline"
+    assert set(headline_values(measures.values())) == {"zero_shot_class_top1"}, (
+        "the set's own templates make the headline"
+    )
 
 
 def test_texts_that_mean_nothing_are_refused_too(inside):
@@ -481,7 +504,7 @@ def test_stage_writes_results_items_features_and_metrics(evaluated):
         assert set(results["selection"]) == {"val"}
         assert results["sets"]["eval"]["num_images"] == 50
         assert set(results["sets"]["eval"]["variants"]) == {"plain", "mean_centred"}
-        assert set(results["sets"]["colours"]["variants"]["plain"]) == {"zero_shot", "gap"}
+        assert set(results["sets"]["colours"]["variants"]["plain"]) == {"measures", "classes", "gap"}
         assert set(results["selection"]["val"]["variants"]) == {"plain"}, "its own means would flatter it"
         flat = artifacts.read_json(evaluated / f"data/eval/{name}.json")
         for set_name, numbers in flat.items():
@@ -551,9 +574,9 @@ def test_linear_probe_says_what_it_was_trained_on(evaluated):
     assert (probe["colours"]["class"]["num_train"], probe["colours"]["class"]["num_test"]) == (12, 12)
     for set_name, tasks in probe.items():
         items = load_file(evaluated / f"data/eval/base/items/{set_name}.safetensors")
-        assert items["linear_probe.class.correct"].mean() == pytest.approx(tasks["class"]["top1"]["value"])
+        assert items["linear_probe.class.correct"].mean() == pytest.approx(tasks["class"]["measure"]["value"])
         assert len(set(items["linear_probe.class.image_index"].tolist())) == tasks["class"]["num_test"]
-    assert probe["eval"]["class"]["top1"]["value"] > 0.6  # colour is linear in a random network's features
+    assert probe["eval"]["class"]["measure"]["value"] > 0.6  # colour is linear in a random network's features
 
 
 def test_wise_ft_mixes_are_evaluated_on_every_set_and_leave_the_model_as_it_was(evaluated):
@@ -578,11 +601,11 @@ def test_the_ends_of_the_wise_ft_sweep_are_the_two_models(evaluated, monkeypatch
     rows = wise_ft.sweep(embedder(evaluated, clip=clip), inputs, dataclasses.replace(SETTINGS, wise_ft=(0.0, 1.0)))
     assert model.weights_digest(clip.module.state_dict()) == before
     for row, name in zip(rows, ("base", "refined"), strict=True):
-        results = artifacts.read_json(evaluated / f"data/eval/{name}/results.json")
+        variant = Variant(Evaluation(evaluated / "data/eval" / name))
         for set_name, values in row["sets"].items():
-            found = results["sets"].get(set_name) or results["selection"][set_name]
-            assert values == pytest.approx(scoring.headlines(found["variants"]["plain"]))
-            assert row["metrics"][set_name] == pytest.approx(scoring.flat(found["variants"]["plain"]))
+            measures = variant.measures(set_name)
+            assert values == pytest.approx(headline_values(measures))
+            assert row["metrics"][set_name] == pytest.approx(metric_values(measures, variant.block(set_name, "gap")))
 
 
 def test_stage_gives_the_same_bytes_again(evaluated, monkeypatch):
@@ -765,9 +788,14 @@ def test_two_processes_write_what_one_does(evaluated):
     assert two["eval"]["zero_shot_class_top1"] == pytest.approx(one["eval"]["zero_shot_class_top1"], abs=0.05)
 
 
-def test_mean_leaves_become_intervals_everywhere():
+def test_measures_get_their_intervals_everywhere():
     mean = Mean(np.array([1.0, 0.0]), np.arange(2))
-    block = scoring.with_intervals({"a": {"b": mean, "c": 3}, "d": [1]}, 2, SETTINGS)
-    assert block["a"]["b"]["value"] == 0.5
-    assert block["a"]["c"] == 3
-    assert block["d"] == [1]
+    share = Measured(Measure("eval", "a", "A", "recall", mean.value, k=1), mean)
+    rank = Measured(Measure("eval", "b", "B", "median_rank", 3.0, is_share=False))
+    block = with_intervals({"x": [rank, share], "y": {"z": share, "c": 3}, "d": [1]}, 2, SETTINGS)
+    assert block["x"] == [
+        {"key": "b", "label": "B", "kind": "median_rank", "value": 3.0, "is_share": False},
+        block["y"]["z"],
+    ]
+    assert Measure.read("eval", block["y"]["z"]).interval == (0.5, 0.0, 1.0)
+    assert (block["y"]["c"], block["d"]) == (3, [1])

@@ -124,7 +124,7 @@ def test_the_lines_of_the_card_load_it_with_plain_open_clip_and_no_network(kind,
     """
     with inside(request.getfixturevalue(kind)):
         found = subject()
-        hub.write(found, tmp_path / "my-clip", repository="me/my-clip")
+        hub.write_hub_folder(found, tmp_path / "my-clip", repository="me/my-clip")
         picture = tmp_path / "picture.png"
         picture.write_bytes(found.sample.images[0])
         expected = found.features(found.clip)
@@ -161,7 +161,7 @@ def test_the_folder_holds_the_refined_weights_and_what_the_hub_expects(project, 
 
 
 def test_two_exports_are_equal_byte_by_byte(project, tmp_path):
-    digests = [hub.write(subject(), tmp_path / name / "clip") for name in ("a", "b")]
+    digests = [hub.write_hub_folder(subject(), tmp_path / name / "clip") for name in ("a", "b")]
     assert digests[0] == digests[1]
 
 
@@ -175,7 +175,7 @@ def test_a_folder_that_was_changed_on_the_way_to_the_disk_fails_loudly_and_leave
     save = model.save_weights
     monkeypatch.setattr(model.folder, "save_weights", save_something_else)
     with pytest.raises(RuntimeError, match="differs in weights_digest, image features"):
-        hub.write(subject(), tmp_path / "out")
+        hub.write_hub_folder(subject(), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -195,7 +195,7 @@ def test_only_an_earlier_export_is_replaced_and_only_by_force(project, tmp_path,
 
 def test_with_a_repository_the_tower_is_looked_up_there(hf_evaluated, tmp_path):
     with inside(hf_evaluated):
-        hub.write(subject(), tmp_path / "out", repository="me/my-clip")
+        hub.write_hub_folder(subject(), tmp_path / "out", repository="me/my-clip")
     text_config = json.loads((tmp_path / "out" / model.CONFIG).read_text())["model_cfg"]["text_cfg"]
     assert text_config["hf_model_name"] == text_config["hf_tokenizer_name"] == "me/my-clip"
     assert (tmp_path / "out" / "tokenizer.json").is_file()
@@ -207,7 +207,7 @@ def test_with_a_repository_the_tower_is_looked_up_there(hf_evaluated, tmp_path):
 
 
 def test_a_mix_is_the_interpolation_that_was_evaluated(project, tmp_path):
-    hub.write(subject(mix=0.25), tmp_path / "out")
+    hub.write_hub_folder(subject(mix=0.25), tmp_path / "out")
     base, refined, mixed = weights("data/base"), weights("data/refined"), weights(tmp_path / "out")
     for name in mixed:
         expected = 0.75 * base[name].double() + 0.25 * refined[name].double()
@@ -218,12 +218,12 @@ def test_a_mix_is_the_interpolation_that_was_evaluated(project, tmp_path):
 def test_the_card_of_a_mix_carries_the_numbers_of_the_sweep_or_says_that_there_are_none(project):
     rows = json.loads(Path("data/eval/refined/results.json").read_text())["wise_ft"]
     value = next(row for row in rows if row["mix"] == 0.5)["sets"]["eval"]["image_to_text_recall_at_1"]
-    text = card.render(subject(mix=0.5), "mix")
+    text = card.render_card(subject(mix=0.5), "mix")
     of_eval = text.split("| **eval**")[1].splitlines()
     line = next(line for line in of_eval if line.startswith("| image → text R@1"))
     assert line.split("|")[3].strip() == f"{100 * value:.1f}"
     assert "val (mixes may be chosen here)" in text
-    unknown = card.render(subject(mix=0.3), "mix")
+    unknown = card.render_card(subject(mix=0.3), "mix")
     assert "**The numbers of this mix were not measured.**" in unknown
     assert "model-index" in text
     assert "model-index" not in unknown
@@ -263,14 +263,14 @@ def test_a_recipe_rate_or_seed_that_did_not_make_the_weights_is_refused(evaluate
         tiny_project.write_params(
             folder, evaluate__wise_ft=WISE_FT, refine__step0_tolerance=0.5, recipes__hycd__alpha=0.25
         )
-        card.render(subject(mix=0.5), "mix")
+        card.render_card(subject(mix=0.5), "mix")
 
 
 # ---- the card ----
 
 
 def test_the_card_has_the_front_matter_the_table_of_the_report_and_the_provenance(project):
-    text = card.render(subject(), "my-clip")
+    text = card.render_card(subject(), "my-clip")
     parsed = ModelCard(text)
     assert (parsed.data.library_name, parsed.data.pipeline_tag) == ("open_clip", "zero-shot-image-classification")
     table = report.terminal_table(read_inputs(Path("params.yaml")))
@@ -289,8 +289,8 @@ def test_no_absolute_path_reaches_the_card(evaluated, tmp_path):
         params = Path("params.yaml")
         params.write_text(params.read_text().replace("path: clip", f"path: {tmp_path}/secret/clip"))
         found = subject()
-        assert "| `.../clip`" in card.render(found, "my-clip")
-        assert str(tmp_path) not in card.render(found, "my-clip")
+        assert "| `.../clip`" in card.render_card(found, "my-clip")
+        assert str(tmp_path) not in card.render_card(found, "my-clip")
 
 
 @pytest.mark.parametrize(
@@ -309,7 +309,7 @@ def test_the_licence_is_named_as_the_hub_names_it(project, said, expected):
 
 
 def test_the_base_is_exported_without_claims_about_refinement(project):
-    text = card.render(subject("base"), "base")
+    text = card.render_card(subject("base"), "base")
     assert "| percent " in text
     assert "difference" not in text.split("## Data")[0]
     assert "clip-refine\n" not in text.split("# base")[0]
@@ -454,7 +454,7 @@ def test_weights_that_no_run_made_are_logged_by_themselves(tracked):
 
 def test_a_model_that_scores_otherwise_is_not_registered(tracked, monkeypatch):
     """The base's folder is logged in place of the refined one's."""
-    write, store = hub.write, mlflow_model.open_store(Path("params.yaml"))
+    write, store = hub.write_hub_folder, mlflow_model.open_store(Path("params.yaml"))
     monkeypatch.setattr(hub, "write", lambda _, target: write(subject("base"), target))
     with pytest.raises(RuntimeError, match="image embeddings differ"):
         mlflow_model.log_model(subject(), store, name="tiny")
@@ -556,7 +556,7 @@ def test_onnx_towers_equal_torch_for_batches_of_one_two_and_five(kind, request, 
 
     with inside(request.getfixturevalue(kind)):
         found = subject()
-        facts = onnx_towers.write(found, tmp_path / "out")
+        facts = onnx_towers.write_onnx(found, tmp_path / "out")
         clip = model.load(Path("data/refined"))
         token_ids = clip.tokenize(["a", "a red dog", "two", "the hill", "of"])
     pixels = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))

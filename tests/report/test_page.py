@@ -116,8 +116,8 @@ def test_markdown_tables_keep_their_columns():
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {4}
 
 
-def test_markdown_points_to_the_files_that_images_returns():
-    files = page.images(DOCUMENT)
+def test_markdown_points_to_the_files_that_image_files_returns():
+    files = page.image_files(DOCUMENT)
     assert set(re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page.to_markdown(DOCUMENT))) == set(files)
     assert files["examples/better-1.jpg"] == b"\xff\xd8jpeg"
     assert files["figures/gap_spectrum.png"].startswith(b"\x89PNG")
@@ -143,7 +143,9 @@ def test_terminal_table_is_aligned():
         (page.number(123.456), "123.5"),
         (page.number(None), "–"),
         (page.number(float("nan")), "–"),
-        (page.p_value(0.0004), "< 0.001"),
+        (page.p_value(0.0004), "<.001"),
+        (page.p_clause(0.0004), "p\u00a0< 0.001"),
+        (page.p_clause(0.0123), "p\u00a0= 0.012"),
         (page.p_value(0.0123), "0.012"),
         (page.p_value(0.234), "0.23"),
         (page.level(0.95), "95\u00a0%"),

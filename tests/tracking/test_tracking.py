@@ -26,6 +26,7 @@ from pipeline_lib.core.runtime import Stopped
 from pipeline_lib.lineage import commands as lineage
 from pipeline_lib.report import run as report
 from pipeline_lib.report.inputs import read_inputs
+from pipeline_lib.results.folders import Variant
 from pipeline_lib.tracking import delivery, sender, views
 from pipeline_lib.tracking.client import Client
 from pipeline_lib.tracking.describe import configuration, flatten, git_tags, resolved, start_op
@@ -34,7 +35,6 @@ from pipeline_lib.tracking.run import status_of
 from pipeline_lib.tracking.settings import TrackingSettings
 from pipeline_lib.tracking.spool import Spool
 from pipeline_lib.tracking.text import public
-from stages.report import summary
 from tests import example_results
 from tests.tracked_project import (
     CLOSED,
@@ -225,15 +225,15 @@ def test_the_table_of_rows_comes_with_columns_that_grow_with_what_is_measured(tm
 
 def test_a_row_of_the_table_is_the_verdict_the_headlines_and_the_gap(tmp_path, monkeypatch):
     """Each headline with its change, recomputed here from the items, and a p-value; four digits, no more numbers."""
-    example_results.write(tmp_path)
+    example_results.make_project(tmp_path)
     monkeypatch.chdir(tmp_path)
     inputs = read_inputs(tmp_path / "params.yaml")
-    found = summary(inputs)
+    found = report.summary(inputs)
     hits = [e.items("eval")["image_to_text_hit_at_1"].mean() for e in (inputs.base, inputs.refined)]
     assert found["eval/image_to_text_recall_at_1"] == pytest.approx(hits[1], rel=1e-3)
     assert found["eval/image_to_text_recall_at_1_difference"] == pytest.approx(hits[1] - hits[0], rel=1e-3, abs=1e-9)
     assert 0 < found["eval/image_to_text_recall_at_1_adjusted_p"] <= 1
-    gap = [e.block("eval", "gap")["centroid_distance"] for e in (inputs.base, inputs.refined)]
+    gap = [Variant(e).block("eval", "gap")["centroid_distance"] for e in (inputs.base, inputs.refined)]
     assert found["eval/centroid_distance_difference"] == pytest.approx(gap[1] - gap[0], rel=1e-3)
     assert found["verdict"] == report.sentence(inputs)
     headlines = [row for row in inputs.comparison if row.adjusted_p is not None]

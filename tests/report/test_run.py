@@ -1,0 +1,155 @@
+"""The page as a whole: its order, its numbers, its bytes against a second run, and the same in a few numbers."""
+
+import copy
+import dataclasses
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline_lib import tracking
+from pipeline_lib.core import artifacts, provenance
+from pipeline_lib.report import page, tables
+from pipeline_lib.report import run as report
+from stages import report as stage
+from tests import example_results
+
+
+def test_verdict_comes_first_and_names_every_headline(written):
+    folder, terminal, inputs = written
+    markdown = (folder / report.MARKDOWN).read_text()
+    sections = re.findall(r"^## (.*)", markdown, flags=re.MULTILINE)
+    assert sections[:2] == ["Verdict", "Before and after"]
+    assert sections[-1] == "Provenance"
+    first = markdown.split("## Before and after")[0]
+    assert "Mixed: of 3 headlines, 2 rose and 1 fell." in first
+    assert terminal.startswith("Mixed: of 3 headlines, 2 rose and 1 fell.")
+    for row in inputs.comparison:
+        if row.before.is_headline:
+            assert f"{row.before.name} **{row.verdict}**: {page.percent(row.before.value)} →" in first
+
+
+def test_html_and_markdown_hold_the_same_numbers(written):
+    folder, terminal, inputs = written
+    html, markdown = ((folder / name).read_text() for name in (report.HTML, report.MARKDOWN))
+    for row in inputs.comparison:
+        for shown in (row.before.interval, row.after.interval):
+            assert f">{page.percent(shown.value)}</span>" in html
+            for text in (markdown, terminal):
+                assert f"{page.percent(shown.value)} [{page.percent(shown.low)}, {page.percent(shown.high)}]" in text
+
+
+def test_html_is_one_small_file_that_names_no_place(written):
+    folder, _, _ = written
+    html = (folder / report.HTML).read_text()
+    assert len(html) < 1_500_000
+    for text in (html, (folder / report.MARKDOWN).read_text()):
+        assert "/tmp" not in text
+        assert str(Path.home()) not in text
+    assert not re.search(r'(src|href)="(?!#|data:)', html)
+
+
+def test_the_same_inputs_in_another_place_give_the_same_bytes(written, tmp_path, monkeypatch):
+    folder, _, _ = written
+    shutil.copytree(folder.parents[1], tmp_path / "copy")
+    inputs = example_results.read_report_inputs(tmp_path / "copy", monkeypatch)
+    report.run(inputs, Path("again"))
+    assert artifacts.read_manifest(Path("again"))["digest"] == artifacts.read_manifest(folder)["digest"]
+    assert artifacts.verify(folder) == []
+
+
+def test_every_image_of_the_markdown_is_there(written):
+    folder, _, _ = written
+    named = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", (folder / report.MARKDOWN).read_text())
+    files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix in {".png", ".jpg"}}
+    assert set(named) == files
+    figures = {Path(name).stem for name in files if name.endswith(".png")}
+    assert figures == {"differences", "projection", "cosines", "gap_spectrum", "recall_eval", "training", "wise_ft"}
+
+
+def test_terminal_table_fits_100_columns(written):
+    _, terminal, _ = written
+    assert max(len(line) for line in terminal.splitlines()) <= 100
+
+
+def test_attribution_where_openmoji_is_shown(written):
+    folder, _, _ = written
+    assert (folder / report.HTML).read_text().count("CC BY-SA 4.0") == 2
+    assert "All emojis designed by OpenMoji" in (folder / report.MARKDOWN).read_text()
+
+
+def test_provenance_names_weights_outputs_parameters_and_packages(written):
+    folder, _, inputs = written
+    text = (folder / report.MARKDOWN).read_text()
+    for name in ("base", "shard", "cache_teacher", "refine"):
+        assert inputs.manifests[name]["digest"] in text
+    for evaluation in (inputs.base, inputs.refined):
+        assert evaluation.results["weights_digest"] in text
+        assert evaluation.manifest["digest"] in text
+    for name in ("base", "shard", "cache_teacher", "refine", "evaluate", "report"):
+        assert f"| `{provenance.stage_digest(name)[:16]}`" in text
+    assert "refine.learning_rate" in text
+    assert "recipes.clip_refine.alpha" in text
+    assert "| torch " in text
+    assert not re.search(r"runtime\.|tracking\.|paths\.", text)
+
+
+@pytest.mark.parametrize("options", [{"with_captions": False}, {"with_task": False}, {"centred": False}], ids=str)
+def test_sets_without_captions_labels_or_centring_still_get_a_page(tmp_path, monkeypatch, options):
+    example_results.make_project(tmp_path, **options)
+    text = page.to_markdown(report.compose_page(example_results.read_report_inputs(tmp_path, monkeypatch)))
+    assert ("zero-shot shape" in text) == options.get("with_task", True)
+    assert ("## The modality gap" in text) == options.get("with_captions", True)
+    if not options.get("centred", True):
+        assert "Mean-centring, which costs nothing" not in text
+
+
+def test_no_sweep_no_probe_no_examples_no_history(project, monkeypatch):
+    inputs = example_results.read_report_inputs(project, monkeypatch, history=[], num_examples=0)
+    for evaluation in (inputs.base, inputs.refined):
+        evaluation.results["wise_ft"], evaluation.results["linear_probe"] = [], {}
+    titles = [section.title for section in report.compose_page(inputs).sections]
+    assert "Examples" not in titles
+    assert "What was forgotten" not in titles
+
+
+def test_the_gap_stands_with_its_interval_floor_and_centring_part(written):
+    folder, _, inputs = written
+    markdown = (folder / report.MARKDOWN).read_text()
+    verdict_, gap = markdown.split("## Before and after")[0], markdown.split("## The modality gap")[1]
+    found = inputs.gaps["eval"]
+    assert "The gap on eval **narrowed**" in verdict_
+    for text in (verdict_, gap):
+        assert f"{tables.signed(found.change.low)} to {tables.signed(found.change.high)}" in text
+    assert re.search(
+        rf"of two samples of one distribution +\| +[\d.]+ +\| +[\d.]+ +\| +{page.number(found.floor)} ", gap
+    )
+    assert "each modality's mean over 60 images of `val`, none of them in the set shown." in gap
+
+
+def test_a_set_too_small_for_the_gap_suite_has_none_in_the_headlines(written):
+    _, _, inputs = written
+    assert "eval/centroid_distance" in report.summary(inputs)
+    small = copy.deepcopy(inputs.refined.results)
+    inputs = dataclasses.replace(inputs, refined=copy.copy(inputs.refined))
+    inputs.refined.results = small
+    small["sets"]["eval"]["variants"]["plain"]["gap"] = {"raw_image_norm": 1.0, "raw_text_norm": 1.0}
+    assert "eval/centroid_distance" not in report.summary(inputs)
+
+
+def test_stage_writes_the_folder_and_prints_the_table(project, monkeypatch, capsys):
+
+    monkeypatch.chdir(project)
+    params = Path("params.yaml").read_text()
+    Path("params.yaml").write_text(params.replace("mode: best_effort", "mode: disabled"))
+    logged = []
+    monkeypatch.setattr(tracking.Run, "log_artifact", lambda self, path, folder="": logged.append((path.name, folder)))
+    stage.main()
+    assert artifacts.read_manifest(Path("data/report"), stage="report")
+    drawn = {"differences.png", "projection.png", "cosines.png", "gap_spectrum.png", "recall_eval.png", "training.png"}
+    assert {name for name, folder in logged if folder == "figures"} == drawn | {"wise_ft.png"}, "MLflow has the figures"
+    plots = yaml.safe_load((example_results.ROOT / "dvc.yaml").read_text())["plots"]
+    assert "${paths.report}/figures" in plots, "and DVC"
+    assert "Mixed: of 3 headlines" in capsys.readouterr().out

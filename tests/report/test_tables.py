@@ -1,0 +1,49 @@
+"""The tables against the files and arrays of the evaluations."""
+
+import re
+
+import numpy as np
+import pytest
+
+from pipeline_lib.report import page, tables, verdict
+from pipeline_lib.report import run as report
+from pipeline_lib.report.page import Table
+from pipeline_lib.results.statistics import Mean
+from tests import example_results
+
+
+def test_probes_stand_beside_the_headlines_and_are_no_headlines(project, monkeypatch):
+    inputs = example_results.read_report_inputs(project, monkeypatch)
+    (row,) = inputs.probes
+    assert row.before.name not in [one.before.name for one in inputs.comparison]
+    (table,) = [block for block in tables.probe_tables(inputs) if isinstance(block, Table)]
+    cells = [str(cell) for cell in table.rows[0].cells]
+    before, after = (
+        e.results["linear_probe"]["eval"]["shape"]["measure"]["value"] for e in (inputs.base, inputs.refined)
+    )
+    assert cells[0] == "eval: shape"
+    assert cells[1].startswith(page.percent(before))
+    assert cells[2].startswith(page.percent(after))
+    assert cells[3].startswith(page.points(after - before))
+    assert verdict.probe_verdict(inputs.probes) in page.to_markdown(report.compose_page(inputs))
+
+
+def test_class_means_carry_paired_intervals(written):
+    """Means over classes resample images too; their difference is that of the printed numbers."""
+    _, _, inputs = written
+    row = next(row for row in inputs.comparison if row.before.key == "zero_shot_shape_mean_per_class")
+    assert row.difference.value == pytest.approx(row.after.value - row.before.value, abs=1e-6)
+    assert row.difference.low < row.difference.value < row.difference.high
+    labels = inputs.base.items("eval")["zero_shot.shape.label"]
+    hits = inputs.base.items("eval")["zero_shot.shape.ensemble.hit_at_1"]
+    assert Mean(hits, np.arange(len(hits)), labels).value == pytest.approx(
+        np.mean([hits[labels == label].mean() for label in np.unique(labels)])
+    )
+
+
+def test_worst_classes_come_with_what_they_are_taken_for(written):
+    _, _, inputs = written
+    table = next(iter(tables.worst_classes(inputs, "eval")))
+    shares = [float(row.cells[3].text) for row in table.rows]
+    assert shares == sorted(shares)
+    assert re.search(r"\w+ \(\d+\)", table.rows[0].cells[4].text)
