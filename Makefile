@@ -17,7 +17,7 @@ export GIT_COMMITTER_NAME := clip-refine
 export GIT_COMMITTER_EMAIL := clip-refine@localhost
 endif
 
-.PHONY: install lock run test test-slow lint bench ablate ui clean help
+.PHONY: install lock run test test-slow lint generate bench ablate ui clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -59,6 +59,9 @@ lint: $(STAMP) ## ruff, mypy, import-linter
 	ruff format --check .
 	mypy
 	lint-imports
+
+generate: $(STAMP) ## write ablations/*.yaml and docs/params.* anew, after an edit of params.yaml or a setting
+	python -m pipeline_lib.params
 
 bench: $(STAMP) ## measurements as ratios, into bench.json
 	python -m tests.bench

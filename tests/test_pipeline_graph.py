@@ -8,7 +8,6 @@ import pytest
 
 from pipeline_lib.core import config, provenance
 from pipeline_lib.params.sections import SECTIONS
-from pipeline_lib.refine.settings import RefineSettings
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("base", "shard", "cache_teacher", "refine", "evaluate", "report")
@@ -113,28 +112,3 @@ def test_closure_follows_imports_inside_functions(tmp_path):
     assert provenance.code_digest(Path("stages/a.py"), tmp_path) == before
     (tmp_path / "pipeline_lib/c.py").write_text("x = 1")
     assert provenance.code_digest(Path("stages/a.py"), tmp_path) != before
-
-
-def _flat(value, prefix=""):
-    if not isinstance(value, dict) or not value:
-        return {prefix: value}
-    return {k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}.{key}".strip(".")).items()}
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "ablations").glob("*.yaml")), ids=lambda p: p.stem)
-def test_an_ablation_differs_only_in_the_keys_its_first_comment_names(path):
-    base, other = (_flat(config.read_params(p)) for p in (ROOT / "params.yaml", path))
-    differing = {key for key in {*base, *other} if base.get(key, "absent") != other.get(key, "absent")}
-    first = path.read_text().splitlines()[0]
-    assert first.startswith("# Differs from params.yaml in: ")
-    named = [key.strip() for key in first.removeprefix("# Differs from params.yaml in: ").split(",")]
-    unnamed = {key for key in differing if not any(key == n or key.startswith(n + ".") for n in named)}
-    idle = [n for n in named if not any(key == n or key.startswith(n + ".") for key in differing)]
-    assert (unnamed, idle) == (set(), [])
-    for name in SECTIONS:
-        config.load(path, name)
-
-
-def test_there_is_an_ablation_for_every_recipe():
-    chosen = {config.load(p, RefineSettings).recipe for p in (ROOT / "ablations").glob("*.yaml")}
-    assert chosen | {"clip_refine"} >= set(config.raw_section(ROOT / "params.yaml", "recipes"))

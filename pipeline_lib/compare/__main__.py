@@ -12,6 +12,7 @@ from pipeline_lib import compare, terminal
 from pipeline_lib.compare import ablate, board, candidates
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.lineage.revisions import current_experiments
+from pipeline_lib.params.ablations import CHANGES
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -32,7 +33,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, default=Path("data/compare"), help="folder (default: %(default)s)")
     parser.add_argument("--seeds", default="0", help="with queue: 0, 0,1,5 or 0..2 (default: %(default)s)")
-    parser.add_argument("--ablations", type=Path, default=Path("ablations"), help="with queue (default: %(default)s)")
+    parser.add_argument("--ablations", type=Path, default=CHANGES, help="with queue (default: %(default)s)")
     return parser.parse_args(arguments)
 
 

@@ -1,9 +1,10 @@
 """Runs the grid of ablations as DVC experiments: params.yaml as it is, and every ablation on top of it.
 
-An ablation sets exactly the keys that the first line of its file names; everything else stays the user's: data, model,
-learning rate, devices, tracking. A file that sets more than `refine` and `recipes` is another set-up and not part of
-the grid. Each experiment runs by itself, in a temporary folder (`dvc exp run --temp`): the workspace and DVC's queue
-stay as they are, and base, shards and teacher cache are computed once.
+Those are every recipe that params.yaml has a block for, and the entries of ablations/changes.yaml. An ablation sets
+exactly its own keys; everything else stays the user's: data, model, learning rate, devices, tracking. An entry that
+sets more than `refine` and `recipes` is another set-up and not part of the grid. Each experiment runs by itself, in a
+temporary folder (`dvc exp run --temp`): the workspace and DVC's queue stay as they are, and base, shards and teacher
+cache are computed once.
 
 What is there already with the same parameters and code is not run again. Other data in the same place are not noticed
 here: `dvc exp remove` the experiments first.
@@ -24,12 +25,12 @@ from pipeline_lib.core import config
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.lineage import revisions
 from pipeline_lib.lineage.revisions import current_experiments, run_command, run_dvc
+from pipeline_lib.params.ablations import Ablation, read_ablations
 from pipeline_lib.refine.settings import RefineSettings
 from pipeline_lib.report import page
 from pipeline_lib.results.parameters import DECIDING, dotted_keys
 from pipeline_lib.tracking.describe import code_deps
 
-NAMED = "# Differs from params.yaml in: "  # begins an ablation; then its keys
 FREE = ("refine.", "recipes.")  # what an ablation may set and still share base, shards and teacher cache
 INPUTS = ("data.root", "data.evaluation_root", "base.path", "cache_teacher.teacher")  # may be paths of the user
 
@@ -73,24 +74,24 @@ def parse_seeds(text: str) -> list[int]:
 # ---- the plan ----
 
 
-def plan(params_file: Path, folder: Path, seeds: Sequence[int]) -> tuple[list[Planned], list[str]]:
-    """The experiments of the grid, params.yaml as it is first; and a sentence on what is left out.
+def plan(params_file: Path, changes_file: Path, seeds: Sequence[int]) -> tuple[list[Planned], list[str]]:
+    """Return the experiments of the grid, params.yaml as it is first; and a sentence on what is left out.
 
     Raises:
-        UserError: An ablation does not say what it sets, or sets what params.yaml does not have.
+        UserError: An ablation is malformed, or sets what params.yaml does not have.
     """
     here = dotted_keys(config.read_params(params_file))
     variants: dict[str, dict[str, Any]] = {config.load(params_file, RefineSettings).recipe: {}}
-    ablations, notes = read_ablations(folder)
-    for path, changes in ablations.items():
-        _check_blocks(params_file, here | changes, path)
+    ablations, notes = split_off_setups(read_ablations(params_file, changes_file), changes_file.parent)
+    for ablation in ablations:
+        changes = dotted_keys(ablation.changes)
+        _check_blocks(params_file, here, ablation)
         wanted = deciding(here | changes)
         if same := next((name for name, other in variants.items() if deciding(here | other) == wanted), None):
-            notes.append(f"{path}: left out; with this params.yaml it makes the same run as `{same}`.")
-        elif path.stem in variants:
-            raise UserError(f"{path}: has the name of refine.recipe in {params_file}, for another run; rename it")
+            says = "left out; with this params.yaml it makes the same run as"
+            notes.append(f"{ablation.origin}: {ablation.name}: {says} `{same}`.")
         else:
-            variants[path.stem] = changes
+            variants[ablation.name] = changes
     return [_planned(here, name, changes, seed) for name, changes in variants.items() for seed in seeds], notes
 
 
@@ -99,57 +100,24 @@ def _planned(here: Mapping[str, Any], variant: str, changes: Mapping[str, Any], 
     return Planned(f"{variant.replace('_', '-')}-seed{seed}", changes, deciding({**here, **changes}))
 
 
-def read_ablations(folder: Path) -> tuple[dict[Path, dict[str, Any]], list[str]]:
-    """What each ablation sets, by file; and a sentence on the files that are other set-ups.
-
-    Raises:
-        UserError: A file does not say what it sets, or there is none.
-    """
-    names = {path: named_keys(path) for path in sorted(folder.glob("*.yaml"))}
-    if not names:
-        raise UserError(f"{folder}: no ablations (*.yaml); run from the project's folder or pass --ablations")
-    others = [path for path, keys in names.items() if not all(key.startswith(FREE) for key in keys)]
+def split_off_setups(ablations: Sequence[Ablation], folder: Path) -> tuple[list[Ablation], list[str]]:
+    """Return the ablations of the grid; and a sentence on those that are other set-ups, whose files are in `folder`."""
+    grid = [one for one in ablations if all(key.startswith(FREE) for key in one.changes)]
+    others = [one.name for one in ablations if one not in grid]
     sentence = "Other data or models, not part of the grid: {}; `cp {} params.yaml && dvc repro` runs one."
-    notes = [sentence.format(", ".join(path.stem for path in others), others[0])] if others else []
-    return {path: overrides(path, keys) for path, keys in names.items() if path not in others}, notes
+    return grid, [sentence.format(", ".join(others), folder / f"{others[0]}.yaml")] if others else []
 
 
-def named_keys(ablation: Path) -> list[str]:
-    """The keys that the first line of an ablation names.
-
-    Raises:
-        UserError: It names none.
-    """
-    first = ablation.read_text(encoding="utf-8").partition("\n")[0]
-    keys = [key.strip() for key in first.removeprefix(NAMED).split(",")]
-    if not first.startswith(NAMED) or not all(keys):
-        raise UserError(f"{ablation}: its first line must name the keys that it sets, like `{NAMED}refine.recipe`")
-    return keys
-
-
-def overrides(ablation: Path, keys: Sequence[str]) -> dict[str, Any]:
-    """The values that an ablation has for `keys`, blocks key by key.
-
-    Raises:
-        UserError: It has none.
-    """
-    values = dotted_keys(config.read_params(ablation))
-    chosen: dict[str, Any] = {}
-    for name in keys:
-        found = {key: value for key, value in values.items() if f"{key}.".startswith(f"{name}.")}
-        if not found:
-            raise UserError(f"{ablation}: its first line names `{name}`, for which it has no value; correct either")
-        chosen |= found
-    return chosen
-
-
-def _check_blocks(params_file: Path, wanted: Mapping[str, Any], ablation: Path) -> None:
-    """Refuse what `dvc exp run --set-param` and dvc.yaml would refuse later, one by one."""
-    params = config.read_params(params_file)
-    blocks = {f"recipes.{name}" for name in params.get("recipes") or {}}
-    needed = {*wanted, f"recipes.{wanted['refine.recipe']}"}
-    if missing := sorted(needed - blocks - set(dotted_keys(params))):
-        raise UserError(f"{params_file}: `{missing[0]}` is missing, which {ablation} needs; copy it from there")
+def _check_blocks(params_file: Path, here: Mapping[str, Any], ablation: Ablation) -> None:
+    """Refuse what `dvc exp run --set-param` and dvc.yaml would refuse later, one by one, and what they cannot do."""
+    origin, changes = f"{ablation.origin}: {ablation.name}", dotted_keys(ablation.changes)
+    blocks = {f"recipes.{name}" for name in config.raw_section(params_file, "recipes") or {}}
+    needed = {*changes, f"recipes.{changes.get('refine.recipe', here['refine.recipe'])}"}
+    if missing := sorted(needed - blocks - set(here)):
+        raise UserError(f"{params_file}: `{missing[0]}` is missing, which {origin} needs; add it")
+    replaced = tuple(f"{key}." for key, value in ablation.changes.items() if isinstance(value, Mapping))
+    if kept := sorted(key for key in here if key.startswith(replaced) and key not in changes):
+        raise UserError(f"{origin}: replaces a block without `{kept[0]}`, which {params_file} has; add it there")
 
 
 def deciding(params: Mapping[str, Any]) -> dict[str, Any]:
@@ -213,13 +181,13 @@ def _state(found: Found | None) -> str:
 # ---- running it ----
 
 
-def run(params_file: Path, folder: Path, seeds: Sequence[int]) -> list[str]:
+def run(params_file: Path, changes_file: Path, seeds: Sequence[int]) -> list[str]:
     """Say what is planned, run what is missing, and return the names of all experiments planned.
 
     Raises:
         UserError: DVC refused, an experiment failed, or it would lack its data.
     """
-    planned, notes = plan(params_file, folder, seeds)
+    planned, notes = plan(params_file, changes_file, seeds)
     check_inputs(params_file)
     found = look(planned)
     print("\n\n".join([describe(planned, found), *notes]), flush=True)

@@ -20,6 +20,8 @@ from pipeline_lib.compare.__main__ import main
 from pipeline_lib.core import artifacts
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.lineage import revisions
+from pipeline_lib.params import whole_file
+from pipeline_lib.params.ablations import CHANGES
 from pipeline_lib.refine import recipes
 from pipeline_lib.report import page
 from pipeline_lib.results import statistics
@@ -321,7 +323,7 @@ def params_with(folder, changes):
 
 def planned(params_file):
     """What is set on top of params.yaml by each experiment, without the seed; and what is said."""
-    found, notes = ablate.plan(params_file, ROOT / "ablations", [0])
+    found, notes = ablate.plan(params_file, ROOT / CHANGES, [0])
     assert all(one.changes["refine.seed"] == 0 for one in found)
     return {one.name: {k: v for k, v in one.changes.items() if k != "refine.seed"} for one in found}, notes
 
@@ -341,35 +343,73 @@ def test_plan_leaves_everything_else_the_users(tmp_path):
     """Another machine, data, tracking or learning rate: the same experiments, which set the named keys and no other."""
     params = params_with(tmp_path, OF_THE_USER)
     assert planned(params) == planned(ROOT / "params.yaml")
-    for one in ablate.plan(params, ROOT / "ablations", [0])[0]:
+    for one in ablate.plan(params, ROOT / CHANGES, [0])[0]:
         assert (one.parameters["refine.learning_rate"], one.parameters["data.limit"]) == (2e-5, 300)
 
 
 def test_plan_has_every_seed():
-    found, _ = ablate.plan(ROOT / "params.yaml", ROOT / "ablations", [3, 1])
+    found, _ = ablate.plan(ROOT / "params.yaml", ROOT / CHANGES, [3, 1])
     assert [one.name for one in found][:2] == ["clip-refine-seed3", "clip-refine-seed1"]
     assert [one.parameters["refine.seed"] for one in found] == [3, 1] * (len(found) // 2)
 
 
 @pytest.mark.parametrize(
-    ("changes", "left_out", "same"),
+    ("changes", "same"),
     [
-        ({"recipe: clip_refine\n": "recipe: hycd\n"}, ["hycd", "rafa_paper_reduction"], "hycd"),
-        ({"reduction: mean # mean | paper": "reduction: paper"}, ["rafa_paper_reduction"], "clip_refine"),
+        ({"recipe: clip_refine\n": "recipe: hycd\n"}, "hycd"),
+        ({"reduction: mean # mean | paper": "reduction: paper"}, "clip_refine"),
     ],
-    ids=["its recipe is the configuration's", "its value is the configuration's"],
+    ids=["its key decides nothing of the configuration's recipe", "its value is the configuration's"],
 )
-def test_plan_has_no_run_twice(tmp_path, changes, left_out, same):
-    experiments, notes = planned(params_with(tmp_path, changes))
-    everything = planned(ROOT / "params.yaml")[0].keys() - {"clip-refine-seed0"}
-    gone = {f"{name.replace('_', '-')}-seed0" for name in left_out}
-    assert experiments.keys() == (everything - gone) | {f"{same.replace('_', '-')}-seed0"}
-    for name, note in zip(left_out, notes[1:], strict=True):
-        assert note.endswith(f"/{name}.yaml: left out; with this params.yaml it makes the same run as `{same}`.")
+def test_plan_has_no_run_twice(tmp_path, changes, same):
+    experiments, [_, note] = planned(params_with(tmp_path, changes))
+    everything = planned(ROOT / "params.yaml")[0].keys()
+    assert experiments.keys() == everything - {"rafa-paper-reduction-seed0"}
+    assert experiments[f"{same.replace('_', '-')}-seed0"] == {}
+    name = f"{ROOT / CHANGES}: rafa_paper_reduction"
+    assert note == f"{name}: left out; with this params.yaml it makes the same run as `{same}`."
+
+
+def write_changes(folder, **entries):
+    """A changes.yaml with these ablations."""
+    path = folder / "changes.yaml"
+    path.write_text(json.dumps({name: {"sentence": "Mine.", "changes": each} for name, each in entries.items()}))
+    return path
+
+
+def test_plan_has_every_recipe_of_the_users_params_and_entries_of_their_own(tmp_path):
+    """A recipe without a file in ablations/, a block that is replaced, and an entry that is a recipe's ablation."""
+    params = params_with(tmp_path, {"  feature_kd: {}\n": "  mine: {weight: 1.0}\n  feature_kd: {}\n"})
+    prior = {"kind": "uniform", "mean": 0.0, "std": 1.0, "shared": True, "decay": "none"}
+    own = {
+        "longer": {"refine.epochs": 3},
+        "uniform": {"refine.recipe": "rafa", "recipes.rafa.prior": prior},
+        "twin": {"refine.recipe": "mine"},
+        "elsewhere": {"data.root": "data/elsewhere"},
+    }
+    changes = write_changes(tmp_path, **own)
+    found, notes = ablate.plan(params, changes, [0])
+    sets = {one.name: {k: v for k, v in one.changes.items() if k != "refine.seed"} for one in found}
+    assert sets["mine-seed0"] == {"refine.recipe": "mine"}
+    assert sets["longer-seed0"] == own["longer"]
+    assert sets["uniform-seed0"] == {
+        "refine.recipe": "rafa",
+        "recipes.rafa.prior.kind": "uniform",
+        "recipes.rafa.prior.mean": 0.0,
+        "recipes.rafa.prior.std": 1.0,
+        "recipes.rafa.prior.shared": True,
+        "recipes.rafa.prior.decay": "none",
+    }
+    assert not {"twin-seed0", "elsewhere-seed0"} & sets.keys()
+    assert notes == [
+        "Other data or models, not part of the grid: elsewhere; "
+        f"`cp {tmp_path}/elsewhere.yaml params.yaml && dvc repro` runs one.",
+        f"{changes}: twin: left out; with this params.yaml it makes the same run as `mine`.",
+    ]
 
 
 def test_experiment_is_reused_only_where_what_decides_its_results_is_equal(tmp_path):
-    wanted = ablate.plan(ROOT / "params.yaml", ROOT / "ablations", [0])[0][0]
+    wanted = ablate.plan(ROOT / "params.yaml", ROOT / CHANGES, [0])[0][0]
     where_and_how = {
         "device: auto": "device: cuda",
         "mode: best_effort": "mode: disabled",
@@ -389,28 +429,28 @@ def test_experiment_is_reused_only_where_what_decides_its_results_is_equal(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("name", "keys", "values", "message"),
+    ("name", "changes", "message"),
     [
-        ("x", "", "{}", "x.yaml: its first line must name the keys that it sets"),
-        ("x", "refine.rate", "{recipe: hycd}", "x.yaml: .*`refine.rate`, for which it has no value"),
-        ("x", "refine.rate", "{rate: 1}", "params.yaml: `refine.rate` is missing, which .*x.yaml needs"),
-        ("x", "refine.recipe", "{recipe: mine}", "params.yaml: `recipes.mine` is missing, which .*x.yaml needs"),
-        ("clip_refine", "refine.epochs", "{epochs: 2}", "clip_refine.yaml: has the name of refine.recipe .*rename it"),
+        ("x", {}, "changes.yaml: x.changes: names no key"),
+        ("x", {"refine.rate": 1}, "params.yaml: `refine.rate` is missing, which .*changes.yaml: x needs; add it"),
+        ("x", {"refine.recipe": "mine"}, "params.yaml: `recipes.mine` is missing, which .*changes.yaml: x needs"),
+        ("x", {"recipes.hycd": {"alpha": 1.0}}, "changes.yaml: x: replaces a block without `recipes.hycd.logits`"),
+        ("clip_refine", {"refine.epochs": 2}, "changes.yaml: clip_refine: has the name of a recipe .*rename it"),
+        ("hycd", {"refine.epochs": 2}, "changes.yaml: hycd: has the name of a recipe .*rename it"),
     ],
 )
-def test_plan_refuses_what_it_cannot_run(tmp_path, name, keys, values, message):
-    (tmp_path / f"{name}.yaml").write_text(f"# Differs from params.yaml in: {keys}\nrefine: {values}\n")
+def test_plan_refuses_what_it_cannot_run(tmp_path, name, changes, message):
     with pytest.raises(UserError, match=message):
-        ablate.plan(ROOT / "params.yaml", tmp_path, [0])
+        ablate.plan(ROOT / "params.yaml", write_changes(tmp_path, **{name: changes}), [0])
 
 
 def test_plan_refuses_a_folder_without_ablations(tmp_path):
-    with pytest.raises(UserError, match=f"{tmp_path}: no ablations"):
-        ablate.plan(ROOT / "params.yaml", tmp_path, [0])
+    with pytest.raises(UserError, match=f"{tmp_path}/changes.yaml: No such file.*run from the project's folder"):
+        ablate.plan(ROOT / "params.yaml", tmp_path / "changes.yaml", [0])
 
 
 def test_plan_is_told_with_what_is_there():
-    experiments, _ = ablate.plan(ROOT / "params.yaml", ROOT / "ablations", [0])
+    experiments, _ = ablate.plan(ROOT / "params.yaml", ROOT / CHANGES, [0])
     there = {
         "contrastive-seed0": ablate.Found("1" * 40, []),
         "hycd-seed0": ablate.Found("2" * 40, ["refine.learning_rate=2e-05"]),
@@ -447,8 +487,11 @@ def test_missing_and_outdated_experiments_run_by_themselves(dvc):
     dvc.there = {"contrastive-seed0": ablate.Found("1" * 40, []), "hycd-seed0": ablate.Found("2" * 40, ["x=1"])}
     dvc.failing = "rafa-seed0"
     with pytest.raises(UserError, match=r"^rafa-seed0: failed"):
-        ablate.run(ROOT / "params.yaml", ROOT / "ablations", [0])
-    assert len(dvc.commands) == 12
+        ablate.run(ROOT / "params.yaml", ROOT / CHANGES, [0])
+    ran = [command.split()[4] for command in dvc.commands if command.startswith("exp run")]
+    planned_names = [one.name for one in ablate.plan(ROOT / "params.yaml", ROOT / CHANGES, [0])[0]]
+    assert ran == [name for name in planned_names if name != "contrastive-seed0"]
+    assert len(dvc.commands) == len(ran) + 1
     assert not any("contrastive-seed0" in command for command in dvc.commands)
     command = 'exp run --temp --name hycd-seed0 --set-param refine.recipe="hycd" --set-param refine.seed=0'
     assert dvc.commands[dvc.commands.index(command) - 1] == "exp rename hycd-seed0 hycd-seed0-2222222"
@@ -457,7 +500,7 @@ def test_missing_and_outdated_experiments_run_by_themselves(dvc):
 def test_the_grid_stops_where_parameters_or_code_changed_under_it(dvc):
     dvc.made = {"contrastive-seed0": ablate.Found("1" * 40, ["refine.epochs=2"])}
     with pytest.raises(UserError, match=r"contrastive-seed0: got refine.epochs=2, .* run this again"):
-        ablate.run(ROOT / "params.yaml", ROOT / "ablations", [0])
+        ablate.run(ROOT / "params.yaml", ROOT / CHANGES, [0])
     assert "contrastive-seed0" in dvc.commands[-1]
 
 
@@ -465,7 +508,7 @@ def test_the_grid_stops_where_another_commit_was_made_under_it(dvc):
     """The experiment ran, but belongs to the commit before."""
     dvc.made = {"contrastive-seed0": None}
     with pytest.raises(UserError, match=r"contrastive-seed0: .* not among .* current commit.*run this again"):
-        ablate.run(ROOT / "params.yaml", ROOT / "ablations", [0])
+        ablate.run(ROOT / "params.yaml", ROOT / CHANGES, [0])
     assert "contrastive-seed0" in dvc.commands[-1]
 
 
@@ -607,16 +650,17 @@ def dvc_project(tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / "data")
     stage = {
         "cmd": f'rm -rf data && python -c "{STAGE}"',
+        "deps": ["stages/evaluate.py"],
         "params": ["refine", "recipes"],
         "outs": ["data/eval"],
     }
-    (tmp_path / "dvc.yaml").write_text(json.dumps({"stages": {"evaluate": stage}}))
+    (tmp_path / "dvc.yaml").write_text(whole_file.dump_document({"stages": {"evaluate": stage}}))
     (tmp_path / ".gitignore").write_text("/data\n")
+    params = whole_file.load_document((tmp_path / "params.yaml").read_text())
+    params["recipes"] = {name: params["recipes"][name] for name in ("clip_refine", "hycd")}
+    (tmp_path / "params.yaml").write_text(whole_file.dump_document(params))
     (tmp_path / "ablations").mkdir()
-    text = (tmp_path / "params.yaml").read_text()
-    (tmp_path / "ablations/hycd.yaml").write_text(
-        "# Differs from params.yaml in: refine.recipe\n" + text.replace("recipe: clip_refine", "recipe: hycd")
-    )
+    (tmp_path / CHANGES).write_text("# none\n")
     (tmp_path / "stages").mkdir()
     (tmp_path / "stages/evaluate.py").write_text("CODE = 1\n")
     for command in ("git init -q", "dvc init -q", "dvc repro -q", "git add -A", "git commit -qm first"):
@@ -645,13 +689,13 @@ def test_ablations_run_as_experiments_and_are_read_from_the_dvc_cache(dvc_projec
     with pytest.raises(UserError, match="nowhere: no evaluation to read"):
         compare.read_revisions(["nowhere"], dvc_project / "scratch")
 
-    assert ablate.run(Path("params.yaml"), Path("ablations"), [0]) == names
+    assert ablate.run(Path("params.yaml"), CHANGES, [0]) == names
     assert capsys.readouterr().out.count("there already") == 2
     assert sorted(revisions.current_experiments()) == names
 
     params = dvc_project / "params.yaml"
     params.write_text(params.read_text().replace("learning_rate: 5e-5", "learning_rate: 2e-5"))
-    assert ablate.run(Path("params.yaml"), Path("ablations"), [0]) == names
+    assert ablate.run(Path("params.yaml"), CHANGES, [0]) == names
     assert capsys.readouterr().out.count("to run again, was made with refine.learning_rate=5e-05") == 2
     found = compare.read_revisions(sorted(revisions.current_experiments()), dvc_project / "all")
     rates = {c.name: c.parameters["refine"]["learning_rate"] for c in found}
@@ -659,6 +703,6 @@ def test_ablations_run_as_experiments_and_are_read_from_the_dvc_cache(dvc_projec
     assert {name.rpartition("-")[0]: rate for name, rate in rates.items()} == dict.fromkeys(names, 5e-5)
 
     (dvc_project / "stages/evaluate.py").write_text("CODE = 2\n")
-    planned, _ = ablate.plan(Path("params.yaml"), Path("ablations"), [0])
+    planned, _ = ablate.plan(Path("params.yaml"), CHANGES, [0])
     assert [one.differences for one in ablate.look(planned).values()] == [["other stages/evaluate.py"]] * 2
     assert re.search("of-the-user .* Queued", revisions.run_dvc("queue", "status"))
