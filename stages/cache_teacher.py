@@ -10,7 +10,6 @@ their machine. `pixels` stores them alone, where the cache came from another one
 from pathlib import Path
 
 from pipeline_lib import tracking
-from pipeline_lib.cache_teacher import pixels
 from pipeline_lib.cache_teacher import run as cache_teacher
 from pipeline_lib.cache_teacher.settings import CacheTeacherSettings
 from pipeline_lib.core import artifacts, config, distributed, provenance, shards
@@ -26,7 +25,7 @@ def main(params_file: Path = Path("params.yaml"), chosen: str | None = None) -> 
     paths, how = config.load(params_file, Paths), config.load(params_file, RuntimeSettings)
     settings = config.load(params_file, CacheTeacherSettings)
     if chosen == "pixels":
-        pixels.run(paths, settings, how)
+        cache_teacher.run_pixels(paths, settings, how)
         return
     distributed.relaunch_if_asked(how, "stages.cache_teacher", params_file)
     prepare(seed=0, num_threads=how.num_threads, deterministic=how.deterministic)

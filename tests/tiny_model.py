@@ -50,7 +50,7 @@ def write_tiny_clip(directory: Path, seed: int = 0, *, quick_gelu: bool = False,
         torch.manual_seed(seed)
         module = open_clip.create_model(f"local-dir:{directory}", load_weights=False)
     with torch.no_grad():
-        module.visual.positional_embedding.mul_(0.1)  # else it drowns the picture
+        module.visual.positional_embedding.mul_(0.1)  # else it drowns the image
         module.token_embedding.weight.mul_(20)  # else all captions look alike
     save_file({k: v.contiguous() for k, v in module.state_dict().items()}, directory / "open_clip_model.safetensors")
     return directory
@@ -133,6 +133,6 @@ def write_tiny_hf_clip(
     (directory / "open_clip_config.json").write_text(json.dumps(config))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = model.build(directory).module
+        module = model.create(directory).module
     save_file({k: v.contiguous() for k, v in module.state_dict().items()}, directory / "open_clip_model.safetensors")
     return directory

@@ -41,7 +41,7 @@ class Converted(NamedTuple):
 
 
 def read(path: Path) -> Tensors:
-    """Tensors by name from a .safetensors file or a PyTorch checkpoint (.pt, .pth, .bin).
+    """Read tensors by name from a .safetensors file or a PyTorch checkpoint (.pt, .pth, .bin).
 
     A training checkpoint's `state_dict` is taken out, prefixes of wrapped modules are removed.
 
@@ -114,7 +114,7 @@ def _read_torch(path: Path) -> Any:
 
 
 def _is_torchscript(path: Path) -> bool:
-    """Both are zips; only an archive of code has a constants table."""
+    """Tell an archive of code from a checkpoint: both are zips, and only the archive has a constants table."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -122,7 +122,7 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def read_hugging_face(folder: Path) -> Converted:
-    """A Hugging Face CLIPModel folder (config.json, model.safetensors or pytorch_model.bin) in open_clip's terms.
+    """Read a Hugging Face CLIPModel folder (config.json, model.safetensors or pytorch_model.bin) in open_clip's terms.
 
     Raises:
         UserError: It holds another kind of model, or one that open_clip's CLIP cannot express.
@@ -139,7 +139,7 @@ def read_hugging_face(folder: Path) -> Converted:
 
 
 def _complete_config(folder: Path) -> Any:
-    """The folder's configuration with transformers' defaults for the keys it leaves out."""
+    """Read the folder's configuration with transformers' defaults for the keys it leaves out."""
     try:
         import transformers
     except ImportError:
@@ -148,7 +148,7 @@ def _complete_config(folder: Path) -> Any:
 
 
 def _model_config(config: Any, path: Path) -> dict[str, Any]:
-    """transformers.CLIPConfig -> open_clip's model_cfg."""
+    """Translate a transformers.CLIPConfig into open_clip's model_cfg."""
     vision, text = config.vision_config, config.text_config
     if vision.hidden_act != text.hidden_act or vision.hidden_act not in _ACTIVATIONS:
         raise UserError(
@@ -189,7 +189,7 @@ def _norm(eps: float) -> dict[str, Any]:
 
 
 def _preprocess(path: Path) -> dict[str, Any]:
-    """preprocessor_config.json -> keys of open_clip's preprocess_cfg; empty where there is no such file."""
+    """Translate preprocessor_config.json into keys of open_clip's preprocess_cfg; {} where there is no such file."""
     if not path.is_file():
         return {}
     found = artifacts.read_json(path)
@@ -219,7 +219,7 @@ def _read_folder(folder: Path) -> Tensors:
 
 
 def vocabulary(folder: Path) -> dict[str, int]:
-    """Token ids by token of a Hugging Face tokenizer's files; empty where there are none."""
+    """Read the token ids by token from a Hugging Face tokenizer's files; {} where there are none."""
     if (folder / "tokenizer.json").is_file():
         return artifacts.read_json(folder / "tokenizer.json")["model"]["vocab"]
     if (folder / "vocab.json").is_file():
@@ -228,7 +228,7 @@ def vocabulary(folder: Path) -> dict[str, int]:
 
 
 def convert_hugging_face(tensors: Mapping[str, torch.Tensor], folder: Path = Path()) -> Tensors:
-    """CLIPModel's tensors under open_clip's names; `folder` is where they come from, for the message.
+    """Return CLIPModel's tensors under open_clip's names; `folder` is where they come from, for the message.
 
     Raises:
         UserError: A tensor is missing, or belongs to no part of a CLIPModel.

@@ -15,7 +15,7 @@ import importlib.metadata
 import logging
 import math
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ from pipeline_lib.base.settings import DemoSettings
 from pipeline_lib.core import artifacts, runtime
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.losses import contrastive_loss
+from pipeline_lib.model.embed import embed_images, embed_texts_by_length
 from pipeline_lib.sources.samples import Sample
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ TEXT_TOWER = "sentence-transformers/all-MiniLM-L6-v2"
 CONTEXT_LENGTH = 77
 MAX_PIXELS = 100_000_000  # of an image of part `base`, which is in no shard and so not held to `shard.max_image_pixels`
 MAX_BAD_SHARE = 0.01
-CHUNK = 16  # large ones are slower on CPUs
+PASS_SIZE = 16  # rows that a tower sees at once; large passes are slower on CPUs
 START_SCALE = 1 / 0.07  # as in CLIP
 
 
@@ -84,11 +85,11 @@ def train_demo(
 
 
 def join_towers(settings: DemoSettings, directory: Path) -> model.Clip:
-    """Both towers with their published weights in one open_clip model; the projections are still random."""
+    """Put both towers with their published weights into one open_clip model; the projections are still random."""
     image_file, text_file = _package_file(IMAGE_PACKAGE, IMAGE_FILE), _package_file(TEXT_PACKAGE, TEXT_FILE)
     text_tensors = _unpack_text_tower(text_file, directory)
     model.write_config(directory, _model_config(settings), {"mean": [0.5] * 3, "std": [0.5] * 3})
-    clip = model.build(directory)
+    clip = model.create(directory)
     trunk = clip.module.visual.trunk
     trunk.load_state_dict(_match_in_order(checkpoints.read(image_file), trunk.state_dict()))
     wanted = clip.module.text.transformer.state_dict()
@@ -97,7 +98,7 @@ def join_towers(settings: DemoSettings, directory: Path) -> model.Clip:
 
 
 def _package_file(package: str, name: str) -> Path:
-    """A data file of an installed package, found without importing it."""
+    """Find a data file of an installed package without importing the package."""
     try:
         path = Path(str(importlib.metadata.distribution(package).locate_file(name)))
     except importlib.metadata.PackageNotFoundError:
@@ -138,7 +139,7 @@ def _model_config(settings: DemoSettings) -> dict[str, Any]:
 
 
 def _match_in_order(given: checkpoints.Tensors, wanted: dict[str, torch.Tensor]) -> checkpoints.Tensors:
-    """`given` under the names of `wanted`: both list the same layers in the same order, under different names.
+    """Return `given` under the names of `wanted`: both list the same layers in the same order, under different names.
 
     The last two of `given` are ImageNet's classifier, which the trunk has not. Every shape is checked.
     """
@@ -152,7 +153,7 @@ def _match_in_order(given: checkpoints.Tensors, wanted: dict[str, torch.Tensor])
 def tower_features(
     clip: model.Clip, samples: Sequence[Sample], *, progress: bool = False
 ) -> tuple[Pairs, list[dict[str, str]]]:
-    """What both towers give for `samples` before their projections, and the images' keys and hashes.
+    """Return what both towers give for `samples` before their projections, and the images' keys and hashes.
 
     A sample without a caption, or whose image cannot be read, is left out with a warning.
 
@@ -191,34 +192,26 @@ def tower_features(
     return pairs, trained_on
 
 
-@torch.no_grad()
 def _embed_images(clip: model.Clip, pixels: list[torch.Tensor], progress: bool) -> torch.Tensor:
-    starts = range(0, len(pixels), CHUNK)
-    chunks = terminal.progress(starts, label="embed images", enabled=progress)
+    starts = range(0, len(pixels), PASS_SIZE)
+    passes = terminal.progress(starts, label="embed images", enabled=progress)
     return torch.cat(
         [
-            clip.encode_image(torch.stack(pixels[i : i + CHUNK]).to(clip.device)).cpu()
-            for i in runtime.until_stopped(chunks)
+            embed_images(clip, torch.stack(pixels[start : start + PASS_SIZE]), PASS_SIZE)
+            for start in runtime.until_stopped(passes)
         ]
     )
 
 
-@torch.no_grad()
 def _embed_texts(clip: model.Clip, captions: list[str], progress: bool) -> torch.Tensor:
-    """Sorted by length, so that each chunk is cut at its own longest caption."""
-    token_ids = clip.tokenize(captions)
-    lengths = clip.text_lengths(token_ids)
-    order = lengths.argsort(stable=True)
-    chunks = terminal.progress(order.split(CHUNK), label="embed captions", enabled=progress)
-    features = [
-        clip.encode_text(token_ids[rows, : int(lengths[rows].max())].to(clip.device)).cpu()
-        for rows in runtime.until_stopped(chunks)
-    ]
-    return torch.cat(features)[order.argsort()]
+    def watch(passes: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+        return runtime.until_stopped(terminal.progress(passes, label="embed captions", enabled=progress))
+
+    return embed_texts_by_length(clip, clip.tokenize(captions), PASS_SIZE, multiple=1, watch=watch)
 
 
 def train_heads(pairs: Pairs, settings: DemoSettings) -> Heads:
-    """Two linear projections trained with the symmetric InfoNCE loss and a learned temperature, on the CPU.
+    """Train two linear projections with the symmetric InfoNCE loss and a learned temperature, on the CPU.
 
     Each epoch visits every image once with one of its captions drawn at random; a pure function of the features and
     `settings.seed`. At the end both projections are scaled (which changes no cosine) so that the mean over pairs of
@@ -270,18 +263,18 @@ def train_heads(pairs: Pairs, settings: DemoSettings) -> Heads:
 
 
 def _drop(features: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:
-    """Dropout from a generator of its own."""
+    """Apply dropout from a generator of its own."""
     return features * (torch.rand(features.shape, generator=generator) >= share) / (1 - share)
 
 
 def _captions_by_image(text_image_index: torch.Tensor, num_images: int) -> list[torch.Tensor]:
-    """For each image the rows of its captions."""
+    """List for each image the rows of its captions."""
     counts = torch.bincount(text_image_index, minlength=num_images)
     return list(torch.argsort(text_image_index, stable=True).split(counts.tolist()))
 
 
 def _scaled(heads: Heads, pairs: Pairs) -> Heads:
-    """`heads` with equal mean raw norms whose mean product over the pairs is the logit scale."""
+    """Scale `heads` to equal mean raw norms whose mean product over the pairs is the logit scale."""
     image_norms = (pairs.image_features @ heads.image_weight.T).norm(dim=1)[pairs.text_image_index]
     text_norms = (pairs.text_features @ heads.text_weight.T).norm(dim=1)
     common = (heads.logit_scale / (image_norms * text_norms).mean()).sqrt()

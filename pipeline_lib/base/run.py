@@ -1,8 +1,7 @@
 """The pre-trained model, from wherever it comes, as one self-contained open_clip directory.
 
 Every later stage reads that directory and nothing else, so it needs no network, and a changed checkpoint is a changed
-dependency. One function per source; what was written is loaded back and compared before the
-directory gets its name.
+dependency. One function per source; what was written is loaded back and compared before the directory gets its name.
 """
 
 from __future__ import annotations
@@ -67,7 +66,7 @@ def run(
             )
         model.save(made.clip, work)
         artifacts.write_jsonl(work / artifacts.TRAINED_ON, made.trained_on)
-        made.clip.facts = {**model.describe(made.clip), "source": dict(made.source), "license": made.license}
+        made.clip.facts = {**model.compute_facts(made.clip), "source": dict(made.source), "license": made.license}
         check_written(made.clip, work)
         place(model=made.clip.facts)
     return made
@@ -95,7 +94,7 @@ def check_written(clip: model.Clip, directory: Path) -> None:
 
 
 def _demo(settings: BaseSettings, data: DataSettings, work: Path, device: torch.device, progress: bool) -> Made:
-    """Two published towers joined, heads trained on part `base` of the data."""
+    """Join two published towers and train the heads on part `base` of the data."""
     if settings.demo is None:
         raise UserError("base.demo: missing; `source: demo` needs it; copy the block from the project's params.yaml")
     samples = split(formats.open_source(data).samples, data.parts).get("base", [])
@@ -112,7 +111,7 @@ def _demo(settings: BaseSettings, data: DataSettings, work: Path, device: torch.
 
 
 def _open_clip(settings: BaseSettings, work: Path) -> Made:
-    """A published architecture and tag, downloaded by open_clip."""
+    """Download a published architecture and tag with open_clip."""
     name, architecture = _architecture(settings)
     tag, record = _tag(settings, name, architecture)
     try:
@@ -129,7 +128,7 @@ def _open_clip(settings: BaseSettings, work: Path) -> Made:
 
 
 def _checkpoint(settings: BaseSettings, work: Path) -> Made:
-    """A local checkpoint of a named architecture, or a Hugging Face CLIPModel folder."""
+    """Read a local checkpoint of a named architecture, or a Hugging Face CLIPModel folder."""
     path = _path(settings)
     if path.is_dir():
         return _hugging_face(path, work)
@@ -156,7 +155,7 @@ def _hugging_face(folder: Path, work: Path) -> Made:
 
 
 def _tokenizer_of(folder: Path, model_config: Mapping[str, Any], work: Path) -> dict[str, Any]:
-    """text_cfg entries for the folder's tokenizer: none where it is the standard one, else its files are copied."""
+    """Copy the folder's tokenizer to `work` and return its text_cfg entries; nothing of both for the standard one."""
     vocabulary = checkpoints.vocabulary(folder)
     standard = model.standard_vocabulary()
     if vocabulary == standard or (not vocabulary and model_config["text_cfg"]["vocab_size"] == len(standard)):
@@ -168,7 +167,7 @@ def _tokenizer_of(folder: Path, model_config: Mapping[str, Any], work: Path) -> 
 
 
 def _local_dir(settings: BaseSettings, work: Path) -> Made:
-    """An open_clip directory, checked against its own manifest where it has one."""
+    """Read an open_clip directory, checked against its own manifest where it has one."""
     folder = _path(settings)
     if not (folder / model.CONFIG).is_file():
         raise UserError(f"base.path: {folder} has no {model.CONFIG}; for other checkpoints use `source: checkpoint`")
@@ -179,7 +178,7 @@ def _local_dir(settings: BaseSettings, work: Path) -> Made:
     model.copy_files(folder, work)
     clip = _assemble(work, found["model_cfg"], found.get("preprocess_cfg", {}), checkpoints.read(weights), str(folder))
     recorded = model.recorded_facts(folder)
-    model.compare_facts(folder, model.describe(clip), recorded)
+    model.compare_facts(folder, model.compute_facts(clip), recorded)
     before = folder / artifacts.TRAINED_ON
     trained_on = list(artifacts.read_jsonl(before)) if before.is_file() else []
     source = {"kind": "local_dir", "folder": folder.name, "source": recorded.get("source")}
@@ -194,9 +193,9 @@ def _assemble(
     origin: str,
     remedy: str = "",
 ) -> model.Clip:
-    """The model in memory, with its configuration and the files it needs in `work`."""
+    """Make the model in memory, with its configuration and the files it needs in `work`."""
     model.write_config(work, model_config, preprocess)
-    clip = model.build(work)
+    clip = model.create(work)
     model.load_weights(clip, tensors, origin, remedy)
     return clip
 
@@ -211,7 +210,7 @@ def _path(settings: BaseSettings) -> Path:
 
 
 def _architecture(settings: BaseSettings) -> tuple[str, dict[str, Any]]:
-    """open_clip's name (`/` as `-`) and configuration of `base.model`."""
+    """Return open_clip's name (`/` as `-`) and configuration of `base.model`."""
     if not settings.model:
         raise UserError(f"base.model: missing; `source: {settings.source}` needs an open_clip architecture name")
     if ":" in settings.model:
@@ -227,7 +226,7 @@ def _architecture(settings: BaseSettings) -> tuple[str, dict[str, Any]]:
 
 
 def _tag(settings: BaseSettings, name: str, architecture: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The tag `base.pretrained` and open_clip's record of it.
+    """Return the tag `base.pretrained` and open_clip's record of it.
 
     open_clip itself only warns where a tag's activation is not the architecture's, and builds a model that gives wrong
     features.
@@ -250,7 +249,7 @@ def _tag(settings: BaseSettings, name: str, architecture: Mapping[str, Any]) -> 
 
 
 def _only_preprocess(name: str) -> dict[str, Any]:
-    """The preprocessing that all published weights of an architecture share (open_clip's default if there are none)."""
+    """Return the preprocessing that all published weights of an architecture share; {} where there are none."""
     found = [{key: tag[key] for key in _PREPROCESS_KEYS} for tag in model.pretrained_tags(name).values()]
     if any(each != found[0] for each in found):
         raise UserError(

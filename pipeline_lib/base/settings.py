@@ -12,28 +12,28 @@ class DemoSettings:
     """The small dual encoder joined from two published towers; its heads are trained on part `base`."""
 
     image_size: AtLeastOne
-    """Side of the square input, in pixels."""
+    """The side of the square input, in pixels."""
 
     embed_dim: AtLeastOne
-    """Width of the space that both heads project into."""
+    """The width of the space that both heads project into."""
 
     epochs: AtLeastOne
-    """Passes over part `base`."""
+    """The number of passes over part `base`."""
 
     batch_size: AtLeastOne
-    """Pairs per step."""
+    """The largest number of pairs in a step. An epoch is divided into steps of about equal size."""
 
     learning_rate: Positive
-    """Of AdamW at the start; half a cosine to 0 follows."""
+    """The learning rate of AdamW at the start. It falls to 0 along half a cosine."""
 
     weight_decay: NotNegative
-    """Of AdamW, on the heads; none on the temperature."""
+    """The weight decay of AdamW on the heads. The temperature has none."""
 
     dropout: ShareBelow1
-    """Share of the tower features set to 0 while the heads are trained."""
+    """The share of the towers' features that is set to 0 while the heads are trained."""
 
     seed: Count
-    """Of the heads' first weights, the order, the captions drawn and the dropout."""
+    """The seed of the heads' first weights, of the order, of the captions drawn and of the dropout."""
 
 
 @section("base")
@@ -41,20 +41,24 @@ class BaseSettings:
     """Where the pre-trained model comes from."""
 
     source: Literal["demo", "open_clip", "checkpoint", "local_dir"]
-    """Demo: two towers joined here; open_clip: a tag, downloaded; checkpoint: weights of your own; local_dir: a folder
-    that open_clip can load.
+    """The kind of source. `demo` joins two published towers here. `open_clip` downloads a tag of open_clip.
+    `checkpoint` reads weights of your own. `local_dir` copies a folder that open_clip can load.
     """
 
     model: str | None
-    """Open_clip architecture, for `open_clip` and a `checkpoint` that is a file; else null."""
+    """The open_clip architecture, such as `ViT-B-32-quickgelu`. It is needed for `open_clip` and for a `checkpoint`
+    that is a file. It is `null` otherwise.
+    """
 
     pretrained: str | None
-    """Open_clip tag, for `open_clip`; for a `checkpoint` file the tag whose preprocessing it shares, or null where all
-    tags of the architecture have the same.
+    """The tag of open_clip's published weights, such as `openai`. For a `checkpoint` file it names the tag whose
+    preprocessing the file shares, and may be `null` where all tags of the architecture have the same.
     """
 
     path: str | None
-    """For `checkpoint` a file or a Hugging Face CLIPModel folder, for `local_dir` a folder; else null."""
+    """The path of the model. For `checkpoint` it is a file or a Hugging Face CLIPModel folder, for `local_dir` a
+    folder. It is `null` otherwise.
+    """
 
     demo: DemoSettings | None = None
-    """For `demo`; the other sources do without it."""
+    """The settings of the `demo` source. The other sources do without this block."""

@@ -1,26 +1,28 @@
-"""What is checked of the teacher cache before anybody reads it: each unit, and a sample of rows computed again."""
+"""Check the teacher cache before anybody reads it: each unit, each part, and a sample of rows computed again."""
 
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 
 from pipeline_lib import losses
-from pipeline_lib.cache_teacher.reader import CachedPart, embed_images, embed_texts
+from pipeline_lib.cache_teacher.reader import CachedPart
 from pipeline_lib.cache_teacher.settings import CacheTeacherSettings
-from pipeline_lib.core import runtime
+from pipeline_lib.cache_teacher.unit import Content
+from pipeline_lib.core import runtime, shards
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.model import Clip
+from pipeline_lib.model.embed import embed_images, embed_texts
 from pipeline_lib.model.features import fault, row_difference
 
 MOST_ROWS = 2048  # computed again: their logits are matrices of rows x rows, in double precision
 
 
-def check_unit(unit: dict[str, torch.Tensor], name: str) -> None:
-    """Counts, finiteness and non-zero norms, before anything is written.
+def check_unit(unit: Content, name: str) -> None:
+    """Check counts, finiteness and non-zero norms of a unit, before it is written.
 
     Raises:
         UserError: The features mean nothing.
@@ -29,12 +31,12 @@ def check_unit(unit: dict[str, torch.Tensor], name: str) -> None:
     for key, rows in (("image_features", num_samples), ("text_features", num_captions)):
         if len(unit[key]) != rows:
             raise AssertionError(f"{name}: {len(unit[key])} rows of {key}, expected {rows}")
-        if problem := fault(_used(unit, key), num_distinct=1):  # a shard may hold one picture or caption many times
+        if problem := fault(_used(unit, key), num_distinct=1):  # a shard may hold one image or caption many times
             raise UserError(f"{name}: the teacher's {key}: {problem}; check its weights and cache_teacher.dtype")
 
 
-def check_spread(units: Iterable[dict[str, torch.Tensor]], name: str) -> None:
-    """Other rows for other inputs, over a whole part.
+def check_spread(units: Iterable[Content], name: str) -> None:
+    """Check that a whole part has not one and the same row for all its images, or for all its captions.
 
     Raises:
         UserError: All images, or all captions, have one feature vector.
@@ -54,8 +56,22 @@ def check_spread(units: Iterable[dict[str, torch.Tensor]], name: str) -> None:
             )
 
 
-def _used(unit: dict[str, torch.Tensor], key: str) -> torch.Tensor:
+def _used(unit: Content, key: str) -> torch.Tensor:
     return unit[key][unit["valid"].bool()] if key == "image_features" else unit[key]
+
+
+def check_share(part: shards.Part, faults: Sequence[str], max_bad_share: float) -> None:
+    """Refuse a part of which more images than `max_bad_share` do not decode; `faults` has the reason of each.
+
+    Raises:
+        UserError: There are more; says how many and names the first.
+    """
+    share = len(faults) / max(1, part.num_samples)
+    if share > max_bad_share:
+        raise UserError(
+            f"{part.directory}: {len(faults)} of {part.num_samples} images cannot be decoded "
+            f"({'; '.join(faults[:3])}); mend them, or raise cache_teacher.max_bad_share"
+        )
 
 
 def verify(part: CachedPart, teacher: Clip, settings: CacheTeacherSettings) -> dict[str, float]:

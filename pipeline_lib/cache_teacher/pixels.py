@@ -1,90 +1,68 @@
-"""The pixels that are kept beside the teacher cache: decoded ahead, stored whole or not at all, or stored alone.
+"""The pixels that are kept beside the teacher cache: their names, files and place.
 
-They decide nothing: a cache without them gives the same numbers and decodes each image again. See `teacher_cache` for
-their names.
+Where they fit, the uint8 pixels that the student's PIL steps give lie in `data/pixels`, `.npy` [N, 3, H, W] a shard, so
+that no later stage decodes an image. They are what decoding the shards gives, so they decide nothing, are no output of
+the pipeline and stay on their machine. A file's name is a digest of all that its content depends on: whoever finds it
+may use it, while others write or remove files; whoever does not find it decodes.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
 
-from pipeline_lib import model, terminal
-from pipeline_lib.cache_teacher.reader import pixels_directory, pixels_identity, pixels_name
 from pipeline_lib.cache_teacher.settings import CacheTeacherSettings
-from pipeline_lib.core import artifacts, runtime, shards
+from pipeline_lib.core import artifacts, provenance, shards
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.core.paths import Paths
-from pipeline_lib.core.runtime import RuntimeSettings
-from pipeline_lib.model import Clip
+from pipeline_lib.model import Preprocess
 
 log = logging.getLogger(__name__)
+DECODERS = ("pillow", "torchvision", "open_clip_torch")  # packages that turn an image file into pixels
 
 
-class _ImageRows(Dataset[Any]):
-    """Images of a part by (shard, row): decoded pixels for the student and, if it differs, for the teacher."""
-
-    def __init__(self, part: shards.Part, student: Clip, teacher: Clip) -> None:
-        self.part = part
-        self.decoders = [student.preprocess]
-        if dict(teacher.preprocess.config) != dict(student.preprocess.config):
-            self.decoders.append(teacher.preprocess)
-        self.entries: dict[int, list[Any]] = {}
-
-    def __getitems__(self, places: list[tuple[int, int]]) -> Any:
-        images: list[list[np.ndarray]] = [[] for _ in self.decoders]
-        reasons = {}
-        for shard_index, row in places:
-            shard = self.part.shards[shard_index]
-            if shard_index not in self.entries:
-                self.entries = {shard_index: list(shards.read_index(shard.index_path))}
-            entry = self.entries[shard_index][row]
-            try:
-                image_bytes = shard.read_image(entry)
-                decoded = [decoder.decode(image_bytes, self.part.max_image_pixels) for decoder in self.decoders]
-            except ValueError as error:
-                reasons[row] = f"{entry.key}: {error}"
-                decoded = [np.zeros((3, *decoder.image_size), dtype=np.uint8) for decoder in self.decoders]
-            for into, image in zip(images, decoded, strict=True):
-                into.append(image)
-        return places, [torch.from_numpy(np.stack(image)) for image in images], reasons
-
-    def __len__(self) -> int:
-        return self.part.num_samples
+# --- names ------------------------------------------------------------------------------------------------------
 
 
-def _keep(batch: Any) -> Any:
-    return batch
+def pixels_directory(paths: Paths) -> Path:
+    """Return where this machine keeps pixels: one folder for the project and all experiments in temporary folders."""
+    return Path(os.environ.get("DVC_ROOT", ""), paths.pixels)  # DVC gives an experiment the main repository
 
 
-def decoded(part: shards.Part, todo: Sequence[int], student: Clip, teacher: Clip, chunk: int, workers: int) -> Any:
-    """Chunks of decoded images, shard after shard, decoded ahead by `workers` processes."""
-    places = [
-        [(index, row) for row in range(start, min(start + chunk, part.shards[index].num_samples))]
-        for index in todo
-        for start in range(0, part.shards[index].num_samples, chunk)
-    ]
-    dataset = _ImageRows(part, student, teacher)
-    return DataLoader(
-        dataset,
-        batch_sampler=places,
-        num_workers=workers,
-        collate_fn=_keep,
-        worker_init_fn=runtime.leave_ctrl_c_to_parent,
-    )
+def pixels_identity(preprocess: Preprocess, part: shards.Part) -> dict[str, Any]:
+    """Return what the pixels of a part depend on beside the image files, as JSON values."""
+    return {
+        "preprocess": dict(preprocess.config),
+        "max_image_pixels": part.max_image_pixels,
+        "packages": _decoder_versions(),
+    }
+
+
+def pixels_name(identity: Mapping[str, Any], entries: Sequence[shards.IndexEntry]) -> str:
+    """Return the name of the file with the pixels of a shard that holds `entries`."""
+    return f"{artifacts.digest([identity, [entry.sha256 for entry in entries]])[:32]}.npy"
+
+
+@cache
+def _decoder_versions() -> dict[str, str]:
+    versions = provenance.package_versions()
+    return {name: versions[name] for name in DECODERS}
+
+
+# --- files ------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def new_file(path: Path, num_images: int, image_size: tuple[int, int]) -> Iterator[np.ndarray]:
-    """A file of uint8 [num_images, 3, H, W] to fill, at `path` once the block has succeeded."""
+    """Yield uint8 [num_images, 3, H, W] to fill; what it holds is at `path` once the block has succeeded."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.tmp")
     pixels = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=(num_images, 3, *image_size))
@@ -93,13 +71,62 @@ def new_file(path: Path, num_images: int, image_size: tuple[int, int]) -> Iterat
     partial.replace(path)
 
 
-def fits(settings: CacheTeacherSettings, num_samples: int, image_size: tuple[int, int], at: Path) -> bool:
-    """Whether the uint8 pixels are stored: `always`, `never`, or (auto) within max_gb and half of the free disk.
+class ShardPixels(NamedTuple):
+    """What the file with the pixels of a shard must be."""
+
+    name: str
+    num_images: int
+    example: tuple[int, shards.Shard, shards.IndexEntry] | None  # a row and its image; None: no image decodes
+
+
+def open_pixels(
+    directory: Path, expected: Sequence[ShardPixels], preprocess: Preprocess, max_pixels: int
+) -> list[np.ndarray]:
+    """Open the pixels of all shards of a part, one image of each compared with its image file; [] if one is missing."""
+    opened = []
+    for one in expected:
+        try:
+            pixels = _open_file(directory / one.name, (one.num_images, 3, *preprocess.image_size))
+            if pixels is None:
+                return []
+            if one.example:
+                row, shard, entry = one.example
+                if not np.array_equal(pixels[row], preprocess.decode(shard.read_image(entry), max_pixels)):
+                    raise ValueError(f"row {row} is not what the image file gives")
+        except ValueError as error:
+            log.warning("%s: not used (%s); images are decoded instead", directory / one.name, error)
+            return []
+        opened.append(pixels)
+    return opened
+
+
+def _open_file(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Open the pixels of a shard; None where they are not there, or another process replaces the folder just now.
+
+    Raises:
+        ValueError: The file is not what its name says.
+    """
+    try:
+        pixels = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        return None
+    except EOFError:
+        raise ValueError("empty") from None
+    if (pixels.shape, pixels.dtype) != (shape, np.uint8):
+        raise ValueError(f"{pixels.dtype} {pixels.shape}, expected uint8 {shape}")
+    return pixels
+
+
+# --- their place ------------------------------------------------------------------------------------------------
+
+
+def fits(settings: CacheTeacherSettings, num_images: int, image_size: tuple[int, int], at: Path) -> bool:
+    """Decide whether the pixels are stored: `always`, `never`, or (auto) within max_gb and half of the free disk.
 
     Raises:
         UserError: `always`, but the disk has no room.
     """
-    needed = num_samples * 3 * image_size[0] * image_size[1]
+    needed = num_images * 3 * image_size[0] * image_size[1]
     free = shutil.disk_usage(at).free
     log.info("pixel cache: %.2f GB needed, %.0f GB free", needed / 1e9, free / 1e9)
     if settings.pixels == "always" and needed > free:
@@ -108,41 +135,7 @@ def fits(settings: CacheTeacherSettings, num_samples: int, image_size: tuple[int
     return settings.pixels == "always" or (settings.pixels == "auto" and small)
 
 
-def publish(folder: Path, known: dict[str, str], identity: dict[str, Any], paths: Paths) -> None:
+def publish(folder: Path, known: Mapping[str, str], identity: Mapping[str, Any], paths: Paths) -> None:
     """Put `folder` with files of these hashes where readers look for pixels of this `identity`."""
     artifacts.write_manifest(folder, "cache_teacher", known=known, **identity)
     artifacts.publish(folder, pixels_directory(paths))
-
-
-def run(paths: Paths, settings: CacheTeacherSettings, how: RuntimeSettings) -> None:
-    """Store the pixels and nothing else: `dvc pull` brings a cache without them.
-
-    Raises:
-        UserError: Input is missing or broken, or the pixels do not fit.
-    """
-    student = model.load(paths.base)
-    parts = shards.read_training_parts(paths.shards)
-    num_images = sum(part.num_samples for part in parts)
-    if not fits(settings, num_images, student.image_size, paths.shards):
-        raise UserError(
-            f"cache_teacher.pixels: `{settings.pixels}` stores none here; `auto` does within cache_teacher.max_gb and "
-            "half of the free disk, `always` where the disk has room"
-        )
-    identity = pixels_identity(student.preprocess, parts[0])
-    work = artifacts.work_directory("pixels", artifacts.digest([identity, [part.digest for part in parts]]))
-    known = {}
-    for part in parts:
-        indices = range(len(part.shards))
-        chunks = iter(decoded(part, indices, student, student, settings.chunk_size, how.num_workers))
-        for index in terminal.progress(indices, label=f"pixels {part.name}", unit="shard", enabled=how.progress):
-            entries = list(shards.read_index(part.shards[index].index_path))
-            path = work / pixels_name(identity, entries)
-            with new_file(path, len(entries), student.image_size) as pixels:
-                for start in range(0, len(entries), settings.chunk_size):
-                    if runtime.stop_requested():
-                        raise runtime.Stopped
-                    places, images, _ = next(chunks)
-                    pixels[start : start + len(places)] = images[0].numpy()
-            known[path.name] = artifacts.sha256_file(path)
-    publish(work, known, identity, paths)
-    log.info("pixels of %d images stored in %s", num_images, pixels_directory(paths))

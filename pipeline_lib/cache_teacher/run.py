@@ -1,8 +1,7 @@
-"""Fills the teacher cache: decode, tokenise, embed, unit by unit, resuming at the next shard.
+"""Fill the teacher cache: tokenise, decode, embed, a shard at a time, going on at the next shard after a stop.
 
-A unit is built from one shard and is either whole or absent: written under a temporary name, renamed, then recorded
-with its hashes under `done/`. A killed stage starts again at the first shard whose record or hashes are missing.
-Processes of one world take every n-th shard. See `teacher_cache` for the format and why it is exact.
+A killed stage starts again at the first shard whose unit is not whole. Processes of one world take every n-th shard.
+See `unit` for what is written, and `reader` for why it is exact.
 """
 
 from __future__ import annotations
@@ -10,9 +9,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +17,15 @@ import safetensors.torch
 import torch
 
 from pipeline_lib import model, terminal
-from pipeline_lib.cache_teacher import check as cache_check
-from pipeline_lib.cache_teacher import pixels as pixel_cache
-from pipeline_lib.cache_teacher.reader import (
-    CachedPart,
-    cut_length,
-    digest_rows,
-    embed_images,
-    embed_texts,
-    embed_texts_by_length,
-    fingerprint,
-    pixels_identity,
-    pixels_name,
-)
+from pipeline_lib.cache_teacher import check, pixels
+from pipeline_lib.cache_teacher.chunks import decode_ahead, store_pixels
+from pipeline_lib.cache_teacher.fingerprint import fingerprint
+from pipeline_lib.cache_teacher.reader import CachedPart
 from pipeline_lib.cache_teacher.settings import CacheTeacherSettings
+from pipeline_lib.cache_teacher.statistics import feature_statistics, write_statistics
+from pipeline_lib.cache_teacher.tokens import TextCuts, choose_cuts, tokenize
+from pipeline_lib.cache_teacher.unit import Unit
+from pipeline_lib.cache_teacher.writer import write_unit
 from pipeline_lib.core import artifacts, provenance, runtime, shards
 from pipeline_lib.core.distributed import World
 from pipeline_lib.core.errors import UserError
@@ -44,208 +36,7 @@ from pipeline_lib.model.features import raw_norms_problem
 
 log = logging.getLogger(__name__)
 COUNTS = ("num_samples", "num_captions")
-STORED_DTYPES = {"float32": torch.float32, "float16": torch.float16}
-
-
-@dataclass
-class Writer:
-    """Builds the cache of all parts in a work folder, unit by unit, resuming at the next unfinished shard."""
-
-    student: Clip
-    teacher: Clip
-    settings: CacheTeacherSettings
-    work: Path
-    world: World
-    num_workers: int = 0
-    progress: bool = True
-    pixels: bool = True
-
-    def write(self, parts: Sequence[shards.Part]) -> dict[str, Any]:
-        """Write every part's units; return the facts for the manifest (cut length, counts, quarantine)."""
-        self.cuts = self._tokenize_all(parts)
-        with runtime.arithmetic(self.settings.precision, self.teacher.device):
-            for part in parts:
-                self._write_part(part)
-        self.world.barrier()
-        facts: dict[str, Any] = {
-            "text_length": self.cuts["student"],
-            "teacher_text_length": self.cuts["teacher"],
-            "parts": {},
-        }
-        for part in parts:
-            records = [self._record(part, index) for index in range(len(part.shards))]
-            units = [{key: value for key, value in record.items() if key != "pixels"} for record in records]
-            invalid = [reason for unit in units for reason in unit["invalid"]]
-            facts["parts"][part.name] = {
-                "num_samples": part.num_samples,
-                "num_captions": part.num_captions,
-                "num_invalid": len(invalid),
-                "invalid": invalid,
-                "units": units,
-            }
-            self._check_share(part, invalid)
-        return facts
-
-    def _check_share(self, part: shards.Part, invalid: list[str]) -> None:
-        share = len(invalid) / max(1, part.num_samples)
-        if share > self.settings.max_bad_share:
-            raise UserError(
-                f"{part.directory}: {len(invalid)} of {part.num_samples} images cannot be decoded "
-                f"({'; '.join(invalid[:3])}); mend them, or raise cache_teacher.max_bad_share"
-            )
-
-    # text
-
-    def _tokenize_all(self, parts: Sequence[shards.Part]) -> dict[str, int]:
-        """Token ids of every caption, uncut, kept in the work folder; returns the length to which each model's are cut.
-
-        One longest caption decides for both, so that a student and a teacher with one tokenizer see the same ids.
-        """
-        for part in parts:
-            own = range(self.world.rank, len(part.shards), self.world.size)
-            enabled = self.progress and self.world.is_main
-            for index in terminal.progress(own, label=f"tokenize {part.name}", unit="shard", enabled=enabled):
-                if not self._tokens_path(part, index).is_file():
-                    self._tokenize(part, index)
-        self.world.barrier()
-        lengths = torch.cat([self._tokens(part, i)["lengths"] for part in parts for i in range(len(part.shards))])
-        cuts = {}
-        for name, clip in (("student", self.student), ("teacher", self.teacher)):
-            if self.settings.text_cut != "none" and clip.text_cut_refusal:
-                log.info("the %s's text is not cut: %s", name, clip.text_cut_refusal)
-            whole = self.settings.text_cut == "none" or clip.text_cut_refusal
-            cuts[name] = clip.context_length if whole else cut_length(lengths, clip.context_length)
-        return cuts
-
-    def _tokenize(self, part: shards.Part, index: int) -> None:
-        captions = [text for entry in shards.read_index(part.shards[index].index_path) for text in entry.captions]
-        unit = {"student": self.student.tokenize(captions)}
-        lengths = self.student.text_lengths(unit["student"])
-        if self.teacher is not self.student:
-            unit["teacher"] = self.teacher.tokenize(captions)
-            lengths = lengths.maximum(self.teacher.text_lengths(unit["teacher"]))
-        unit["lengths"] = lengths
-        artifacts.write_bytes(self._tokens_path(part, index), safetensors.torch.save(unit))
-
-    def _tokens_path(self, part: shards.Part, index: int) -> Path:
-        return self.work / "tokens" / part.name / f"{index:05d}.safetensors"
-
-    def _tokens(self, part: shards.Part, index: int) -> dict[str, torch.Tensor]:
-        return safetensors.torch.load_file(self._tokens_path(part, index))
-
-    def _token_ids(self, tokens: dict[str, torch.Tensor], name: str) -> torch.Tensor:
-        """Cut ids of the `student` or the `teacher`; where both are one model, they are kept once."""
-        return tokens.get(name, tokens["student"])[:, : self.cuts[name]]
-
-    # units
-
-    def _unit_path(self, part: shards.Part, index: int) -> Path:
-        return self.work / "teacher" / part.name / f"{index:05d}.safetensors"
-
-    def _record(self, part: shards.Part, index: int) -> dict[str, Any]:
-        return artifacts.read_json(self.work / "done" / part.name / f"{index:05d}.json")
-
-    def _finished(self, part: shards.Part, index: int) -> bool:
-        """Whether a unit of an earlier, interrupted run is whole: its files have the recorded hashes."""
-        if not (self.work / "done" / part.name / f"{index:05d}.json").is_file():
-            return False
-        record = self._record(part, index)
-        if self.pixels and not record["pixels"]:
-            return False
-        files = {self._unit_path(part, index): record["sha256"]}
-        if self.pixels:
-            files |= {self.work / "pixels" / name: sha256 for name, sha256 in record["pixels"].items()}
-        return all(path.is_file() and artifacts.sha256_file(path) == sha for path, sha in files.items())
-
-    def stored_pixels(self, parts: Sequence[shards.Part]) -> dict[str, str]:
-        """SHA-256 of every file of pixels by its name."""
-        records = [self._record(part, index) for part in parts for index in range(len(part.shards))]
-        return {name: sha256 for record in records for name, sha256 in record["pixels"].items()}
-
-    def _write_part(self, part: shards.Part) -> None:
-        own = range(self.world.rank, len(part.shards), self.world.size)
-        todo = [index for index in own if not self._finished(part, index)]
-        if len(todo) < len(own):
-            log.info("%s: resumed, %d of %d shards were finished", part.name, len(own) - len(todo), len(own))
-        chunk = self.settings.chunk_size
-        chunks = iter(pixel_cache.decoded(part, todo, self.student, self.teacher, chunk, self.num_workers))
-        enabled = self.progress and self.world.is_main
-        total = sum(part.shards[index].num_samples for index in todo)
-        with terminal.progress(None, label=f"cache {part.name}", total=total, unit="img", enabled=enabled) as bar:
-            for index in todo:
-                self._write_unit(part, index, chunks)
-                bar.update(part.shards[index].num_samples)
-                if runtime.stop_requested():
-                    raise runtime.Stopped
-
-    def _write_unit(self, part: shards.Part, index: int, chunks: Iterator[Any]) -> None:
-        shard = part.shards[index]
-        entries = list(shards.read_index(shard.index_path))
-        features, invalid = [], {}
-        path = self.work / "pixels" / pixels_name(pixels_identity(self.student.preprocess, part), entries)
-        size = self.student.image_size
-        with pixel_cache.new_file(path, len(entries), size) if self.pixels else nullcontext() as pixels:
-            for start in range(0, len(entries), self.settings.chunk_size):
-                places, images, reasons = next(chunks)
-                if places[0] != (index, start):
-                    raise AssertionError(f"expected the chunk at {(index, start)}, got {places[0]}")
-                if pixels is not None:
-                    pixels[start : start + len(places)] = images[0].numpy()
-                invalid.update(reasons)
-                if self.settings.mode == "cached":
-                    features.append(embed_images(self.teacher, images[-1], self.settings.chunk_size))
-        tokens = self._tokens(part, index)
-        unit = self._texts(entries, self._token_ids(tokens, "student"))
-        unit["valid"] = torch.tensor([row not in invalid for row in range(len(entries))], dtype=torch.uint8)
-        if self.settings.mode == "cached":
-            unit["image_features"] = torch.cat(features)
-            embed = embed_texts_by_length if self.settings.text_cut == "chunk" else embed_texts
-            unit["text_features"] = embed(self.teacher, self._token_ids(tokens, "teacher"), self.settings.chunk_size)
-            cache_check.check_unit(unit, f"{part.name}/{index:05d}")
-            for name in ("image_features", "text_features"):
-                unit[name] = unit[name].to(STORED_DTYPES[self.settings.dtype])
-        data = safetensors.torch.save(unit)
-        artifacts.write_bytes(self._unit_path(part, index), data)
-        record = {
-            "shard": shard.sha256,
-            "sha256": artifacts.sha256_bytes(data),
-            "num_samples": len(entries),
-            "num_captions": len(tokens["student"]),
-            "invalid": [invalid[row] for row in sorted(invalid)],
-            "pixels": {path.name: artifacts.sha256_file(path)} if self.pixels else {},
-        }
-        artifacts.write_json(self.work / "done" / part.name / f"{index:05d}.json", record)
-
-    def _texts(self, entries: Sequence[Any], token_ids: torch.Tensor) -> dict[str, torch.Tensor]:
-        captions = [caption for entry in entries for caption in entry.captions]
-        counts = [0, *(len(entry.captions) for entry in entries)]
-        return {
-            "caption_offsets": torch.tensor(counts).cumsum(0),
-            "token_ids": token_ids.to(torch.int32),
-            "key_digests": digest_rows([shards.text_digest(entry.key) for entry in entries]),
-            "caption_digests": digest_rows([shards.text_digest(caption) for caption in captions]),
-        }
-
-
-def feature_statistics(units: Iterable[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Mean and deviation [D] of the teacher's raw features over both modalities, and the mean norm of each modality."""
-    rows = 0
-    total = squares = torch.zeros(1, dtype=torch.float64)
-    norms: dict[str, list[torch.Tensor]] = {"image_norm": [], "text_norm": []}
-    for unit in units:
-        pair = unit["image_features"][unit["valid"].bool()].double(), unit["text_features"].double()
-        for name, features in zip(norms, pair, strict=True):
-            rows += len(features)
-            total = total + features.sum(0)
-            squares = squares + features.square().sum(0)
-            norms[name].append(features.norm(dim=-1))
-    mean = total / max(1, rows)
-    deviation = (squares / max(1, rows) - mean.square()).clamp_min(0).sqrt()
-    means = {name: torch.cat(values).mean().float() for name, values in norms.items() if values}
-    return {"mean": mean.float(), "std": deviation.float(), **means}
-
-
-# --- the stage --------------------------------------------------------------------------------------------------
+Units = Mapping[str, Sequence[Unit]]  # of each part by its name, in the order of the shards
 
 
 def run(
@@ -265,28 +56,25 @@ def run(
     parts = shards.read_training_parts(paths.shards)
     shards_digest = artifacts.read_manifest(paths.shards, stage="shard")["digest"]
     identity = fingerprint(student, teacher, settings, shards_digest)
-    num_images = sum(part.num_samples for part in parts)
-    pixels = not world.any(not pixel_cache.fits(settings, num_images, student.image_size, paths.shards))
+    stores_pixels = not world.any(not _pixels_fit(parts, student, settings, paths))
     made_by = [code_digest, provenance.package_versions(), device.type, torch.get_num_threads()]
     work = artifacts.work_directory("cache_teacher", world.first_of(artifacts.digest([identity, made_by])))
-    writer = Writer(student, teacher, settings, work, world, how.num_workers, how.progress, pixels)
+    units = units_of(parts, work, student, stores_pixels=stores_pixels)
     started = time.perf_counter()
-    facts = writer.write(parts)
+    cuts = fill(units, student, teacher, settings, how, world)
     seconds = time.perf_counter() - started
+    facts = _facts(parts, units, cuts, settings)
     if not world.is_main:
         world.barrier()
         return {}
-    measured = _finish(work, parts, facts, identity, teacher) | {"seconds": seconds}
-    log.info(
-        "%d images and %d captions in %.0f s",
-        *(sum(part[k] for part in facts["parts"].values()) for k in COUNTS),
-        seconds,
-    )
+    measured = _complete(work, parts, facts, identity, teacher) | {"seconds": seconds}
+    counts = (sum(part[name] for part in facts["parts"].values()) for name in COUNTS)
+    log.info("%d images and %d captions in %.0f s", *counts, seconds)
     if settings.mode == "cached":
         measured |= _verify(CachedPart(work / "teacher", None, parts[0], student), teacher, settings)
-    if pixels:
-        pixel_cache.publish(
-            work / "pixels", writer.stored_pixels(parts), pixels_identity(student.preprocess, parts[0]), paths
+    if stores_pixels:
+        pixels.publish(
+            work / "pixels", _stored_pixels(units), pixels.pixels_identity(student.preprocess, parts[0]), paths
         )
     artifacts.publish(work / "teacher", paths.teacher)
     shutil.rmtree(work)
@@ -294,8 +82,131 @@ def run(
     return {"digest": artifacts.read_manifest(paths.teacher)["digest"], "metrics": measured}
 
 
+def run_pixels(paths: Paths, settings: CacheTeacherSettings, how: RuntimeSettings) -> None:
+    """Store the pixels and nothing else: `dvc pull` brings a cache without them.
+
+    Raises:
+        UserError: Input is missing or broken, or the pixels do not fit.
+    """
+    student = model.load(paths.base)
+    parts = shards.read_training_parts(paths.shards)
+    if not _pixels_fit(parts, student, settings, paths):
+        raise UserError(
+            f"cache_teacher.pixels: `{settings.pixels}` stores none here; `auto` does within cache_teacher.max_gb and "
+            "half of the free disk, `always` where the disk has room"
+        )
+    identity = pixels.pixels_identity(student.preprocess, parts[0])
+    work = artifacts.work_directory("pixels", artifacts.digest([identity, [part.digest for part in parts]]))
+    known = {}
+    for name, units in units_of(parts, work, student, stores_pixels=True).items():
+        decoded = decode_ahead(units, student.preprocess, settings.chunk_size, how.num_workers)
+        label, enabled = f"pixels {name}", how.progress
+        for unit, chunks in terminal.progress(decoded, label=label, enabled=enabled, total=len(units), unit="shard"):
+            path = unit.pixels_path(unit.read_entries())
+            for _ in runtime.until_stopped(store_pixels(path, unit, chunks)):
+                pass
+            known[path.name] = artifacts.sha256_file(path)
+    pixels.publish(work / "pixels", known, identity, paths)
+    shutil.rmtree(work)
+    num_images = sum(part.num_samples for part in parts)
+    log.info("pixels of %d images stored in %s", num_images, pixels.pixels_directory(paths))
+
+
+def _pixels_fit(parts: Sequence[shards.Part], student: Clip, settings: CacheTeacherSettings, paths: Paths) -> bool:
+    return pixels.fits(settings, sum(part.num_samples for part in parts), student.image_size, paths.shards)
+
+
+# --- units ------------------------------------------------------------------------------------------------------
+
+
+def units_of(parts: Sequence[shards.Part], work: Path, student: Clip, *, stores_pixels: bool) -> Units:
+    """List the units of each part, to be made in the folder `work`."""
+    return {
+        part.name: [Unit(part, index, work, student.preprocess, stores_pixels) for index in range(len(part.shards))]
+        for part in parts
+    }
+
+
+def fill(
+    units: Units,
+    student: Clip,
+    teacher: Clip,
+    settings: CacheTeacherSettings,
+    how: RuntimeSettings,
+    world: World,
+) -> TextCuts:
+    """Make this process's share of the units that an earlier run has not finished; wait for the other processes.
+
+    Returns:
+        Where token ids were cut.
+
+    Raises:
+        UserError: The teacher's features mean nothing.
+        Stopped: A signal asked for it; the unit that was begun is finished.
+    """
+    own = {name: some[world.rank :: world.size] for name, some in units.items()}
+    progress = how.progress and world.is_main
+    for name, some in own.items():
+        for unit in terminal.progress(some, label=f"tokenize {name}", unit="shard", enabled=progress):
+            tokenize(unit, student, teacher)
+    world.barrier()
+    cuts = choose_cuts((unit for some in units.values() for unit in some), student, teacher, settings.text_cut)
+    with runtime.arithmetic(settings.precision, teacher.device):
+        for name, some in own.items():
+            todo = _unfinished(name, some)
+            total = sum(unit.shard.num_samples for unit in todo)
+            decoded = decode_ahead(todo, teacher.preprocess, settings.chunk_size, how.num_workers)
+            with terminal.progress(None, label=f"cache {name}", total=total, unit="img", enabled=progress) as bar:
+                for unit, chunks in decoded:
+                    write_unit(unit, chunks, teacher, cuts, settings)
+                    bar.update(unit.shard.num_samples)
+                    if runtime.stop_requested():
+                        raise runtime.Stopped
+    world.barrier()
+    return cuts
+
+
+def _unfinished(part_name: str, units: Sequence[Unit]) -> list[Unit]:
+    todo = [unit for unit in units if not unit.is_finished()]
+    if len(todo) < len(units):
+        log.info("%s: resumed, %d of %d shards were finished", part_name, len(units) - len(todo), len(units))
+    return todo
+
+
+def _stored_pixels(units: Units) -> dict[str, str]:
+    """Return the SHA-256 of every file of pixels by its name."""
+    records = [unit.read_record() for some in units.values() for unit in some]
+    return {name: sha256 for record in records for name, sha256 in record["pixels"].items()}
+
+
+# --- the whole cache --------------------------------------------------------------------------------------------
+
+
+def _facts(
+    parts: Sequence[shards.Part], units: Units, cuts: TextCuts, settings: CacheTeacherSettings
+) -> dict[str, Any]:
+    """Return what the manifest says of the finished units: where ids are cut, counts, images that do not decode.
+
+    Raises:
+        UserError: Too many images do not decode.
+    """
+    facts: dict[str, Any] = {"text_length": cuts.student, "teacher_text_length": cuts.teacher, "parts": {}}
+    for part in parts:
+        records = [unit.read_record() for unit in units[part.name]]
+        invalid = [reason for record in records for reason in record["invalid"]]
+        check.check_share(part, invalid, settings.max_bad_share)
+        facts["parts"][part.name] = {
+            "num_samples": part.num_samples,
+            "num_captions": part.num_captions,
+            "num_invalid": len(invalid),
+            "invalid": invalid,
+            "units": [{key: value for key, value in record.items() if key != "pixels"} for record in records],
+        }
+    return facts
+
+
 def _verify(part: CachedPart, teacher: Clip, settings: CacheTeacherSettings) -> dict[str, float]:
-    difference = cache_check.verify(part, teacher, settings)
+    difference = check.verify(part, teacher, settings)
     log.info(
         "%d rows computed again: relative difference of features up to %.1e, of the loss %.1e, its gradient %.1e",
         *(difference[name] for name in ("rows", "features", "loss", "gradient")),
@@ -303,10 +214,10 @@ def _verify(part: CachedPart, teacher: Clip, settings: CacheTeacherSettings) -> 
     return {f"verify_{name}": value for name, value in difference.items()}
 
 
-def _finish(
+def _complete(
     work: Path, parts: Sequence[shards.Part], facts: dict[str, Any], identity: dict[str, Any], teacher: Clip
 ) -> dict[str, float]:
-    """Statistics and manifests of the finished units in `work`; returns figures for the tracker."""
+    """Write the statistics and the manifest beside the finished units in `work`; return figures for the tracker."""
     known = {
         f"{name}/{index:05d}.safetensors": unit["sha256"]
         for name, part in facts["parts"].items()
@@ -316,9 +227,9 @@ def _finish(
     scale = float(teacher.logit_scale.detach())
     if identity["mode"] == "cached":
         units = sorted((work / "teacher" / parts[0].name).glob("*.safetensors"))
-        cache_check.check_spread(map(safetensors.torch.load_file, units), parts[0].name)
+        check.check_spread(map(safetensors.torch.load_file, units), parts[0].name)
         stats = feature_statistics(map(safetensors.torch.load_file, units))
-        artifacts.write_bytes(work / "teacher" / "statistics.safetensors", safetensors.torch.save(stats))
+        write_statistics(work / "teacher", stats)
         measured = {name: float(stats[name]) for name in ("image_norm", "text_norm")}
         log.info("raw norms: image %.2f, text %.2f; logit scale %.1f", *measured.values(), scale)
         problem = raw_norms_problem(measured["image_norm"], measured["text_norm"], scale)

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 
 from pipeline_lib import model
-from pipeline_lib.cache_teacher import reader as teacher_cache
-from pipeline_lib.cache_teacher.reader import embed_images, embed_texts
 from pipeline_lib.cache_teacher.settings import CacheTeacherSettings
+from pipeline_lib.cache_teacher.statistics import read_statistics
 from pipeline_lib.core import runtime
 from pipeline_lib.core.distributed import World
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.core.paths import Paths
 from pipeline_lib.model import Clip
+from pipeline_lib.model.embed import embed_images, embed_texts
 from pipeline_lib.model.features import Features, Inputs
 
 
@@ -35,12 +35,12 @@ class Teacher:
     def of_cache(
         cls, paths: Paths, settings: CacheTeacherSettings, manifest: dict[str, Any], student: Clip, teacher: Clip
     ) -> Teacher:
-        """The teacher of the cache in `paths.teacher`, made with `settings`, whose manifest is `manifest`.
+        """Make the teacher of the cache in `paths.teacher`, made with `settings`, whose manifest is `manifest`.
 
         Raises:
             UserError: It is to run online, but reads other inputs than the student.
         """
-        stats = teacher_cache.read_statistics(paths.teacher)
+        stats = read_statistics(paths.teacher)
         return cls(
             logit_scale=torch.tensor(manifest["teacher_logit_scale"]),
             mean=stats.get("mean"),
@@ -58,7 +58,7 @@ class Teacher:
         world: World,
         like: torch.Tensor,
     ) -> Features:
-        """Raw features of a whole batch, on the device and in the dtype of `like`.
+        """Return the raw features of a whole batch, on the device and in the dtype of `like`.
 
         Args:
             inputs: What this process embeds of the batch, if the teacher is online.
@@ -85,7 +85,7 @@ class Teacher:
 
 
 def _frozen(base: Path, student: Clip, teacher: Clip) -> Clip:
-    """The teacher; a copy where it is the student, whose weights are about to move."""
+    """Return the teacher, or a copy where it is the student, whose weights are about to move."""
     if teacher is student:
         return model.load(base, device=student.device)
     if any(teacher.facts[k] != student.facts[k] for k in ("preprocess", "tokenizer_digest")):

@@ -4,8 +4,7 @@ Notable:
 
 - What is equal is embedded once: images with one content hash, texts with one sequence of token ids. Their features are
   then equal bitwise, which the sharing of places among ties relies on, and nothing is computed twice.
-- Every forward pass has the same number of rows (the last one is filled up), so that a row does not depend on how many
-  others there are. Texts are sorted by length and cut after the longest of their pass where that is exact.
+- A row does not depend on how many others there are, see `model.embed`.
 - Finished features are kept on disk until the stage has succeeded: a killed run, started again, goes on from there.
 - An image that `shard` accepted but that does not decode, and features that are constant, zero or not finite, end the
   stage: such numbers would look like results.
@@ -14,7 +13,7 @@ Notable:
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from pipeline_lib.core.distributed import World
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.core.shards import IndexEntry, Part, Shard
 from pipeline_lib.model import Clip, Preprocess
+from pipeline_lib.model.embed import embed_images, embed_texts_by_length
 from pipeline_lib.model.features import fault
 
 log = logging.getLogger(__name__)
@@ -149,7 +149,7 @@ class Embedder:
         return EmbeddedTask(classnames, labels(entries, name), features)
 
     def _prompts(self, name: str, task: Any) -> dict[str, list[str]]:
-        """Texts of each kind of prompts, class after class."""
+        """List the texts of each kind of prompts, class after class."""
         own = list(task["templates"]) if self.ensemble in ("set", "both") else []
         kinds = {"single": [self.prompt], "ensemble": own or model.imagenet_templates()}
         if self.ensemble == "both" and own:
@@ -165,7 +165,7 @@ class Embedder:
     # images
 
     def embed_images(self, part: Part) -> torch.Tensor:
-        """Raw features of every image of a part: float32 [N, D]."""
+        """Return the raw features of every image of a part: float32 [N, D]."""
         if part.name not in self._of_images:
             found = self._once(f"{part.name}.images", lambda: self._embed_images(part, _places(part)))
             self._of_images[part.name] = found
@@ -195,10 +195,10 @@ class Embedder:
         features, reasons = [], []
         label = f"{part.name}: images"
         with terminal.progress(None, label=label, total=len(places), unit="img", enabled=self._shows_progress) as bar:
-            for pixels, failed in loader:
+            for pixels, failed in runtime.until_stopped(loader):
                 reasons += failed
                 if not reasons:
-                    features.append(self._forward(self.clip.encode_image, pixels))
+                    features.append(embed_images(self.clip, pixels, self.batch_size))
                 bar.update(len(pixels) + len(failed))
         if reasons:
             raise UserError(
@@ -210,7 +210,7 @@ class Embedder:
     # texts
 
     def _embed_texts(self, part: Part, texts: Sequence[str]) -> torch.Tensor:
-        """Raw features of texts, float32 [len(texts), D]; texts with the same tokens are embedded once."""
+        """Return the raw features of texts, float32 [len(texts), D]; texts with the same tokens are embedded once."""
         if not texts:
             return torch.empty(0, self.clip.embed_dim)
         distinct_texts = list(dict.fromkeys(texts))
@@ -223,22 +223,19 @@ class Embedder:
         return features[[row_of_text[text] for text in texts]]
 
     def _run_texts(self, part: Part, token_ids: torch.Tensor) -> torch.Tensor:
-        lengths = self.clip.text_lengths(token_ids)
-        features = torch.empty(len(token_ids), self.clip.embed_dim)
-        label = f"{part.name}: texts"
-        with terminal.progress(
-            None, label=label, total=len(token_ids), unit="text", enabled=self._shows_progress
-        ) as bar:
-            for rows in lengths.argsort(stable=True).split(self.batch_size) if len(lengths) else ():
-                cut = int(lengths[rows].max())
-                features[rows] = self._forward(self.clip.encode_text, token_ids[rows, :cut])
-                bar.update(len(rows))
-        return features
+        def watch(passes: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+            label, enabled = f"{part.name}: texts", self._shows_progress
+            with terminal.progress(None, label=label, total=len(token_ids), unit="text", enabled=enabled) as bar:
+                for rows in runtime.until_stopped(passes):
+                    yield rows
+                    bar.update(len(rows))
+
+        return embed_texts_by_length(self.clip, token_ids, self.batch_size, multiple=1, watch=watch)
 
     # both
 
     def _once(self, name: str, embed: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """Features that an earlier run has finished, else those of `embed`, kept for a later one."""
+        """Return the features that an earlier run has finished, else those of `embed`, kept for a later run."""
         if self.kept is None:
             return embed()
         path = self.kept / f"{name}.safetensors"
@@ -254,17 +251,8 @@ class Embedder:
     def _shows_progress(self) -> bool:
         return self.progress and self.world.is_main
 
-    def _forward(self, encode: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
-        """One pass of exactly `batch_size` rows: a pass of another size rounds differently. float32 on the CPU."""
-        if runtime.stop_requested():
-            raise runtime.Stopped
-        missing = self.batch_size - len(rows)
-        full = torch.cat([rows, rows[:1].expand(missing, *rows.shape[1:])]) if missing else rows
-        with torch.inference_mode():
-            return encode(full.to(self.clip.device))[: len(rows)].float().cpu()
-
     def _gather(self, own: torch.Tensor, count: int) -> torch.Tensor:
-        """The features of every process, on each."""
+        """Return the features of every process, on each."""
         if self.world.size == 1:
             return own
         return torch.cat(self.world.gather_rows(own.to(self.clip.device), count)).cpu()
@@ -301,15 +289,15 @@ def _collate(items: Sequence[np.ndarray | str]) -> tuple[torch.Tensor, list[str]
 
 
 def _places(part: Part) -> list[tuple[Shard, IndexEntry]]:
-    """Every entry of a part in order, with the shard that its image lies in."""
+    """List every entry of a part in order, with the shard that its image lies in."""
     return [(shard, entry) for shard in part.shards for entry in shard.samples()]
 
 
 def _labelled_tasks(part: Part, entries: Sequence[IndexEntry]) -> dict[str, Any]:
-    """The tasks of a part for which some image has a label."""
+    """Return the tasks of a part for which some image has a label."""
     return {name: task for name, task in part.tasks.items() if any(name in entry.labels for entry in entries)}
 
 
 def labels(entries: Sequence[IndexEntry], task: str) -> torch.Tensor:
-    """Class indices of `entries` in `task`, −1 for an entry without: [N] int64."""
+    """Return the class indices of `entries` in `task`, −1 for an entry without: [N] int64."""
     return torch.tensor([entry.labels.get(task, -1) for entry in entries], dtype=torch.int64)

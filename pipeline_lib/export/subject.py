@@ -160,7 +160,7 @@ def _mix(clip: model.Clip, base_weights: Mapping[str, torch.Tensor], mix: float)
     """Put the mixed weights into the refined model and describe it anew."""
     refined = {name: tensor.clone() for name, tensor in clip.module.state_dict().items()}
     clip.module.load_state_dict(wise_ft.interpolate(base_weights, refined, mix))
-    clip.facts = {**clip.facts, **model.describe(clip), "mix": mix}
+    clip.facts = {**clip.facts, **model.compute_facts(clip), "mix": mix}
 
 
 def _public(value: Any) -> Any:

@@ -1,9 +1,11 @@
 """One dual encoder as an open_clip directory: load, encode, describe, save. The only importer of open_clip.
 
 preprocess   open_clip's evaluation transform, cut in two where pixels are uint8
-clip         the loaded model: pictures and captions to raw features, tokenizer, logit scale
+clip         the loaded model: images and captions to raw features, tokenizer, logit scale
+embed        a tower over many rows without gradients, in passes of one size
 facts        what decides its features, by digest; compared with what a folder's manifest recorded
-folder       open_clip directories: load, build, save
+features     the tuples that travel between model, losses, recipes and metrics
+folder       open_clip directories: load, create, save
 towers       locked whole or in part, with less memory, for training
 published    architectures, published weights, vocabulary and prompt templates that open_clip knows
 
@@ -16,15 +18,15 @@ from pipeline_lib.model.facts import (
     TOKENIZER_FILES,
     TOWER_CONFIG,
     compare_facts,
-    describe,
+    compute_facts,
     recorded_facts,
     weights_digest,
 )
 from pipeline_lib.model.folder import (
     CONFIG,
     WEIGHTS,
-    build,
     copy_files,
+    create,
     load,
     load_weights,
     read_config,
@@ -55,11 +57,11 @@ __all__ = [
     "Preprocess",
     "architecture",
     "architectures",
-    "build",
     "checkpoint_activations",
     "compare_facts",
+    "compute_facts",
     "copy_files",
-    "describe",
+    "create",
     "download",
     "imagenet_templates",
     "load",

@@ -1,4 +1,4 @@
-"""One loaded dual encoder: pictures and captions to raw features, its tokenizer, its logit scale."""
+"""One loaded dual encoder: images and captions to raw features, its tokenizer, its logit scale."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Clip:
     """A loaded model with its preprocessing and tokenizer. B images or captions, D = `embed_dim`."""
 
     def __init__(self, module: nn.Module, config: Mapping[str, Any], directory: Path) -> None:
-        """Wrap `module`; use `load` or `build`."""
+        """Wrap `module`; use `load` or `create`."""
         self.module: Any = module  # an nn.Module; Any because open_clip's towers are told apart by their attributes
         self.config = config
         self.directory = directory
@@ -75,11 +75,11 @@ class Clip:
         return getattr(self.module, "text", self.module)
 
     def decode(self, image_bytes: bytes, max_pixels: int) -> np.ndarray:
-        """`Preprocess.decode`."""
+        """Decode an image as `Preprocess.decode` does."""
         return self.preprocess.decode(image_bytes, max_pixels)
 
     def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
-        """`Preprocess.normalize` in the type of the weights."""
+        """Normalize pixels as `Preprocess.normalize` does, in the type of the weights."""
         return self.preprocess.normalize(pixels, self.dtype)
 
     @cached_property
@@ -88,17 +88,17 @@ class Clip:
         return open_clip.get_tokenizer(f"local-dir:{self.directory.resolve()}")
 
     def tokenize(self, texts: list[str]) -> torch.Tensor:
-        """N captions -> token ids, int64 [N, context_length], padded, too long ones truncated."""
+        """Return the token ids of N captions, int64 [N, context_length], padded, too long ones truncated."""
         if not texts:
             return torch.zeros(0, self.context_length, dtype=torch.int64)
         return self.tokenizer(texts, context_length=self.context_length)
 
     def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 [B, 3, H, W] -> raw image features [B, D]."""
+        """Return the raw features [B, D] of uint8 images [B, 3, H, W]."""
         return self.module.encode_image(self.normalize(pixels), normalize=False)
 
     def encode_text(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """Token ids [B, L], L <= context_length -> raw text features [B, D].
+        """Return the raw features [B, D] of token ids [B, L], L <= context_length.
 
         Cut ids (L < context_length) give the features of the full ids to rounding if every caption's `text_lengths`
         is at most L.
@@ -118,7 +118,7 @@ class Clip:
         return self._encode_cut_text(token_ids)
 
     def _encode_cut_text(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """open_clip's own operations on the first L positions; its text towers add the whole positional table."""
+        """Do open_clip's own operations on the first L positions; its text towers add the whole positional table."""
         text, length = self.text_tower, token_ids.shape[1]
         cast = text.transformer.get_cast_dtype()
         x = text.token_embedding(token_ids).to(cast) + text.positional_embedding[:length].to(cast)
@@ -170,7 +170,10 @@ class Clip:
         return None
 
     def text_lengths(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """Token ids [N, L] -> tokens each caption needs, end-of-text included, int64 [N]; L where no cut is exact."""
+        """Count the tokens that each caption needs, end-of-text included, int64 [N]; L where no cut is exact.
+
+        For token ids [N, L]; "a cat" needs 4 of OpenAI's: start, a, cat, end.
+        """
         length = token_ids.shape[1]
         if self.text_cut_refusal or not len(token_ids):
             return torch.full((len(token_ids),), length, dtype=torch.int64, device=token_ids.device)

@@ -34,8 +34,8 @@ TOKENIZER_FILES = (
 GUARDED = ("config_digest", "preprocess", "quick_gelu", "tokenizer_digest", "weights_digest")
 
 
-def describe(clip: Clip) -> dict[str, Any]:
-    """What decides the model's features, as JSON values; computed from the loaded weights and files."""
+def compute_facts(clip: Clip) -> dict[str, Any]:
+    """Compute from the loaded weights and files what decides the model's features, as JSON values."""
     model_config = clip.config["model_cfg"]
     tower = clip.directory / TOWER_CONFIG
     settings = {"model_cfg": model_config, "tower": artifacts.read_json(tower) if tower.is_file() else None}
@@ -54,7 +54,7 @@ def describe(clip: Clip) -> dict[str, Any]:
 
 
 def weights_digest(state_dict: Mapping[str, torch.Tensor]) -> str:
-    """Hex SHA-256 over names, types, shapes and bytes of the tensors, in order of name."""
+    """Return the hex SHA-256 over names, types, shapes and bytes of the tensors, in order of name."""
     digest = hashlib.sha256()
     for name, tensor in sorted(state_dict.items()):
         data = tensor.detach().cpu().contiguous()
@@ -64,7 +64,7 @@ def weights_digest(state_dict: Mapping[str, torch.Tensor]) -> str:
 
 
 def _tokenizer_digest(clip: Clip) -> str:
-    """Hex SHA-256 of what decides token ids: the tokenizer's files, or open_clip's own vocabulary and class."""
+    """Return the hex SHA-256 of what decides token ids: the tokenizer's files, or open_clip's own vocabulary."""
     text_config = clip.config["model_cfg"]["text_cfg"]
     settings = {key: text_config.get(key) for key in ("tokenizer_mode", "tokenizer_kwargs")}
     if text_config.get("hf_tokenizer_name"):
@@ -76,7 +76,7 @@ def _tokenizer_digest(clip: Clip) -> str:
 
 
 def recorded_facts(directory: Path) -> dict[str, Any]:
-    """The `model` block of the directory's manifest; empty where there is no manifest."""
+    """Return the `model` block of the directory's manifest; empty where there is no manifest."""
     if not (directory / artifacts.MANIFEST).is_file():
         return {}
     return artifacts.read_manifest(directory).get("model", {})

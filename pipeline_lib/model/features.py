@@ -40,7 +40,7 @@ class Features(NamedTuple):
 
 
 def raw_norms_problem(image_norm: float, text_norm: float, logit_scale: float) -> str | None:
-    """What is wrong with raw dot products as logits where the norms are such on average; None within a factor of 3.
+    """Say what is wrong with raw dot products as logits where the norms are such on average; None within a factor of 3.
 
     A softmax over cosines times the logit scale is what the model was trained with.
     """
@@ -55,12 +55,12 @@ def raw_norms_problem(image_norm: float, text_norm: float, logit_scale: float) -
 
 
 def row_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Largest ‖found − expected‖ / ‖expected‖ of a row, [N, D] each; NaN where a row is."""
+    """Return the largest ‖found − expected‖ / ‖expected‖ of a row, [N, D] each; NaN where a row is."""
     return float(((found - expected).norm(dim=-1) / expected.norm(dim=-1)).max())
 
 
 def fault(features: torch.Tensor, num_distinct: int) -> str | None:
-    """Why raw features [N, D] of `num_distinct` different inputs cannot mean anything, or None."""
+    """Say why raw features [N, D] of `num_distinct` different inputs cannot mean anything; None if they can."""
     norms = features.norm(dim=-1)
     if not features.isfinite().all():
         return f"{int((~features.isfinite().all(dim=-1)).sum())} of {len(features)} are not finite"
@@ -72,5 +72,5 @@ def fault(features: torch.Tensor, num_distinct: int) -> str | None:
 
 
 def l2_normalize(raw_features: torch.Tensor) -> torch.Tensor:
-    """Rows divided by their L2 norm: [..., D] -> [..., D]."""
+    """Divide rows by their L2 norm: [..., D] -> [..., D]."""
     return F.normalize(raw_features, dim=-1)

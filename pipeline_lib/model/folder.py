@@ -1,4 +1,4 @@
-"""A model as an open_clip directory: load, build, save.
+"""A model as an open_clip directory: load, create, save.
 
 It is self-contained: `open_clip_config.json`, `open_clip_model.safetensors` and, for Hugging Face text towers and
 tokenizers, their files beside them. Models with a native text tower load with plain
@@ -32,7 +32,7 @@ from torch import nn
 from pipeline_lib.core import artifacts
 from pipeline_lib.core.errors import UserError, first_lines
 from pipeline_lib.model.clip import Clip
-from pipeline_lib.model.facts import TOKENIZER_FILES, TOWER_CONFIG, compare_facts, describe, recorded_facts
+from pipeline_lib.model.facts import TOKENIZER_FILES, TOWER_CONFIG, compare_facts, compute_facts, recorded_facts
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
@@ -58,10 +58,10 @@ def load(
     """
     if not (directory / CONFIG).is_file() or not weights_file(directory):
         raise UserError(f"{directory}: no {CONFIG} and weights in it; run `dvc repro`, or check the path")
-    clip = build(directory, load_weights=True)
+    clip = create(directory, load_weights=True)
     recorded = recorded_facts(directory)
     if verify or not recorded:
-        clip.facts = {**recorded, **describe(clip)}
+        clip.facts = {**recorded, **compute_facts(clip)}
         compare_facts(directory, clip.facts, recorded)
     else:
         clip.facts = recorded
@@ -71,8 +71,8 @@ def load(
     return clip
 
 
-def build(directory: Path, *, load_weights: bool = False) -> Clip:
-    """The model that `directory/open_clip_config.json` describes, with random weights unless `load_weights`.
+def create(directory: Path, *, load_weights: bool = False) -> Clip:
+    """Create the model that `directory/open_clip_config.json` describes, with random weights unless `load_weights`.
 
     Raises:
         UserError: The configuration, a file it needs, or the weights are missing or do not fit together.
@@ -94,7 +94,7 @@ def build(directory: Path, *, load_weights: bool = False) -> Clip:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The content of `directory/open_clip_config.json`.
+    """Read `directory/open_clip_config.json`.
 
     Raises:
         UserError: The file is missing, or describes no model.
@@ -113,7 +113,7 @@ def load_weights(clip: Clip, state_dict: Mapping[str, torch.Tensor], origin: str
     of another length is refused instead of being interpolated, since that would be another model.
 
     Args:
-        clip: A model from `build`.
+        clip: A model from `create`.
         state_dict: Tensors by open_clip's names, of any floating type.
         origin: What to name in an error.
         remedy: What to add to it.
@@ -196,7 +196,7 @@ def save_weights(state_dict: Mapping[str, torch.Tensor], path: Path) -> None:
 
 
 def weights_file(directory: Path) -> Path | None:
-    """The checkpoint that open_clip would load from `directory`, or None."""
+    """Find the checkpoint that open_clip would load from `directory`; None if there is none."""
     with _quiet():
         found = open_clip.factory._find_checkpoint_in_dir(directory)
     return Path(found) if found else None
@@ -236,7 +236,7 @@ def write_config(directory: Path, model_config: Mapping[str, Any], preprocess: M
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Drop open_clip's warnings on the root logger: `build` without weights is no mistake here."""
+    """Drop open_clip's warnings on the root logger: `create` without weights is no mistake here."""
 
     def errors_only(record: logging.LogRecord) -> bool:
         return record.levelno >= logging.ERROR

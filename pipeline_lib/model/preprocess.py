@@ -43,7 +43,7 @@ class Preprocess:
         return (size, size) if isinstance(size, int) else (size[0], size[1])
 
     def decode(self, image_bytes: bytes, max_pixels: int) -> np.ndarray:
-        """An encoded image through the model's own PIL steps (resize first, RGB after): uint8 [3, H, W].
+        """Take an image file through the model's own PIL steps (resize first, RGB after); return uint8 [3, H, W].
 
         Raises:
             ValueError: It cannot be decoded, or it has, or would be resized to, more than `max_pixels` pixels.
@@ -70,7 +70,7 @@ class Preprocess:
             raise ValueError(f"{width}x{height} pixels are too many (limit {max_pixels}, also after resizing)")
 
     def normalize(self, pixels: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """uint8 [B, 3, H, W] -> what ToTensor and Normalize give, bitwise, on the device of `pixels`.
+        """Return what ToTensor and Normalize give for uint8 [B, 3, H, W], bitwise, on the device of `pixels`.
 
         Computed in float32 as the transform does, then cast to `dtype`. The divisor is a tensor because CUDA
         multiplies by the rounded reciprocal of a plain number.
@@ -86,6 +86,6 @@ class Preprocess:
 
 
 def preprocess_config(module: nn.Module) -> dict[str, Any]:
-    """open_clip's preprocess_cfg with every key, as JSON values."""
+    """Return open_clip's preprocess_cfg with every key, as JSON values."""
     config = asdict(open_clip.transform.PreprocessCfg()) | open_clip.get_model_preprocess_cfg(module)
     return {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}

@@ -15,17 +15,17 @@ from pipeline_lib.core.errors import UserError, first_lines
 
 
 def architectures() -> list[str]:
-    """Names of the architectures that open_clip knows."""
+    """List the names of the architectures that open_clip knows."""
     return open_clip.list_models()
 
 
 def architecture(name: str) -> dict[str, Any] | None:
-    """open_clip's `model_cfg` for an architecture name, or None."""
+    """Return open_clip's `model_cfg` for an architecture name, or None."""
     return open_clip.get_model_config(name)
 
 
 def pretrained_tags(name: str) -> dict[str, dict[str, Any]]:
-    """The published weights of an architecture: open_clip's own record (preprocessing, quick_gelu, place) by tag."""
+    """List the published weights of an architecture: by tag open_clip's record (preprocessing, quick_gelu, place)."""
     return {tag: open_clip.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)}
 
 
@@ -44,11 +44,11 @@ def download(tag_config: Mapping[str, Any]) -> Path:
 
 
 def standard_vocabulary() -> dict[str, int]:
-    """Token ids by token of open_clip's own tokenizer, its two special tokens spelled as Hugging Face spells them."""
+    """Return open_clip's own token ids by token, the two special tokens spelled as Hugging Face spells them."""
     names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
     return {names.get(token, token): row for token, row in open_clip.tokenizer.SimpleTokenizer().encoder.items()}
 
 
 def imagenet_templates() -> list[str]:
-    """open_clip's copy of the 80 ImageNet prompt templates, with {} for the class name."""
+    """Return open_clip's copy of the 80 ImageNet prompt templates, with {} for the class name."""
     return [template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES]

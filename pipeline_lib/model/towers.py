@@ -63,13 +63,13 @@ def lock_text(clip: Clip, unlocked_layers: int) -> None:
 
 
 def _hf_layers(clip: Clip) -> nn.ModuleList:
-    """The layers of a Hugging Face text tower, in order."""
+    """Find the layers of a Hugging Face text tower, in order."""
     lists = (part for part in clip.text_tower.transformer.modules() if isinstance(part, nn.ModuleList))
     return max(lists, key=len)
 
 
 def checkpoint_activations(clip: Clip) -> None:
-    """Keep only what enters each layer of both towers; the rest is computed again in the backward pass.
+    """Switch on activation checkpointing in both towers: only what enters a layer is kept for the backward pass.
 
     Hugging Face towers do so in train mode alone, which is not the mode in which they are refined, so their layers
     are wrapped here; open_clip passes silently over the towers that cannot.
@@ -96,7 +96,7 @@ def checkpoint_activations(clip: Clip) -> None:
 
 
 def projection_names(clip: Clip) -> list[str]:
-    """Names of the parameters that project each tower into the shared space."""
+    """List the names of the parameters that project each tower into the shared space."""
     image = ("visual.proj", "visual.head.", "visual.attnpool.c_proj.")
     text = ("text_projection", "text.text_projection", "text.proj.")
     return [name for name, _ in clip.module.named_parameters() if name.startswith(image + text)]

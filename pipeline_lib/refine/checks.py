@@ -7,11 +7,12 @@ import logging
 import numpy as np
 import torch
 
-from pipeline_lib.cache_teacher.reader import CachedPart, embed_images, embed_texts
+from pipeline_lib.cache_teacher.reader import CachedPart
 from pipeline_lib.cache_teacher.settings import CacheTeacherSettings
 from pipeline_lib.core import runtime
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.model import Clip
+from pipeline_lib.model.embed import embed_images, embed_texts
 from pipeline_lib.model.features import row_difference
 from pipeline_lib.refine.epochs import Plan
 from pipeline_lib.refine.optimiser import named_trainable

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline_lib import model, tracking
-from pipeline_lib.cache_teacher import reader as teacher_cache
+from pipeline_lib.cache_teacher import reader
+from pipeline_lib.cache_teacher.fingerprint import fingerprint
+from pipeline_lib.cache_teacher.pixels import pixels_directory
 from pipeline_lib.cache_teacher.reader import CachedPart
 from pipeline_lib.cache_teacher.settings import CacheTeacherSettings
 from pipeline_lib.cache_teacher.teacher import Teacher
@@ -97,8 +99,8 @@ def _prepare(job: Job) -> tuple[Clip, Setup, CachedPart | None, str]:
     recipes.try_out(recipe, f"recipes.{settings.recipe}", student.embed_dim, teacher.embed_dim)
     manifest = artifacts.read_manifest(paths.teacher, stage="cache_teacher")
     shards_digest = artifacts.read_manifest(paths.shards, stage="shard")["digest"]
-    expected = teacher_cache.fingerprint(student, teacher, job.cache, shards_digest)
-    teacher_cache.check_fingerprint(manifest, expected, paths.teacher)
+    expected = fingerprint(student, teacher, job.cache, shards_digest)
+    reader.check_fingerprint(manifest, expected, paths.teacher)
     parts = _open_parts(job, student)
     plan = Plan.of(settings, parts["refine"].valid_rows)
     checks.check_plan(plan, job.world.size)
@@ -116,12 +118,12 @@ def _prepare(job: Job) -> tuple[Clip, Setup, CachedPart | None, str]:
 def _open_parts(job: Job, student: Clip) -> dict[str, CachedPart]:
     """Open the cache's parts, and say so where images must be decoded again for want of stored pixels."""
     wanted = job.cache.pixels != "never"
-    parts = teacher_cache.open_parts(job.paths, student, pixels=wanted)
+    parts = reader.open_parts(job.paths, student, pixels=wanted)
     if job.world.is_main and wanted and not parts["refine"].pixels:
         log.info(
             "%s has no pixels of these shards: each image is decoded again, which changes no result; "
             "`python -m stages.cache_teacher pixels` stores them",
-            teacher_cache.pixels_directory(job.paths),
+            pixels_directory(job.paths),
         )
     return parts
 
@@ -129,8 +131,8 @@ def _open_parts(job: Job, student: Clip) -> dict[str, CachedPart]:
 def _open_checkpoints(job: Job, setup: Setup, student: Clip, cache_digest: str) -> Checkpoints:
     """Open the folder of this very run: other parameters, inputs or code have another."""
     identity = [cache_digest, student.facts["weights_digest"], dataclasses.asdict(job.settings)]
-    fingerprint = artifacts.digest([*identity, job.blocks[job.settings.recipe], job.code_digest])
-    work = artifacts.work_directory("refine", fingerprint)
+    run_fingerprint = artifacts.digest([*identity, job.blocks[job.settings.recipe], job.code_digest])
+    work = artifacts.work_directory("refine", run_fingerprint)
     return Checkpoints(work=work, setup=setup, runtime=job.runtime, run=job.run)
 
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pipeline_lib.cache_teacher.reader import CachedPart, cut_length
+from pipeline_lib.cache_teacher.reader import CachedPart
 from pipeline_lib.cache_teacher.teacher import Teacher
 from pipeline_lib.core.distributed import World
 from pipeline_lib.model import Clip
+from pipeline_lib.model.embed import cut_length
 from pipeline_lib.model.features import Features, Inputs
 from pipeline_lib.refine.epochs import Plan, StepData
 from pipeline_lib.refine.gradients import Encoders

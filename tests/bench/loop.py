@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 
 from pipeline_lib import model
-from pipeline_lib.cache_teacher.reader import embed_images, embed_texts, open_parts
+from pipeline_lib.cache_teacher.reader import open_parts
 from pipeline_lib.cache_teacher.teacher import Teacher
 from pipeline_lib.core import config
 from pipeline_lib.core.distributed import World
 from pipeline_lib.core.runtime import RuntimeSettings
+from pipeline_lib.model.embed import embed_images, embed_texts
 from pipeline_lib.model.features import Features, Inputs
 from pipeline_lib.refine import recipes
 from pipeline_lib.refine.epochs import Plan, StepData

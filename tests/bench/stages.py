@@ -11,17 +11,19 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from pipeline_lib import model
-from pipeline_lib.cache_teacher import run as cache_writer
-from pipeline_lib.cache_teacher.reader import embed_images, embed_texts
+from pipeline_lib.cache_teacher.run import fill, units_of
 from pipeline_lib.cache_teacher.settings import CacheTeacherSettings
 from pipeline_lib.core import config, shards
 from pipeline_lib.core.distributed import World
+from pipeline_lib.core.runtime import RuntimeSettings
+from pipeline_lib.model.embed import cut_length, embed_images, embed_texts
 from tests.bench.inputs import Report, alternate, paths_of, write_photos, write_small_set
 from tests.conftest import run_stage
 from tests.tiny_model import write_tiny_clip
@@ -34,20 +36,21 @@ def caching(report: Report, root: Path) -> None:
     clip = model.load(paths.base)
     part = shards.read_part(paths.shards / "refine")
     settings = config.load(root / "params.yaml", CacheTeacherSettings)
+    how = replace(config.load(root / "params.yaml", RuntimeSettings), num_workers=0, progress=False)
 
     def bare() -> None:
         entries = [(shard, entry) for shard in part.shards for entry in shard.samples()]
         images = np.stack([clip.decode(shard.read_image(entry), 10**8) for shard, entry in entries])
         texts = [text for _, entry in entries for text in entry.captions]
         token_ids = clip.tokenize(texts)
-        token_ids = token_ids[:, : -(-int(clip.text_lengths(token_ids).max()) // 16) * 16]
+        token_ids = token_ids[:, : cut_length(clip.text_lengths(token_ids), clip.context_length)]
         embed_images(clip, torch.from_numpy(images), settings.chunk_size)
         embed_texts(clip, token_ids, settings.chunk_size)
 
     def cache() -> None:
         with tempfile.TemporaryDirectory(dir=root) as work:
-            writer = cache_writer.Writer(clip, clip, settings, Path(work), World(), progress=False)
-            writer.write([part])
+            units = units_of([part], Path(work), clip, stores_pixels=True)
+            fill(units, clip, clip, settings, how, World())
 
     seconds = alternate(1, bare=bare, cache=cache)
     rate = part.num_samples / seconds["cache"]
@@ -56,7 +59,7 @@ def caching(report: Report, root: Path) -> None:
     )
     texts = [text for entry in part.entries() for text in entry.captions][:64]
     full = clip.tokenize(texts)
-    cut = full[:, : -(-int(clip.text_lengths(full).max()) // 16) * 16]
+    cut = full[:, : cut_length(clip.text_lengths(full), clip.context_length)]
     times = alternate(2, full=lambda: embed_texts(clip, full, 32), cut=lambda: embed_texts(clip, cut, 32))
     report("cache_text_cut", times["full"] / times["cut"], 2.0, f"77 tokens against {cut.shape[1]}")
 

@@ -622,8 +622,9 @@ def test_a_stopped_evaluation_goes_on_from_what_was_embedded(evaluated, monkeypa
     params = Path("again.yaml")
     params.write_text(Path("params.yaml").read_text().replace("data/eval", "data/eval_again"))
     passes, stop_after = [], 20
-    forward = Embedder._forward
-    monkeypatch.setattr(Embedder, "_forward", lambda *given: passes.append(1) or forward(*given))
+    for name in ("encode_image", "encode_text"):
+        encode = getattr(model.Clip, name)
+        monkeypatch.setattr(model.Clip, name, lambda *given, encode=encode: passes.append(1) or encode(*given))
     monkeypatch.setattr(runtime, "stop_requested", lambda: len(passes) > stop_after)
     with pytest.raises(runtime.Stopped):
         evaluate_stage.main(params, "refined")

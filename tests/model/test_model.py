@@ -75,9 +75,9 @@ def test_features_are_those_of_plain_open_clip(tiny):
     plain, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tiny}")
     plain.eval()
     clip = model.load(tiny)
-    picture = noise("RGB", (50, 40))
-    expected = plain.encode_image(transform(picture)[None])
-    found = clip.encode_image(torch.from_numpy(clip.decode(encoded(picture), MAX_PIXELS))[None])
+    image = noise("RGB", (50, 40))
+    expected = plain.encode_image(transform(image)[None])
+    found = clip.encode_image(torch.from_numpy(clip.decode(encoded(image), MAX_PIXELS))[None])
     assert torch.equal(found, expected)
     token_ids = open_clip.get_tokenizer(f"local-dir:{tiny}")(CAPTIONS)
     assert torch.equal(clip.tokenize(CAPTIONS), token_ids)
@@ -280,7 +280,7 @@ def custom(directory: Path, *, vision: dict | None = None, **config) -> model.Cl
     directory.mkdir()
     (directory / model.CONFIG).write_text(json.dumps(content))
     torch.manual_seed(0)
-    clip = model.build(directory)
+    clip = model.create(directory)
     with torch.no_grad():
         clip.text_tower.token_embedding.weight.mul_(20)
     clip.module.double()
@@ -415,7 +415,10 @@ def test_saved_and_loaded_again(kind, tmp_path, tiny, tiny_hf):
         clip.module.logit_scale.add_(0.5)
     model.save(clip, tmp_path / "saved")
     again = model.load(tmp_path / "saved")
-    assert again.facts == {**model.describe(clip), "weights_digest": model.weights_digest(clip.module.state_dict())}
+    assert again.facts == {
+        **model.compute_facts(clip),
+        "weights_digest": model.weights_digest(clip.module.state_dict()),
+    }
     token_ids = clip.tokenize(["a red bird"])
     assert torch.equal(again.encode_text(token_ids), clip.encode_text(token_ids))
     assert torch.equal(again.encode_image(pixels_of(clip)), clip.encode_image(pixels_of(clip)))
@@ -477,7 +480,7 @@ def test_weights_digest_sees_names_types_shapes_and_bytes():
 
 
 def test_weights_that_do_not_fit_are_named(tiny, tmp_path):
-    clip = model.build(tiny)
+    clip = model.create(tiny)
     whole = load_file(tiny / model.WEIGHTS)
     model.load_weights(clip, whole, "it")
     assert model.weights_digest(clip.module.state_dict()) == model.weights_digest(whole)

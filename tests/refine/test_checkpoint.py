@@ -14,7 +14,7 @@ import torch
 
 from pipeline_lib.core import runtime
 from pipeline_lib.refine.checkpoint import CHECKPOINT
-from tests.cache_teacher.test_cache_teacher import stage_process
+from tests.cached_project import stage_process
 from tests.conftest import run_stage
 from tests.refine.runs import QUIET, equal, history, interrupt_at, refined, weights
 

@@ -7,7 +7,7 @@ from pipeline_lib.core import distributed
 from pipeline_lib.core.distributed import World
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.refine.checks import check_step_zero
-from tests.cache_teacher.test_cache_teacher import open_cached
+from tests.cached_project import open_cached
 from tests.conftest import run_stage
 from tests.refine.runs import refined
 from tests.tiny_project import write_params

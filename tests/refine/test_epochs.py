@@ -9,7 +9,7 @@ import torch
 
 from pipeline_lib.core.distributed import World
 from pipeline_lib.refine.epochs import Plan, read_batch, read_steps
-from tests.cache_teacher.test_cache_teacher import open_cached
+from tests.cached_project import open_cached
 
 
 def plan(**changes):

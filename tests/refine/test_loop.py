@@ -12,7 +12,7 @@ from pipeline_lib import tracking
 from pipeline_lib.core import artifacts
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.refine.checkpoint import CHECKPOINT
-from tests.cache_teacher.test_cache_teacher import count_decoded, stage_process
+from tests.cached_project import count_decoded, stage_process
 from tests.conftest import run_stage
 from tests.refine.runs import QUIET, equal, history, refined, weights
 from tests.tiny_project import write_params

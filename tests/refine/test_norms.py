@@ -8,7 +8,7 @@ from pipeline_lib import tracking
 from pipeline_lib.core import runtime
 from pipeline_lib.model.features import raw_norms_problem
 from pipeline_lib.refine import run as refinement
-from tests.cache_teacher.test_cache_teacher import open_cached
+from tests.cached_project import open_cached
 from tests.conftest import run_stage
 from tests.refine.runs import FROZEN, QUIET, equal, first_batch, history, interrupt_at, refined
 from tests.tiny_project import write_params

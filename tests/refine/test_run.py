@@ -10,7 +10,7 @@ import torch
 from pipeline_lib import model
 from pipeline_lib.core import artifacts, config, runtime
 from pipeline_lib.refine import run as refinement
-from tests.cache_teacher.test_cache_teacher import open_cached
+from tests.cached_project import open_cached
 from tests.conftest import run_stage
 from tests.refine.runs import QUIET, history, interrupt_at, refined
 from tests.tiny_model import write_tiny_clip

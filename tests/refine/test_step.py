@@ -11,7 +11,7 @@ from pipeline_lib import losses, model
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.model.features import l2_normalize
 from pipeline_lib.refine.sampling import Draws
-from tests.cache_teacher.test_cache_teacher import open_cached
+from tests.cached_project import open_cached
 from tests.conftest import run_stage
 from tests.refine.runs import FROZEN, first_batch, history, refined
 from tests.tiny_model import write_tiny_clip

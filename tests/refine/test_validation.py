@@ -6,7 +6,7 @@ import torch
 
 from pipeline_lib import model
 from pipeline_lib.losses import hycd_loss
-from tests.cache_teacher.test_cache_teacher import open_cached
+from tests.cached_project import open_cached
 from tests.conftest import run_stage
 from tests.refine.runs import equal, history, measured, weights
 from tests.tiny_project import write_params
