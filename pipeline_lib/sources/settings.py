@@ -19,18 +19,18 @@ class EvaluationSet:
     """The folder or file that holds the set, relative to `data.evaluation_root`."""
 
     images: str | None = None
-    """The image folder of coco, flickr and jsonl, relative to the set's folder. null looks in the format's usual
-    places; the other formats take only null.
+    """The image folder of `coco`, `flickr` and `jsonl`, relative to the set's folder. `null` looks in the format's
+    usual places; the other formats take only `null`.
     """
 
     split: str | None = None
-    """Which samples of the set are used. For clip_benchmark it is the folder `train` or `test`, and null means `test`.
-    For coco, flickr, jsonl and image_folder it is the name of a list file in the set's folder with a key or image name
-    per line, and null means all samples. webdataset takes only null.
+    """Which samples of the set are used. For `clip_benchmark` it is the folder `train` or `test`, and `null` means
+    `test`. For `coco`, `flickr`, `jsonl` and `image_folder` it is the name of a list file in the set's folder with a
+    key or image name per line, and `null` means all samples. `webdataset` takes only `null`.
     """
 
     limit: AtLeastOne | None = None
-    """Only the first N samples are used, for a trial run. null means all."""
+    """Only the first N samples are used, for a trial run. `null` means all."""
 
 
 @section("data")
@@ -46,13 +46,13 @@ class DataSettings:
     """
 
     images: str | None
-    """The image folder of coco, flickr and jsonl, relative to the folder of `root`. null looks in the format's usual
-    places; the other formats take only null.
+    """The image folder of `coco`, `flickr` and `jsonl`, relative to the folder of `root`. `null` looks in the format's
+    usual places; the other formats take only `null`.
     """
 
     annotations: str | None
-    """The captions file of coco, flickr and jsonl, relative to `root`. null takes the only file of the format's usual
-    name; the other formats take only null.
+    """The captions file of `coco`, `flickr` and `jsonl`, relative to `root`. `null` takes the only file of the format's
+    usual name; the other formats take only `null`.
     """
 
     parts: Mapping[str, float | str]
@@ -63,7 +63,7 @@ class DataSettings:
     """
 
     limit: AtLeastOne | None
-    """Only the first N samples are used, for a trial run. null means all."""
+    """Only the first N samples are used, for a trial run. `null` means all."""
 
     evaluation_root: str
     """The folder that holds the sets of `evaluation`. The stage `shard` runs again when it changes."""
