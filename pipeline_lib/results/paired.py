@@ -56,11 +56,9 @@ def compare_probes(before: Variant, after: Variant, settings: Certainty, *, sets
 
 def _compare(before: Variant, after: Variant, settings: Certainty, sets: Sequence[str], chosen: Chosen) -> list[Paired]:
     rows = [row for name in sets for row in _compare_on(before, after, settings, name, chosen)]
-    tested = [row for row in rows if row.p_value is not None]
-    adjusted = statistics.holm([row.p_value for row in tested if row.p_value is not None])
+    adjusted = iter(statistics.holm([row.p_value for row in rows if row.p_value is not None]))
     alpha = 1 - settings.confidence
-    judged = {row.before.name: _judge(row, p, alpha) for row, p in zip(tested, adjusted, strict=True)}
-    return [judged.get(row.before.name, row) for row in rows]
+    return [row if row.p_value is None else _judge(row, next(adjusted), alpha) for row in rows]
 
 
 def _compare_on(before: Variant, after: Variant, settings: Certainty, set_name: str, chosen: Chosen) -> list[Paired]:

@@ -281,17 +281,17 @@ def draw(path: Path, colour: tuple[int, int, int], seed: int) -> None:
 def project(tmp_path_factory):
     """Two tiny models, one refined from the other; images with captions and labels; a set of classes."""
     root = tmp_path_factory.mktemp("project")
-    (root / "pictures/images").mkdir(parents=True)
+    (root / "photos/images").mkdir(parents=True)
     rows = []
     for i in range(120):
         name = list(COLOURS)[i % 3]
-        draw(root / f"pictures/images/{i}.png", COLOURS[name], i)
+        draw(root / f"photos/images/{i}.png", COLOURS[name], i)
         captions = [f"picture number {i}", f"it is {name} and has {i} dots"][: 1 + i % 2]
         rows.append({"image": f"{i}.png", "captions": captions, "label": name})
     lists = {"refine": range(40), "val": range(40, 70), "eval": range(70, 120)}
     for part, numbers in lists.items():
-        (root / f"pictures/{part}.txt").write_text("".join(f"{i}\n" for i in numbers))
-    (root / "pictures/set.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (root / f"photos/{part}.txt").write_text("".join(f"{i}\n" for i in numbers))
+    (root / "photos/set.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for i in range(24):
         folder = root / "more/colours" / ("crimson", "lime", "navy")[i % 3]
         folder.mkdir(parents=True, exist_ok=True)
@@ -299,7 +299,7 @@ def project(tmp_path_factory):
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["data"] = {
         "format": "jsonl",
-        "root": "pictures",
+        "root": "photos",
         "images": "images",
         "annotations": "set.jsonl",
         "parts": {part: f"{part}.txt" for part in lists},
@@ -652,13 +652,11 @@ def test_known_answers_beside_a_set_are_held_to_the_base_model(evaluated, tmp_pa
     recall = {"value": measured["eval"]["text_to_image_recall_at_1"], "tolerance": 1e-6}
     other = {"value": 0.9, "tolerance": 0.0, "model": "ViT-L-14/openai"}
     Path("more/colours/known_answers.json").write_text(json.dumps({"zero_shot_class_top1": [answer, other]}))
-    Path("pictures/eval.known_answers.json").write_text(json.dumps({"text_to_image_recall_at_1": recall}))
+    Path("photos/eval.known_answers.json").write_text(json.dumps({"text_to_image_recall_at_1": recall}))
     shard_stage.main()
     evaluate_stage.main(Path("params.yaml"), "base")
     digest = shards.read_part(Path("data/shards/colours")).digest
-    Path("pictures/eval.known_answers.json").write_text(
-        json.dumps({"text_to_image_recall_at_1": recall | {"value": 2}})
-    )
+    Path("photos/eval.known_answers.json").write_text(json.dumps({"text_to_image_recall_at_1": recall | {"value": 2}}))
     shard_stage.main()
     assert shards.read_part(Path("data/shards/colours")).digest == digest
     shutil.rmtree("data/eval")

@@ -125,8 +125,8 @@ def test_the_lines_of_the_card_load_it_with_plain_open_clip_and_no_network(kind,
     with inside(request.getfixturevalue(kind)):
         found = subject()
         hub.write_hub_folder(found, tmp_path / "my-clip", repository="me/my-clip")
-        picture = tmp_path / "picture.png"
-        picture.write_bytes(found.sample.images[0])
+        image = tmp_path / "image.png"
+        image.write_bytes(found.sample.images[0])
         expected = found.features(found.clip)
     cached = tmp_path / "hub/models--me--my-clip"
     shutil.copytree(tmp_path / "my-clip", cached / "snapshots" / (40 * "0"))
@@ -137,7 +137,7 @@ def test_the_lines_of_the_card_load_it_with_plain_open_clip_and_no_network(kind,
     assert ["hf-hub:" in block for block in blocks] == [True, False]
     for block in blocks:
         output, texts = tmp_path / "features.pt", found.sample.texts
-        code = CARD_LINES.format(lines=block.split("```")[0], image=str(picture), texts=texts, output=str(output))
+        code = CARD_LINES.format(lines=block.split("```")[0], image=str(image), texts=texts, output=str(output))
         subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, capture_output=True)
         plain = torch.load(output, weights_only=True)
         assert torch.allclose(plain["image"], expected["image"][:1], rtol=1e-5, atol=1e-6)
@@ -344,7 +344,7 @@ def served(logged):
         mlflow.set_tracking_uri(None)
 
 
-def picture(colour="red", size=(40, 30)):
+def draw_image(colour="red", size=(40, 30)):
     buffer = io.BytesIO()
     Image.new("RGB", size, colour).save(buffer, "PNG")
     return buffer.getvalue()
@@ -354,7 +354,7 @@ def test_scores_equal_torch_directly(served):
     """Against open_clip and torch in this test, not against the exporter's own comparison."""
     module, _, preprocess = open_clip.create_model_and_transforms("local-dir:data/refined")
     tokenizer = open_clip.get_tokenizer("local-dir:data/refined")
-    images, texts = [picture("red"), picture("blue", (33, 90))], ["a red square", "blue"]
+    images, texts = [draw_image("red"), draw_image("blue", (33, 90))], ["a red square", "blue"]
     with torch.no_grad():
         pixels = torch.stack([preprocess(Image.open(io.BytesIO(image))) for image in images])
         raw = {"image": module.eval().encode_image(pixels), "text": module.encode_text(tokenizer(texts))}
@@ -374,7 +374,7 @@ def test_scores_equal_torch_directly(served):
 
 
 def test_rows_may_leave_a_column_empty(served):
-    both = served.predict(pd.DataFrame({"image": [picture(), None], "text": [None, "a cat"]}))
+    both = served.predict(pd.DataFrame({"image": [draw_image(), None], "text": [None, "a cat"]}))
     alone = served.predict(pd.DataFrame({"text": ["a cat"]}))
     assert both["text_embedding"][0] is None
     assert both["image_embedding"][1] is None
@@ -386,10 +386,10 @@ def test_rows_may_leave_a_column_empty(served):
 @pytest.mark.parametrize(
     ("table", "params", "message"),
     [
-        ({"image": [b"not a picture"]}, {}, "cannot be decoded"),
-        ({"image": [picture(size=(1, 99000))]}, {}, "1x99000 pixels are too many"),  # small, but it grows
+        ({"image": [b"not an image"]}, {}, "cannot be decoded"),
+        ({"image": [draw_image(size=(1, 99000))]}, {}, "1x99000 pixels are too many"),  # small, but it grows
         ({"image": [b"P6 12000 9000 255\n"]}, {}, "12000x9000 pixels are too many"),  # a claim is enough
-        ({"image": [picture()]}, {"classes": ["a"], "templates": ["no place"]}, "needs {} once"),
+        ({"image": [draw_image()]}, {"classes": ["a"], "templates": ["no place"]}, "needs {} once"),
         ({"text": ["a"]}, {"classes": ["a"]}, "every row needs `image`"),
         ({"text": [None]}, {}, "no `image` and no `text`"),
         ({"image": pd.Series([], dtype=object)}, {}, "no `image` and no `text`"),
@@ -455,7 +455,7 @@ def test_weights_that_no_run_made_are_logged_by_themselves(tracked):
 def test_a_model_that_scores_otherwise_is_not_registered(tracked, monkeypatch):
     """The base's folder is logged in place of the refined one's."""
     write, store = hub.write_hub_folder, mlflow_model.open_store(Path("params.yaml"))
-    monkeypatch.setattr(hub, "write", lambda _, target: write(subject("base"), target))
+    monkeypatch.setattr(hub, "write_hub_folder", lambda _, target: write(subject("base"), target))
     with pytest.raises(RuntimeError, match="image embeddings differ"):
         mlflow_model.log_model(subject(), store, name="tiny")
     assert store.mlflow.search_registered_models() == []
@@ -478,7 +478,7 @@ def test_names_are_checked_before_the_work(project, capsys, arguments, message):
 
 @pytest.mark.slow
 def test_mlflow_serves_it_and_answers_as_torch_does(logged):
-    """A real `mlflow models serve` on loopback; the picture goes as base64 in JSON."""
+    """A real `mlflow models serve` on loopback; the image goes as base64 in JSON."""
     folder, made = logged
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -551,7 +551,7 @@ def _post(port, body):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["evaluated", "hf_evaluated"])
 def test_onnx_towers_equal_torch_for_batches_of_one_two_and_five(kind, request, tmp_path):
-    """Other pictures, captions and batch sizes than those that the exporter checked, with a session of our own."""
+    """Other images, captions and batch sizes than those that the exporter checked, with a session of our own."""
     import onnxruntime
 
     with inside(request.getfixturevalue(kind)):
