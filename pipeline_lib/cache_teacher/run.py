@@ -73,9 +73,8 @@ def run(
     if settings.mode == "cached":
         measured |= _verify(CachedPart(work / "teacher", None, parts[0], student), teacher, settings)
     if stores_pixels:
-        pixels.publish(
-            work / "pixels", _stored_pixels(units), pixels.pixels_identity(student.preprocess, parts[0]), paths
-        )
+        of_what = pixels.pixels_identity(student.preprocess, parts[0])
+        pixels.publish(work / "pixels", _stored_pixels(units), of_what, paths)
     artifacts.publish(work / "teacher", paths.teacher)
     shutil.rmtree(work)
     world.barrier()
