@@ -74,7 +74,7 @@ def sharding(report: Report, root: Path) -> None:
     sizes = (400, 1600)
     source = root / "sharding_set"
     write_photos(source, 100)
-    picture = [path.read_bytes() for path in sorted(source.glob("*.jpg"))]
+    photos = [path.read_bytes() for path in sorted(source.glob("*.jpg"))]
     for size in sizes:
         here = place / str(size)
         (here / "set").mkdir(parents=True)
@@ -84,7 +84,7 @@ def sharding(report: Report, root: Path) -> None:
             for index in range(size):  # bytes behind the end-of-image mark make each file another one
                 name = f"{index:06d}.jpg"
                 (here / "set" / name).write_bytes(
-                    picture[index % 100][:-2] + b"\xff\xfe\x00\x08%06d" % index + b"\xff\xd9"
+                    photos[index % 100][:-2] + b"\xff\xfe\x00\x08%06d" % index + b"\xff\xd9"
                 )
                 file.write(json.dumps({"image": name, "captions": [f"picture {index}"]}) + "\n")
         os.symlink(write_tiny_clip(here / "tiny", seed=1), here / "clip")
@@ -122,7 +122,7 @@ print(json.dumps({"seconds": seconds, "memory": int(anonymous[0].split()[1]) / 1
 STAGES = ("shard", "cache_teacher", "refine")
 
 
-def growth(report: Report, root: Path, picture: Path, sizes: tuple[int, ...] = (2_000, 10_000, 50_000)) -> None:
+def growth(report: Report, root: Path, target: Path, sizes: tuple[int, ...] = (2_000, 10_000, 50_000)) -> None:
     """Cost per sample and memory (without page cache) from the smallest to the largest set, tiny model; drawn."""
     clip = write_tiny_clip(root / "tiny", seed=1)
     figures: dict[str, list[dict[str, float]]] = {stage: [] for stage in STAGES}
@@ -153,7 +153,7 @@ def growth(report: Report, root: Path, picture: Path, sizes: tuple[int, ...] = (
         report(f"growth_time_{stage}", per_sample[0] / per_sample[-1], 0.9, note)
         note = f"{small['memory']:.0f} to {large['memory']:.0f} MB of the process's own; {span}"
         report(f"growth_memory_{stage}", small["memory"] / large["memory"], 0.9, note)
-    _draw_growth(figures, picture)
+    _draw_growth(figures, target)
 
 
 def _in_a_process(code: str, *arguments: object) -> dict[str, float]:
@@ -165,7 +165,7 @@ def _in_a_process(code: str, *arguments: object) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _draw_growth(figures: dict[str, list[dict[str, float]]], picture: Path) -> None:
+def _draw_growth(figures: dict[str, list[dict[str, float]]], target: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3), layout="constrained")
@@ -177,7 +177,7 @@ def _draw_growth(figures: dict[str, list[dict[str, float]]], picture: Path) -> N
     for axes, label in ((time_axes, "ms per sample, start-up included"), (memory_axes, "MB of the process's own")):
         axes.set(xscale="log", xlabel="samples", ylabel=label, ylim=(0, None))
     time_axes.legend(frameon=False)
-    figure.savefig(picture, dpi=120)
+    figure.savefig(target, dpi=120)
 
 
 # --- nothing to do ----------------------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ print(json.dumps({"seconds": time.perf_counter() - start}))
 
 
 def startup(report: Report, root: Path) -> None:
-    """Each stage on a set of 96 tiny pictures against importing the packages it uses, both in fresh processes."""
+    """Each stage on a set of 96 tiny images against importing the packages it uses, both in fresh processes."""
     project = make_project(root / "startup")
     for stage in ("base", *STAGES, "evaluate", "report"):
         whole, bare = [], []

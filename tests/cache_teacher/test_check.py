@@ -45,7 +45,7 @@ def test_a_shard_of_equal_captions_is_cached_and_a_part_of_equal_features_is_not
 
 
 def test_an_image_folder_with_a_large_class_passes_through_the_cache(tmp_path):
-    """Classes of 40, 4 and 4 pictures, 8 samples a shard: all but the first are of one class."""
+    """Classes of 40, 4 and 4 images, 8 samples a shard: all but the first are of one class."""
     make_project(tmp_path)
     shutil.rmtree(tmp_path / "set")
     for label, (name, count) in enumerate((("cat", 40), ("dog", 4), ("owl", 4))):
