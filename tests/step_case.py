@@ -23,7 +23,7 @@ def case(directory, dtype=torch.float64):
     clip = model.load(directory, dtype=dtype)
     generator = torch.Generator().manual_seed(3)
     images = torch.randint(0, 256, (B, 3, *clip.image_size), generator=generator, dtype=torch.uint8)
-    ids = clip.tokenize([f"picture number {i} of a {'very ' * i}small thing" for i in range(B)])[:, :32]
+    ids = clip.tokenize([f"image number {i} of a {'very ' * i}small thing" for i in range(B)])[:, :32]
     rows = [torch.randn(B, clip.embed_dim, generator=generator, dtype=dtype) for _ in range(2)]
     teacher = Features(rows[0], rows[1], torch.tensor(12.0, dtype=dtype))
     draws = Draws(seed=0, epoch=0, step=0, progress=0.0, key_digests=[bytes([i] * 16) for i in range(B)])

@@ -12,83 +12,85 @@ class RefineSettings:
     """One recipe, one seed, the optimiser and its schedule."""
 
     recipe: str
-    """A name in `recipes.RECIPES`; its settings stand in the block of that name under `recipes:`."""
+    """Name of the recipe; its parameters stand in the block of that name under `recipes`."""
 
     seed: int
-    """Of the order of the samples, the caption drawn for each, and RaFA's random vectors."""
+    """Seed of the order of the samples, of the caption drawn for each, and of RaFA's random vectors."""
 
     epochs: AtLeastOne
-    """Passes over part `refine`."""
+    """Number of passes over part `refine`."""
 
     batch_size: AtLeastOne
-    """Pairs per optimiser step, over all processes."""
+    """Number of image-caption pairs in an optimiser step, over all processes."""
 
     micro_batch: AtLeastOne | None
-    """Pairs per forward pass of a process, to save memory; the gradients stay those of the whole batch; null: all at
-    once.
+    """Number of pairs that a process embeds at once, to save memory (null: all of its share); the gradients stay those
+    of the whole batch.
     """
 
     last_batch: Literal["drop", "keep"]
-    """An epoch's last, smaller batch; what is dropped differs from epoch to epoch."""
+    """What becomes of an epoch's last, smaller batch; drop: other samples are left out in each epoch."""
 
     max_steps: AtLeastOne | None
-    """Optimiser steps after which the run ends; null: when its epochs are over."""
+    """Number of optimiser steps after which the run ends; null: when its epochs are over."""
 
     learning_rate: NotNegative
-    """Of AdamW, after the warm-up."""
+    """Learning rate of AdamW after the warm-up."""
 
     weight_decay: NotNegative
-    """Of AdamW, on every trained weight but logit_scale and logit_bias."""
+    """Weight decay of AdamW, on every trained weight but logit_scale and logit_bias."""
 
     betas: tuple[ShareBelow1, ShareBelow1]
-    """Of AdamW: how slowly its means of the gradient and of its square forget."""
+    """Decay rates of AdamW's running means of the gradient and of its square."""
 
     eps: NotNegative
-    """Of AdamW: added to the root of the mean square."""
+    """Number that AdamW adds to its denominator, the root of the mean squared gradient."""
 
     schedule: Literal["constant", "cosine"]
-    """Learning rate after the warm-up; cosine: half a wave, down to 0."""
+    """Course of the learning rate after the warm-up; cosine: along half a cosine down to 0."""
 
     warmup_steps: Count
-    """Optimiser steps in which the learning rate rises linearly; 0: none."""
+    """Number of optimiser steps over which the learning rate rises linearly; 0: no warm-up."""
 
     grad_clip: Positive | None
-    """Largest norm of the whole gradient; null: as it is."""
+    """Largest norm of the whole gradient, which is scaled down to it; null: no clipping."""
 
     precision: Literal["fp32", "tf32", "bf16"]
-    """Of the student's towers (bf16: autocast); the losses stay fp32."""
+    """Precision of the student's towers (bf16: autocast); the losses stay fp32."""
 
     text_cut: Literal["set", "batch"]
-    """Token ids as cached, or cut again at each batch's longest caption."""
+    """Where token ids are cut; set: as they are cached; batch: once more, at the longest caption of each batch."""
 
     trainable: Literal["all", "projections"]
-    """All weights, or only those that project into the shared space."""
+    """Which weights are trained; projections: only those that project into the shared space."""
 
     lock_image: bool
-    """True: the image tower is not trained."""
+    """Whether the image tower is locked, that is not trained."""
 
     lock_image_unlocked_groups: Count
-    """With lock_image: the last n groups stay trainable."""
+    """Number of the locked image tower's last groups of layers that are trained nevertheless."""
 
     lock_text: bool
-    """True: the text tower is not trained."""
+    """Whether the text tower is locked, that is not trained."""
 
     lock_text_unlocked_layers: Count
-    """With lock_text: the last n layers stay trainable."""
+    """Number of the locked text tower's last layers that are trained nevertheless."""
 
     train_logit_scale: bool
-    """True: logit_scale (up to 100) and, where there is one, logit_bias are trained."""
+    """Whether logit_scale (between 1 and 100) and, where there is one, logit_bias are trained."""
 
     stochastic_layers: bool
-    """True: dropout and drop-path as in training (step 0 then differs from the teacher)."""
+    """Whether dropout and drop-path are on; step 0 then differs from the teacher."""
 
     grad_checkpointing: bool
-    """True: activations are computed again in the backward pass: less memory, more time."""
+    """Whether activation checkpointing is on: activations are computed again in the backward pass, which takes less
+    memory and more time.
+    """
 
     compile: bool
-    """True: both towers through torch.compile."""
+    """Whether both towers run through torch.compile."""
 
     step0_tolerance: NotNegative
-    """Largest relative difference between student and teacher features before step 0; larger bounds hold where the
-    cache is not 32 bit.
+    """Largest relative difference between the student's and the cached features that is accepted before the first step;
+    where the cache is not in fp32, a larger one is.
     """
