@@ -152,3 +152,25 @@ def doubled_points(root: Path) -> list[tuple]:
         for row in database.execute("select m.run_uuid, m.key, m.step from metrics m"):
             count[row] += 1
     return [row for row, times in count.items() if times > 1]
+
+
+def content(root: Path) -> dict:
+    """All that a store holds, with run ids replaced by names and without what differs between two executions."""
+    client = client_of(root)
+    runs = [*runs_of(client, "pipeline"), *runs_of(client, "stage")]
+    names = {run.info.run_id: run.info.run_name for run in runs}
+    volatile = ("run.uid", "row.uid", "pipeline.workspace", "mlflow.note.content")
+    return {
+        run.info.run_name: {
+            "status": run.info.status,
+            "params": run.data.params,
+            "tags": {k: names.get(v, v) for k, v in run.data.tags.items() if k not in volatile},
+            "curves": {
+                n: curve(client, run.info.run_id, n) for n in run.data.metrics if not n.startswith(("time/", "system/"))
+            },
+            "times": sorted(n for n in run.data.metrics if n.startswith("time/")),
+            "inputs": [(i.dataset.name, i.dataset.digest) for i in run.inputs.dataset_inputs],
+            "artifacts": [file.path for file in client.list_artifacts(run.info.run_id)],
+        }
+        for run in runs
+    }

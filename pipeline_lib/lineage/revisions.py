@@ -36,8 +36,8 @@ def run_command(*command: str, capture: bool = True) -> str:
             process.wait()
             raise
     if process.returncode:
-        said = (errors or "").strip().splitlines()
-        reason = said[-1] if said else f"exit code {process.returncode}"
+        lines = (errors or "").strip().splitlines()
+        reason = lines[-1] if lines else f"exit code {process.returncode}"
         raise UserError(f"{' '.join(command).removeprefix(f'{sys.executable} -m ')}: {reason}")
     return output or ""
 

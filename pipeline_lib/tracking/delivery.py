@@ -79,7 +79,7 @@ class Job:
     def __init__(self, told: dict[str, Any]) -> None:
         self._told = told
         self.spool = Spool(Path(told["spool"]))
-        self.end: Op | None = None  # how the stage said that it ended
+        self.end: Op | None = None  # as the stage sent it; the spool may lack it
         self.error: str | None = None
         self.pause = told["every"]
         self._target: Target | None = None

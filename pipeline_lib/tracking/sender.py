@@ -128,13 +128,13 @@ class Sender:
             self._hear(json.loads(line))
         self._hear({"number": sys.maxsize, "error": "the sending process died", "done": False})
 
-    def _hear(self, said: dict[str, Any]) -> None:
-        if "warning" in said:
-            log.warning("%s", said["warning"])
+    def _hear(self, answer: dict[str, Any]) -> None:
+        if "warning" in answer:
+            log.warning("%s", answer["warning"])
             return
         with self._changed:
-            self.error, self.done = said["error"], said["done"]
-            self._answered = max(self._answered, said["number"])
+            self.error, self.done = answer["error"], answer["done"]
+            self._answered = max(self._answered, answer["number"])
             self._changed.notify_all()
         if self.error:
             self._failed()

@@ -23,8 +23,8 @@ dropped                               instead of `end`, by a stage that  the run
                                       resumes another run                for it alone, if they are still there
 
 A sender process (`delivery.main`) reads the spool while the stage appends; `lineage sync` (`delivery.deliver`) reads
-one whose stage is gone. Both go from the first line to the last. A delivery that was cut off anywhere is repeated from
-the first line, and the spool is removed when the store has everything. This module knows nothing of MLflow.
+one whose stage is gone. Both go from the first line to the last and repeat an operation that failed; the next delivery
+after one that was cut off begins at the first line. The spool is removed when the store has everything.
 """
 
 from __future__ import annotations

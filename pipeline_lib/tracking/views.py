@@ -30,7 +30,7 @@ CURVE_COLUMNS = ("params.`refine.recipe`", "metrics.`refine/loss`", "metrics.`re
 
 
 def experiment_tags(now: int) -> dict[str, str]:
-    """Tags of a new experiment."""
+    """Return the tags of a new experiment."""
     return {
         "mlflow.note.content": NOTE,
         **KIND,
@@ -40,7 +40,7 @@ def experiment_tags(now: int) -> dict[str, str]:
 
 
 def configurations(tags: Mapping[str, str], metrics: Iterable[str], now: int) -> dict[str, str]:
-    """The view of rows with columns for `metrics` beside those that it has in `tags`; empty if it has them all."""
+    """Return the view of rows with columns for `metrics` besides those that it has in `tags`; {} if it has them all."""
     name = f"{PREFIX}configurations"
     known = _columns(tags[name]) if name in tags else []
     columns = list(dict.fromkeys([*FIRST_COLUMNS, *known, *(f"metrics.`{metric}`" for metric in metrics)]))
@@ -51,7 +51,7 @@ def configurations(tags: Mapping[str, str], metrics: Iterable[str], now: int) ->
 
 
 def _view(name: str, search: str, columns: Sequence[str], now: int, **order: Any) -> str:
-    """The columns in this order, each as wide as its head."""
+    """Return a view with the columns in this order, each as wide as its head."""
     widths = {column: WIDE if column == FIRST_COLUMNS[0] else 7 * len(column.split("`")[1]) + 36 for column in columns}
     shown = {"selectedColumns": list(columns), "columnOrder": list(columns), "columnWidths": widths}
     state = {"searchFilter": search, **order, **shown}

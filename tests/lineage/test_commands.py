@@ -20,14 +20,8 @@ from pipeline_lib import tracking
 from pipeline_lib.core import artifacts
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.lineage import commands as lineage
-from pipeline_lib.lineage.revisions import Snapshot, open_snapshot
 from pipeline_lib.shard import run as shard_writer
-from pipeline_lib.tracking import rows
-from pipeline_lib.tracking.client import Client
-from pipeline_lib.tracking.delivery import deliver
-from pipeline_lib.tracking.describe import start_op
 from pipeline_lib.tracking.spool import Spool
-from pipeline_lib.tracking.store import Store
 from tests import small_sets
 from tests.small_sets import img2dataset, write
 from tests.tracked_project import (
@@ -36,8 +30,8 @@ from tests.tracked_project import (
     LOOP,
     REPOSITORY,
     change,
-    clean_environment,
     client_of,
+    content,
     curve,
     do,
     doubled_points,
@@ -49,8 +43,6 @@ from tests.tracked_project import (
     runs_of,
     wait_until,
 )
-
-__all__ = ["clean_environment"]  # a fixture
 
 
 def write_output(folder: Path, stage: str, text: str) -> str:
@@ -73,28 +65,6 @@ def pipeline(params: Path) -> None:
         run.output("d-refine")
 
 
-def content(root: Path) -> dict:
-    """All that a store holds, with run ids replaced by names and without what differs between two executions."""
-    client = client_of(root)
-    runs = [*runs_of(client, "pipeline"), *runs_of(client, "stage")]
-    names = {run.info.run_id: run.info.run_name for run in runs}
-    volatile = ("run.uid", "row.uid", "pipeline.workspace", "mlflow.note.content")
-    return {
-        run.info.run_name: {
-            "status": run.info.status,
-            "params": run.data.params,
-            "tags": {k: names.get(v, v) for k, v in run.data.tags.items() if k not in volatile},
-            "curves": {
-                n: curve(client, run.info.run_id, n) for n in run.data.metrics if not n.startswith(("time/", "system/"))
-            },
-            "times": sorted(n for n in run.data.metrics if n.startswith("time/")),
-            "inputs": [(i.dataset.name, i.dataset.digest) for i in run.inputs.dataset_inputs],
-            "artifacts": [file.path for file in client.list_artifacts(run.info.run_id)],
-        }
-        for run in runs
-    }
-
-
 def test_what_was_spooled_and_sent_later_is_what_would_have_been_logged(tmp_path, monkeypatch):
     online = make_project(tmp_path / "online", mode="best_effort")
     pipeline(online)
@@ -111,90 +81,6 @@ def test_what_was_spooled_and_sent_later_is_what_would_have_been_logged(tmp_path
     assert content(tmp_path / "offline") == content(tmp_path / "online")
 
 
-class Crash(BaseException):
-    """The delivering process dies: no handler of ours sees it."""
-
-
-WRITES = ("create_experiment", "create_run", "log_batch", "log_inputs", "log_artifact", "set_experiment_tag")
-WRITES += ("update_run", "set_terminated", "delete_tag", "delete_run")
-
-
-def crash_after(monkeypatch, number: int | None) -> list[str]:
-    """Let the delivery die before write number `number` (counted from 0); the list grows with the writes that began."""
-    from mlflow import MlflowClient
-
-    begun: list[str] = []
-
-    def guarded(name: str):
-        original = getattr(MlflowClient, name)
-
-        def write(self, *arguments, **named):
-            if len(begun) == number:
-                raise Crash
-            begun.append(name)
-            return original(self, *arguments, **named)
-
-        return write
-
-    for name in WRITES:
-        monkeypatch.setattr(MlflowClient, name, guarded(name))
-    return begun
-
-
-def send_all(root: Path) -> None:
-    store = Store(Client(root, "clip-refine"))
-    for spool in Spool.all(root):
-        assert deliver(spool, store)
-
-
-@pytest.mark.slow
-def test_a_delivery_cut_off_before_any_of_its_writes_is_repeated_to_the_same_store(tmp_path, monkeypatch):
-    spooled = make_project(tmp_path / "spooled", mode="best_effort")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", CLOSED)
-    with tracking.stage_run("refine", spooled, upstream={"base": "d-base"}) as run:
-        for step in range(5):
-            run.log_metrics({"loss": 1.0 / (step + 1)}, step=step)
-        log_note(run)
-        run.dataset("refine", "ab" * 32, "refine")
-        run.headline({"refine/final_loss": 0.5, "verdict": "none"})
-        run.output("d-refine")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
-
-    def delivered(number: int | None) -> tuple[dict, int]:
-        root = tmp_path / f"cut at {number}"
-        shutil.copytree(tmp_path / "spooled", root)
-        with monkeypatch.context() as patch:
-            begun = crash_after(patch, number)
-            with suppress(Crash):
-                send_all(root)
-        send_all(root)
-        assert doubled_points(root) == []
-        assert [len(runs_of(client_of(root), kind)) for kind in ("pipeline", "stage")] == [1, 1]
-        return content(root), len(begun)
-
-    whole, writes = delivered(None)
-    assert writes > 15
-    for number in range(writes):
-        assert delivered(number)[0] == whole, f"cut off before write {number}"
-
-
-def test_what_a_request_that_seemed_lost_made_after_all_is_removed(tmp_path, monkeypatch):
-    # The delivery was killed while its requests were on their way: they arrive when the next delivery is under way.
-    params = make_project(tmp_path, mode="best_effort")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", CLOSED)
-    do("base", params)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    store = Store(Client(tmp_path, "clip-refine"))
-    (spool,) = Spool.all(tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(Client, "find", lambda self, *_, **__: [])  # it does not see what is on its way
-        for _ in range(2):
-            store.apply(spool.first(), spool, None)
-    assert [len(runs_of(store.client.mlflow, kind)) for kind in ("pipeline", "stage")] == [2, 2]
-    lineage.sync(params)
-    assert [len(runs_of(store.client.mlflow, kind)) for kind in ("pipeline", "stage")] == [1, 1]
-
-
 def test_a_spool_that_cannot_be_sent_does_not_hold_up_the_others(tmp_path, monkeypatch):
     params = make_project(tmp_path, mode="best_effort")
     broken = tmp_path / ".tracking-spool" / "base-000.jsonl"
@@ -209,70 +95,6 @@ def test_a_spool_that_cannot_be_sent_does_not_hold_up_the_others(tmp_path, monke
         lineage.sync(params)
     assert [run.data.tags["stage"] for run in runs_of(client_of(tmp_path), "stage")] == ["shard"]
     assert broken.exists()
-
-
-def test_a_row_that_was_deleted_is_made_anew_for_what_comes_later(tmp_path, monkeypatch):
-    params = make_project(tmp_path, mode="best_effort")
-    process = python(LOOP, tmp_path)
-    assert process.stdout.readline() == "there\n"
-    client = client_of(tmp_path)
-    wait_until(lambda: runs_of(client, "stage"))
-    kill(process, with_sender=True)
-    (deleted,) = runs_of(client, "pipeline")
-    client.delete_run(deleted.info.run_id)
-    assert ": sent" in lineage.sync(params)
-    (row,), (run,) = runs_of(client, "pipeline"), runs_of(client, "stage")
-    assert run.data.tags["mlflow.parentRunId"] == row.info.run_id
-    assert len(row.data.params) == len(deleted.data.params)
-
-
-def test_two_experiments_of_one_name_keep_their_own_rows(tmp_path, monkeypatch):
-    # DVC keeps the first of two experiments that were run in temporary folders under one name; the second one failed.
-    params = make_project(tmp_path)
-    monkeypatch.setenv("DVC_EXP_NAME", "mine")
-    monkeypatch.setenv("DVC_EXP_BASELINE_REV", "0" * 40)
-    do("report", params, "d-report", verdict="better", recall=0.5)
-    change(params, "learning_rate: 5e-5", "learning_rate: 1e30")
-    with pytest.raises(RuntimeError), tracking.stage_run("report", params):
-        raise RuntimeError("not finite")
-    client = client_of(tmp_path)
-    good, failed = runs_of(client, "pipeline")
-    store = Client(tmp_path, "clip-refine")
-    assert rows.row_of(store, start_op("lineage", params, {})).run_id == failed.info.run_id
-    change(params, "learning_rate: 1e30", "learning_rate: 5e-5")
-    described = start_op("lineage", params, {})
-    assert rows.row_of(store, described).run_id == good.info.run_id
-    rows.complete(store, described, {"report": "d-report"}, {})
-    assert "verdict" not in client.get_run(failed.info.run_id).data.tags
-    assert client.get_run(failed.info.run_id).info.status == "FAILED"
-
-
-def test_a_row_whose_outputs_came_from_elsewhere_takes_its_numbers_from_the_report(tmp_path):
-    # As in a clone that pulled: the runs that made the outputs are in another store.
-    params = make_project(tmp_path)
-    do("base", params, "d-base")
-    store = Client(tmp_path, "clip-refine")
-    headlines = {"eval/image_to_text_recall_at_1": 0.25, "verdict": "No measurable change"}
-    row = rows.complete(store, start_op("lineage", params, {}), {"base": "d-base", "report": "d-report"}, headlines)
-    assert row.metrics == {"eval/image_to_text_recall_at_1": 0.25}
-    assert (row.tags["verdict"], row.tags["headlines.from"]) == ("No measurable change", "the report's file")
-    assert (row.tags["stage.base"], row.tags["stage.report.run_id"]) == ("executed", "unknown")
-
-
-def test_a_stage_sent_later_takes_its_place_in_the_row_that_went_on_without_it(tmp_path, monkeypatch):
-    params = make_project(tmp_path, mode="best_effort")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", CLOSED)
-    do("base", params, "d-base")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    do("shard", params, "d-shard", {"base": "d-base"})
-    (row,), (shard,) = (runs_of(client_of(tmp_path), kind) for kind in ("pipeline", "stage"))
-    assert "stage.base" not in row.data.tags  # it was executed, not reused; the spool knows
-    assert shard.data.tags["upstream.base.run_id"] == "unknown"
-    lineage.sync(params)
-    (row,) = runs_of(client_of(tmp_path), "pipeline")
-    base = client_of(tmp_path).get_run(row.data.tags["stage.base.run_id"])
-    assert row.data.tags["stage.base"] == "executed"
-    assert base.data.tags["mlflow.parentRunId"] == row.info.run_id
 
 
 def test_sync_closes_runs_cut_off_with_their_sender_and_leaves_living_ones_alone(tmp_path):
@@ -333,61 +155,6 @@ def test_show_names_state_digest_and_run_of_every_stage(tmp_path):
     ]
 
 
-def test_what_arrives_late_is_named_in_every_row_that_reused_it(tmp_path, monkeypatch):
-    params = make_project(tmp_path, mode="best_effort")
-    with monkeypatch.context() as away:
-        away.setenv("MLFLOW_TRACKING_URI", CLOSED)
-        do("base", params, "b", base__recall=0.1)
-    do("refine", params, "r1", {"base": "b"})
-    change(params, "recipe: clip_refine", "recipe: hycd")
-    do("refine", params, "r2", {"base": "b"})
-    store = Client(tmp_path, "clip-refine")
-    (spool,) = Spool.all(tmp_path)
-    assert deliver(spool, Store(store))
-    rows.complete(store, Snapshot(params).start_op(), {"base": "b", "refine": "r2"}, {})
-    base, *refined = runs_of(client_of(tmp_path), "stage")
-    first, second = runs_of(client_of(tmp_path), "pipeline")
-    assert [run.data.tags["upstream.base.run_id"] for run in refined] == [base.info.run_id] * 2
-    assert (second.data.tags["stage.base"], second.data.tags["stage.base.run_id"]) == ("reused", base.info.run_id)
-    assert (first.data.metrics, second.data.metrics) == ({"base/recall": 0.1}, {"base/recall": 0.1})
-
-
-def test_an_attempt_that_arrives_late_does_not_undo_what_came_after_it(tmp_path, monkeypatch):
-    params = make_project(tmp_path, mode="best_effort")
-    do("base", params, "b")
-    with monkeypatch.context() as away:
-        away.setenv("MLFLOW_TRACKING_URI", CLOSED)
-        with pytest.raises(RuntimeError), tracking.stage_run("refine", params, upstream={"base": "b"}):
-            raise RuntimeError("out of memory")
-    do("refine", params, "r", {"base": "b"}, refined__recall=0.3)
-    (spool,) = Spool.all(tmp_path)
-    before = runs_of(client_of(tmp_path), "pipeline")
-    assert deliver(spool, Store(Client(tmp_path, "clip-refine")))
-    (row,) = runs_of(client_of(tmp_path), "pipeline")
-    assert (row.data.tags, row.data.metrics, row.info) == (before[0].data.tags, before[0].data.metrics, before[0].info)
-    runs = runs_of(client_of(tmp_path), "stage")
-    assert [run.info.status for run in runs] == ["FINISHED", "FAILED", "FINISHED"]
-    assert {run.data.tags["mlflow.parentRunId"] for run in runs} == {row.info.run_id}
-
-
-def test_a_row_is_well_again_once_the_output_of_its_killed_stage_is_there(tmp_path):
-    params = make_project(tmp_path)
-    do("refine", params, "r", {"base": "b"})
-    change(params, "num_examples: 8", "num_examples: 9")
-    do("base", params, "b")
-    with pytest.raises(KeyboardInterrupt), tracking.stage_run("refine", params):
-        raise KeyboardInterrupt
-    row = runs_of(client_of(tmp_path), "pipeline")[1]
-    assert (row.info.status, row.data.tags["stage.refine"]) == ("KILLED", "killed")
-    assert "error" in row.data.tags
-    store, described = Client(tmp_path, "clip-refine"), Snapshot(params).start_op()
-    for _ in range(2):
-        rows.complete(store, described, {"base": "b", "refine": "r"}, {})
-        again = client_of(tmp_path).get_run(row.info.run_id)
-        assert (again.info.status, again.data.tags["stage.refine"]) == ("FINISHED", "reused")
-        assert "error" not in again.data.tags
-
-
 def test_show_names_the_run_that_made_what_lies_there_not_the_one_of_the_row(tmp_path):
     params = make_project(tmp_path)
     refined = tmp_path / "data" / "refined"
@@ -407,45 +174,6 @@ def test_show_names_the_run_that_made_what_lies_there_not_the_one_of_the_row(tmp
     with pytest.raises(RuntimeError), tracking.stage_run("refine", params):
         raise RuntimeError("out of memory")
     assert shown() == ["failed", runs_of(client_of(tmp_path), "stage")[2].info.run_id]  # no output is its own
-
-
-def git(folder: Path, *arguments: str) -> str:
-    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
-    return subprocess.run(
-        ["git", *identity, *arguments], cwd=folder, check=True, capture_output=True, text=True
-    ).stdout.strip()
-
-
-def test_an_experiment_and_a_revision_are_told_by_their_own_parameters_and_code(tmp_path, monkeypatch):
-    """Not by those of the workspace; the newest experiment of a name wins, and no such revision is one sentence."""
-    params = make_project(tmp_path)
-    (tmp_path / "stages").mkdir()
-    (tmp_path / "stages" / "base.py").write_text("1")
-    git(tmp_path, "init", "-q")
-    (tmp_path / "dvc.yaml").write_text("stages:\n  base:\n    cmd: echo\n    deps:\n      - stages/base.py\n")
-    git(tmp_path, "add", "params.yaml", "dvc.yaml", "stages")
-    git(tmp_path, "commit", "-qm", "one")
-    baseline = git(tmp_path, "rev-parse", "HEAD")
-    change(params, "num_examples: 8", "num_examples: 9")
-    for name in ("two", "three"):
-        git(tmp_path, "commit", "-qam", name, "--allow-empty")
-        git(tmp_path, "update-ref", f"refs/exps/{baseline[:2]}/{baseline[2:]}/mine", "HEAD")
-    (tmp_path / "stages" / "base.py").write_text("2")
-    with open_snapshot(params, "mine") as snapshot:
-        origin = {"dvc.exp_name": "mine", "dvc.exp_baseline": baseline, "git.dirty": "false"}
-        assert snapshot.origin == {**origin, "mlflow.source.git.commit": git(tmp_path, "rev-parse", "HEAD")}
-        mine = snapshot.start_op()
-        assert mine["params"]["report.num_examples"] == "9"
-    with open_snapshot(params, baseline) as snapshot:
-        assert snapshot.origin == {"mlflow.source.git.commit": baseline, "git.dirty": "false"}
-        first = snapshot.start_op()
-        assert first["params"]["report.num_examples"] == "8"
-        assert (snapshot.params_file.parent / "stages" / "base.py").read_text() == "1"
-    configurations = {op["tags"]["pipeline.config"] for op in (mine, first, Snapshot(params).start_op())}
-    assert len(configurations) == 3
-    assert mine["row"] == "mine"
-    with pytest.raises(UserError, match="git rev-parse nothing"):
-        lineage.show(params, "nothing")
 
 
 def test_show_neither_needs_nor_makes_a_store(tmp_path):
@@ -515,8 +243,6 @@ def test_check_reads_the_tars_that_shards_only_index(tmp_path, monkeypatch):
     assert "tars/00001.tar: SHA-256 differs from the manifest" in lineage.check(params)
 
 
-# Slow: real DVC, and a real server
-
 STAGE = """
 import sys
 from pathlib import Path
@@ -532,6 +258,8 @@ with tracking.stage_run(stage, params, upstream=upstream) as run:
     run.headline({f"{stage}/value": float(value)})
     run.output(artifacts.write_manifest(Path(target), stage))
 """
+
+
 GRAPH = """
 stages:
   base:
