@@ -18,7 +18,7 @@ class RefineSettings:
     """Seed of the order of the samples, of the caption drawn for each, and of RaFA's random vectors."""
 
     epochs: AtLeastOne
-    """Number of passes over part `refine`."""
+    """Passes over part `refine`."""
 
     batch_size: AtLeastOne
     """Number of image-caption pairs in an optimiser step, over all processes."""
