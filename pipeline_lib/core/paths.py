@@ -24,13 +24,13 @@ class Paths:
     """The teacher's features and the token ids."""
 
     pixels: Path
-    """Decoded images, where `cache_teacher.pixels` has them stored."""
+    """Decoded images, where `cache_teacher.pixels` has them stored; a local copy that decides nothing."""
 
     refined: Path
     """The refined model, an open_clip folder."""
 
     eval: Path
-    """Of each model: numbers, per-item results, features."""
+    """A folder for each evaluated model: numbers, per-item results, features."""
 
     report: Path
     """The page; its verdict in numbers beside it, as `<report>.json`."""

@@ -34,25 +34,27 @@ class RuntimeSettings:
     """How, not what: nothing here may change a result beyond rounding, so no stage re-runs for it."""
 
     device: str
-    """Cpu, cuda, mps, or auto: the first of cuda, mps, cpu that is there."""
+    """Device of the towers: `cpu`, `cuda` (or `cuda:1`), `mps`, or `auto`: the first of cuda, mps, cpu that is here."""
 
     num_threads: AtLeastOne | None
-    """Of torch, in each process; null: as torch chooses."""
+    """Number of torch's threads in each process; null: as torch chooses. Another number may move a last bit."""
 
     num_workers: Count
-    """Image decoding processes; 0: the stage decodes by itself."""
+    """Number of processes that decode images; 0: the stage decodes by itself."""
 
     processes: AtLeastOne
-    """>1: the stage relaunches itself under torch.distributed.run."""
+    """Number of processes, one a GPU, as which `cache_teacher`, `refine` and `evaluate` run; above 1 they relaunch
+    themselves under torchrun.
+    """
 
     deterministic: bool
-    """True: only kernels that give the same bits again."""
+    """Whether only kernels run that give the same bits again."""
 
     checkpoint_every: AtLeastOne
-    """Optimiser steps of `refine` between checkpoints."""
+    """Number of optimiser steps of `refine` between checkpoints."""
 
     progress: bool
-    """True: progress bars, where there is a terminal."""
+    """Whether progress bars are shown, where there is a terminal."""
 
 
 class Stopped(SystemExit):

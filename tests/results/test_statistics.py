@@ -1,6 +1,5 @@
 """Intervals and tests against slow resampling, hand-worked cases and scipy; and that they cover what they promise."""
 
-import doctest
 import itertools
 import math
 
@@ -10,12 +9,6 @@ from scipy import stats
 
 from pipeline_lib.results import statistics
 from pipeline_lib.results.statistics import Mean
-
-
-def test_docstring_examples():
-    result = doctest.testmod(statistics)
-    assert result.failed == 0
-    assert result.attempted >= 2
 
 
 def test_resamples_draw_every_image_once_on_average(monkeypatch):
