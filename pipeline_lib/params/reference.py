@@ -23,8 +23,8 @@ A key of [params.yaml](../params.yaml) a line, in the order of that file: what i
 configuration, what it means. No value that decides a result has a default in the code."""
 OF_RECIPES = """\
 One block per recipe, named as it is; `refine.recipe` chooses one. A block's keys are the keyword arguments of the
-recipe's function in [pipeline_lib/refine/recipes.py](../pipeline_lib/refine/recipes.py); [recipes.md](recipes.md)
-explains them."""
+recipe's function in [pipeline_lib/refine/recipes.py](../pipeline_lib/refine/recipes.py), which explains
+them; [recipes.md](recipes.md) has the equations."""
 
 
 def render_reference(params_text: str) -> str:
