@@ -15,6 +15,7 @@ from pipeline_lib.cache_teacher.settings import CacheTeacherSettings
 from pipeline_lib.core import artifacts, config, distributed, provenance, shards
 from pipeline_lib.core.paths import Paths
 from pipeline_lib.core.runtime import RuntimeSettings, prepare
+from pipeline_lib.params import check
 from pipeline_lib.terminal import run_stage
 
 SECTIONS = ("paths", "cache_teacher", "runtime", "tracking")
@@ -22,6 +23,7 @@ SECTIONS = ("paths", "cache_teacher", "runtime", "tracking")
 
 def main(params_file: Path = Path("params.yaml"), chosen: str | None = None) -> None:
     """Fill the cache, verify a sample of it against a fresh computation, publish it; or only store the pixels."""
+    check.check_params(params_file)
     paths, how = config.load(params_file, Paths), config.load(params_file, RuntimeSettings)
     settings = config.load(params_file, CacheTeacherSettings)
     if chosen == "pixels":

@@ -14,6 +14,7 @@ from pipeline_lib.core.paths import MODELS, Paths
 from pipeline_lib.core.runtime import RuntimeSettings, prepare
 from pipeline_lib.evaluate import run as evaluate
 from pipeline_lib.evaluate.settings import EvaluateSettings
+from pipeline_lib.params import check
 from pipeline_lib.terminal import run_stage
 
 SECTIONS = ("paths", "evaluate", "runtime", "tracking")
@@ -21,6 +22,7 @@ SECTIONS = ("paths", "evaluate", "runtime", "tracking")
 
 def main(params_file: Path = Path("params.yaml"), chosen: str | None = None) -> None:
     """Evaluate the chosen model, or both if none is named."""
+    check.check_params(params_file)
     settings, how = config.load(params_file, EvaluateSettings), config.load(params_file, RuntimeSettings)
     distributed.relaunch_if_asked(how, "stages.evaluate", params_file, *([chosen] if chosen else []))
     prepare(seed=settings.seed, num_threads=how.num_threads, deterministic=how.deterministic)

@@ -11,6 +11,7 @@ from pathlib import Path
 from pipeline_lib import tracking
 from pipeline_lib.core import artifacts, config
 from pipeline_lib.core.paths import Paths
+from pipeline_lib.params import check
 from pipeline_lib.report import run as report
 from pipeline_lib.report.inputs import read_inputs
 from pipeline_lib.terminal import run_stage
@@ -20,6 +21,7 @@ SECTIONS = ("paths", "data", "base", "shard", "cache_teacher", "refine", "recipe
 
 def main(params_file: Path = Path("params.yaml")) -> None:
     """Read both evaluations, write the page, print the verdict."""
+    check.check_params(params_file)
     inputs = read_inputs(params_file)
     paths = config.load(params_file, Paths)
     target, folders = paths.report, paths.folders()

@@ -12,6 +12,7 @@ from pipeline_lib import tracking
 from pipeline_lib.core import artifacts, config, provenance, shards
 from pipeline_lib.core.paths import Paths
 from pipeline_lib.core.runtime import RuntimeSettings
+from pipeline_lib.params import check
 from pipeline_lib.shard import manifests
 from pipeline_lib.shard import run as shard
 from pipeline_lib.shard.settings import ShardSettings
@@ -23,6 +24,7 @@ SECTIONS = ("paths", "data", "shard", "runtime", "tracking")
 
 def main(params_file: Path = Path("params.yaml")) -> None:
     """Write all parts and sets, and log what each of them holds."""
+    check.check_params(params_file)
     paths, data = config.load(params_file, Paths), config.load(params_file, DataSettings)
     settings, how = config.load(params_file, ShardSettings), config.load(params_file, RuntimeSettings)
     base = artifacts.read_manifest(paths.base)["digest"]

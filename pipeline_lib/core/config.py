@@ -9,17 +9,24 @@ from __future__ import annotations
 
 import copy
 import functools
+import io
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ruamel.yaml import YAML
-from ruamel.yaml.constructor import SafeConstructor
+from ruamel.yaml.constructor import DuplicateKeyError, SafeConstructor
 from ruamel.yaml.error import YAMLError
 
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.core.schema import build, build_some, section_of, show_value, similar
 
 T = TypeVar("T")
+
+
+class _Document(io.StringIO):
+    """A text that errors call by its name."""
+
+    name = ""
 
 
 class _Constructor(SafeConstructor):
@@ -44,11 +51,14 @@ def parse_yaml(text: str, name: str) -> Any:
     """
     reader = YAML(typ="safe", pure=True)  # in C it would not say where an error stands
     reader.Constructor = _Constructor
+    stream = _Document(text)
+    stream.name = name
     try:
-        return reader.load(text)
+        return reader.load(stream)
+    except DuplicateKeyError as error:
+        raise UserError(f"{name}: line {error.problem_mark.line + 1}: {error.problem}; delete one") from None
     except YAMLError as error:
-        said = " ".join(str(error).split("To suppress this check")[0].split())
-        raise UserError(f"{name}: not valid YAML: {said}") from None
+        raise UserError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
 _parsed = functools.lru_cache(maxsize=4)(parse_yaml)

@@ -10,7 +10,7 @@ from pipeline_lib.results.certainty import Certainty
 
 @section("evaluate")
 class EvaluateSettings(Certainty):
-    """What is measured. How sure intervals and tests are is set by the fields of `Certainty`."""
+    """What is measured, and how sure intervals and tests are."""
 
     batch_size: AtLeastOne
     """Number of images or texts in a forward pass."""

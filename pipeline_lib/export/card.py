@@ -20,6 +20,7 @@ from pipeline_lib.results.folders import Variant
 from pipeline_lib.results.measure import Measure
 
 TASK = "zero-shot-image-classification"
+HUB_TASKS = {"zero_shot": TASK, "recall": "image-text-retrieval"}  # the hub's names, by kind of headline
 LICENCES = (  # the hub's names, by which many licences already begin
     *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "openrail", "cc0-1.0"),
     *("cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0"),
@@ -94,10 +95,10 @@ def _results(subject: Subject) -> list[EvalResult]:
     measured = subject.measured or {}
     return [
         EvalResult(
-            task_type=TASK if measure.kind == "zero_shot" else "image-text-retrieval",
+            task_type=HUB_TASKS[measure.kind],
             dataset_type=name,
             dataset_name=name,
-            metric_type="accuracy" if measure.kind == "zero_shot" else f"recall_at_{measure.k}",
+            metric_type=f"recall_at_{measure.k}" if measure.kind == "recall" else "accuracy",
             metric_name=measure.label,
             metric_value=round(100 * measured[name][measure.key], 2),
         )

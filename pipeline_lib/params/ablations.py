@@ -13,6 +13,7 @@ from pipeline_lib.core import config
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.core.schema import show_value
 from pipeline_lib.params.sections import RECIPES
+from pipeline_lib.refine.settings import RefineSettings
 
 FOLDER = Path("ablations")
 CHANGES = FOLDER / "changes.yaml"
@@ -44,7 +45,7 @@ def read_ablations(params_file: Path, changes_file: Path) -> list[Ablation]:
     for one in written:
         if one.name in blocks:
             raise UserError(f"{changes_file}: {one.name}: has the name of a recipe in {params_file}; rename it")
-    chosen = config.raw_section(params_file, "refine").get("recipe")
+    chosen = config.load(params_file, RefineSettings).recipe
     return [*(_choose_recipe(name) for name in blocks if name != chosen), *written]
 
 

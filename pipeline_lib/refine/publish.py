@@ -49,7 +49,7 @@ def publish_refined(
     saved = model.load(target, device=student.device)
     check_saved(student, saved, setup.part, setup.teacher.chunk_size)
     shutil.copyfile(checkpoints.history, target / artifacts.HISTORY)
-    _write_csv(checkpoints.history, target / HISTORY_CSV)
+    write_csv(checkpoints.history, target / HISTORY_CSV)
     _write_trained_on(setup.part, paths.base / artifacts.TRAINED_ON, target / artifacts.TRAINED_ON)
     origin = {k: v for k, v in student.facts.items() if k not in saved.facts}
     described = {**origin, **saved.facts, "refined_from": student.facts["weights_digest"]}
@@ -59,10 +59,12 @@ def publish_refined(
     return digest
 
 
-def _write_csv(history: Path, target: Path) -> None:
+def write_csv(history: Path, target: Path) -> None:
+    """Write the history as CSV: a column for every key of any row, since a term may be left out of some steps."""
     rows = list(artifacts.read_jsonl(history))
+    columns = dict.fromkeys(key for row in rows for key in row)
     with artifacts.atomic_open(target, "w") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer = csv.DictWriter(file, list(columns), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 

@@ -79,7 +79,8 @@ def run(job: Job) -> dict[str, Any]:
     checks.warn_if_still(measured["weight_displacement"])
     digest = ""
     if job.world.is_main:
-        facts = {"parameters": _made_with(job), "cache": cache_digest, "weight_displacement": state.displacement()}
+        moved = measured["weight_displacement"]
+        facts = {"parameters": _made_with(job), "cache": cache_digest, "weight_displacement": moved}
         digest = publish_refined(state, setup, checkpoints, job.paths, facts)
     job.world.barrier()
     return {"digest": digest, "metrics": measured} if job.world.is_main else {}

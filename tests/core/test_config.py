@@ -113,7 +113,8 @@ def test_every_field_of_a_section_has_a_docstring_under_it(path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: [1\n", "params.yaml: not valid YAML"),
+        ("a: [1\n", 'params.yaml: not valid YAML: while parsing a flow sequence in "'),
+        ("a: 1\nb: {c: 1}\na: 2\n", 'params.yaml: line 3: found duplicate key "a"'),
         ("- 1\n", "expected sections such as `refine:`, found a list"),
         ("# nothing yet\n", "params.yaml: the file is empty"),
     ],
@@ -123,6 +124,36 @@ def test_broken_files(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(UserError, match=re.escape(message)):
         config.read_params(path)
+
+
+def test_an_error_of_the_parser_names_the_file_and_the_line(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text("a: 1\nb: [1\n")
+    with pytest.raises(UserError, match=rf'not valid YAML: .*in "{re.escape(str(path))}", line 2, column 4') as raised:
+        config.read_params(path)
+    assert "unicode string" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-6", 1e-6),
+        ("-1.5E+3", -1500.0),
+        ("017", 17),
+        ("0o17", 15),
+        ("no", "no"),
+        ("on", "on"),
+        ("true", True),
+        ("~", None),
+        ("2026-01-31", "2026-01-31"),
+        ("12:30:00", "12:30:00"),
+        (".inf", float("inf")),
+    ],
+)
+def test_plain_values_are_read_as_yaml_1_2(text, value):
+    """The core schema of YAML 1.2, in which DVC writes: no octal 017, no sexagesimal numbers, `no` is text."""
+    found = config.parse_yaml(f"x: {text}", "a.yaml")["x"]
+    assert (found, type(found)) == (value, type(value))
 
 
 def test_an_empty_section_is_called_so(tmp_path):

@@ -93,3 +93,11 @@ def test_a_sentence_of_several_lines_is_one_line(tmp_path):
     path = tmp_path / "changes.yaml"
     path.write_text("a:\n  sentence: >\n    One:\n    two.\n  changes: {refine.epochs: 2}\n")
     assert [(one.sentence, one.changes) for one in read_changes(path)] == [("One: two.", {"refine.epochs": 2})]
+
+
+def test_an_empty_section_is_one_sentence(tmp_path):
+    params = tmp_path / "params.yaml"
+    params.write_text("recipes: {hycd: {}}\nrefine:\n")
+    (tmp_path / "changes.yaml").write_text("{}\n")
+    with pytest.raises(UserError, match=r"params.yaml: refine: is empty; write its keys below it"):
+        read_ablations(params, tmp_path / "changes.yaml")

@@ -10,6 +10,8 @@ from pipeline_lib.core import config
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.params.ablations import CHANGES
 from pipeline_lib.params.check import check_params
+from tests.conftest import run_stage
+from tests.tiny_project import STAGES
 
 ROOT = Path(__file__).parents[2]
 WHOLE_FILES = [ROOT / "params.yaml", *sorted({*(ROOT / "ablations").glob("*.yaml")} - {ROOT / CHANGES})]
@@ -58,3 +60,11 @@ def test_an_unknown_section_is_named(tmp_path, text):
     path.write_text((ROOT / "params.yaml").read_text() + text)
     with pytest.raises(UserError, match=re.escape(f"{path}: unknown section `refin`; did you mean `refine`?")):
         check_params(path)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_asks_before_it_does_anything(tmp_path, stage):
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text() + "evalute: {}\n")
+    with pytest.raises(UserError, match=r"unknown section `evalute`; did you mean `evaluate`\?$"):
+        run_stage(stage, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
