@@ -10,12 +10,14 @@ of the seeds' mean difference from base. The ranking is made on the selection pa
 in that order, so that the best row there is not a choice among lucky ones.
 
     candidates   reads folders, revisions and experiments; groups the seeds of one configuration
-    board        ranking, tables, page
+    board        which configuration is best, by what, how sure
+    comparison   the same as tables and as a page
     ablate       plans the ablations and runs them as DVC experiments
 """
 
-from pipeline_lib.compare.board import comparison_page, make_board, ranked_on, terminal_table, write_comparison
+from pipeline_lib.compare.board import make_board
 from pipeline_lib.compare.candidates import Candidate, Group, group, read_folder, read_revisions
+from pipeline_lib.compare.comparison import comparison_page, ranked_on, terminal_table, write_comparison
 
 __all__ = [
     "Candidate",

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline_lib import compare, terminal
-from pipeline_lib.compare import ablate, board, candidates
+from pipeline_lib.compare import ablate, candidates, comparison
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.lineage.revisions import current_experiments
 from pipeline_lib.params.ablations import CHANGES
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise UserError("nothing to compare: name folders, --revs, or run experiments (`dvc exp run`)")
         ranking = compare.make_board(compare.group(found), options.params)
         compare.write_comparison(ranking, options.output)
-        print(f"{compare.terminal_table(ranking)}\n\n{options.output / board.HTML}")
+        print(f"{compare.terminal_table(ranking)}\n\n{options.output / comparison.HTML}")
 
 
 def _folder(argument: str) -> candidates.Candidate:

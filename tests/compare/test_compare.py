@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pipeline_lib import compare
-from pipeline_lib.compare import ablate, board
+from pipeline_lib.compare import ablate, board, comparison
 from pipeline_lib.compare.__main__ import _folder as read_argument
 from pipeline_lib.compare.__main__ import main
 from pipeline_lib.core import artifacts
@@ -137,7 +137,7 @@ def test_two_folders_of_one_name_keep_their_own_numbers(folders, tmp_path):
     for group, candidate in zip(ranking.groups, found, strict=True):
         entry = ranking.entries["val"][group.label][HEADLINE]
         assert entry.values == (value(candidate, "val"),)
-    assert [row.cells[0].text for row in board._runs(ranking).rows] == ["run", "run 2"]
+    assert [row.cells[0].text for row in comparison._runs(ranking).rows] == ["run", "run 2"]
 
 
 def test_labels_are_unique_whatever_differs(candidates):
@@ -193,7 +193,7 @@ def test_verdict_says_how_much_of_the_first_place_is_measurable(ranking):
     rose, fell = verdicts.count("rose"), verdicts.count("fell")
     assert rose
     said = " and ".join(f"{count} {word}" for count, word in ((rose, "rose"), (fell, "fell")) if count)
-    assert board.verdict(ranking).endswith(f" On eval, of 3 headlines {said} measurably with it.")
+    assert comparison.verdict(ranking).endswith(f" On eval, of 3 headlines {said} measurably with it.")
     entries = ranking.entries["val"][best.label]
     entries |= {key: dataclasses.replace(entry, verdict="still") for key, entry in entries.items()}
     assert ranking.moved(best, ["val"]) == "of 3 headlines none moved measurably"
@@ -229,7 +229,7 @@ def test_nothing_in_common_is_said(candidates, folders):
 
 
 def test_table_holds_base_mean_centred_and_every_group(ranking, candidates):
-    table = board.table(ranking, "eval")
+    table = comparison.table(ranking, "eval")
     assert [row.cells[0].text for row in table.rows][:2] == ["base", "mean-centred"]
     assert [row.cells[0].text for row in table.rows][2:] == [group.label for group in ranking.ranked]
     by_name = {row.cells[0].text: row for row in table.rows}
@@ -248,14 +248,14 @@ def test_table_holds_base_mean_centred_and_every_group(ranking, candidates):
 
 def test_page_shows_equations_grid_and_runs(ranking, tmp_path):
     compare.write_comparison(ranking, tmp_path / "out")
-    markdown = (tmp_path / "out" / board.MARKDOWN).read_text()
+    markdown = (tmp_path / "out" / comparison.MARKDOWN).read_text()
     for recipe in ("clip_refine", "hycd", "rafa"):
         assert recipes.RECIPES[recipe].__doc__.split("\n")[0] in markdown
     for name in RUNS:
         assert name in markdown
     spread = np.std(ranking.scores(next(g for g in ranking.groups if g.label == "clip_refine")), ddof=1)
     assert re.search(rf"\| clip_refine +\|.* 0, 1 \| +[+−][\d.]+ ± {page.percent(spread)} \|", markdown)
-    html = (tmp_path / "out" / board.HTML).read_text()
+    html = (tmp_path / "out" / comparison.HTML).read_text()
     assert "Ranked on val" in html
     assert "/tmp" not in html
     assert artifacts.verify(tmp_path / "out") == []
@@ -265,7 +265,7 @@ def test_command_line_takes_named_folders(folders, tmp_path, capsys, monkeypatch
     monkeypatch.chdir(tmp_path)
     arguments = [f"a={folders / 'refine-0'}", str(folders / "worse"), "--params", str(folders / "worse/params.yaml")]
     main([*arguments, "--output", "out"])
-    assert (tmp_path / "out" / board.HTML).is_file()
+    assert (tmp_path / "out" / comparison.HTML).is_file()
     printed = capsys.readouterr().out
     assert printed.startswith("clip_refine is first on val")
     assert max(len(line) for line in printed.splitlines()) <= 100
@@ -680,12 +680,12 @@ def test_ablations_run_as_experiments_and_are_read_from_the_dvc_cache(dvc_projec
     run("dvc", "exp", "run", "--queue", "--name", "of-the-user", "--set-param", "refine.seed=7")
     main(["queue", "--seeds", "0", "--output", "out"])
     assert "first on val" in capsys.readouterr().out
-    markdown = (dvc_project / "out" / board.MARKDOWN).read_text()
+    markdown = (dvc_project / "out" / comparison.MARKDOWN).read_text()
     assert "2 configurations, 2 runs" in markdown
     assert names[0] in markdown
     shutil.rmtree(dvc_project / "data")
     main(["--revs", "HEAD", names[1], "--output", "again"])
-    assert "2 configurations, 2 runs" in (dvc_project / "again" / board.MARKDOWN).read_text()
+    assert "2 configurations, 2 runs" in (dvc_project / "again" / comparison.MARKDOWN).read_text()
     with pytest.raises(UserError, match="nowhere: no evaluation to read"):
         compare.read_revisions(["nowhere"], dvc_project / "scratch")
 
