@@ -20,7 +20,7 @@ from pipeline_lib.results.measure import Measure
 from pipeline_lib.results.paired import Verdict, item_differences, judge
 from pipeline_lib.results.statistics import Interval
 
-MINUS_BASE, MEAN_CENTRED = "minus base", "mean-centred"
+MEAN_CENTRED = "mean-centred"
 
 
 @dataclass(frozen=True)

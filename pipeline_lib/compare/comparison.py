@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline_lib.compare.board import Board, Entry
+from pipeline_lib.compare.board import MEAN_CENTRED, Board, Entry
 from pipeline_lib.refine import recipes
 from pipeline_lib.report import figures, page
 from pipeline_lib.report.page import Cell, Drawing, Fold, Page, Row, Section, Table, Text
 from pipeline_lib.results.folders import CENTRED, Variant
 
 HTML, MARKDOWN = "comparison.html", "comparison.md"
-MINUS_BASE, MEAN_CENTRED = "minus base", "mean-centred"
+MINUS_BASE = "minus base"
 
 
 def table(board: Board, name: str) -> Table:
