@@ -310,13 +310,20 @@ def test_an_edit_of_code_that_decides_nothing_reruns_nothing_and_resumes_a_half_
     assert stale(repository) == []
     write_params(repository, **TRACKED, refine__epochs=3, runtime__checkpoint_every=1)
     stopped = """
-        import signal, sys
-        from pipeline_lib.refine import checkpoint
+        import signal
+
         from pipeline_lib.core import runtime
+        from pipeline_lib.refine.checkpoint import Checkpoints
         from stages import refine
 
-        save = checkpoint.save
-        checkpoint.save = lambda *given, **named: (save(*given, **named), signal.raise_signal(signal.SIGTERM))
+        save = Checkpoints.save
+
+        def save_and_stop(*given):
+            Checkpoints.save = save
+            save(*given)
+            signal.raise_signal(signal.SIGTERM)
+
+        Checkpoints.save = save_and_stop
         runtime.install_signals()
         refine.main()
     """
