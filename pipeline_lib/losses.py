@@ -160,7 +160,7 @@ def mixup_contrastive_loss(
 
 
 def geodesic_mixture(a: torch.Tensor, b: torch.Tensor, mix: torch.Tensor) -> torch.Tensor:
-    """The point at share `mix` of the great arc from `b` (0) to `a` (1): unit rows [B, D] in, unit rows [B, D] out."""
+    """Return the point at share `mix` of the great arc from `b` (0) to `a` (1): unit rows [B, D] in and out."""
     tiny = torch.finfo(a.dtype).eps
     cosine = (a * b).sum(dim=-1, keepdim=True).clamp(-1 + tiny, 1 - tiny)
     angle = cosine.acos()

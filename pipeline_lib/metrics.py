@@ -24,7 +24,7 @@ BLOCK_ELEMENTS = 2**24  # scores held at a time: 64 MB in fp32
 
 
 def _unit_rows(features: torch.Tensor, name: str, minimum: int = 1) -> torch.Tensor:
-    """`features` [N, D] detached, at least fp32, rows divided by their norm; ValueError for another shape or NaN."""
+    """Return `features` [N, D] detached, at least fp32, with unit rows; ValueError for another shape or NaN."""
     if features.ndim != 2 or len(features) < minimum or features.shape[1] == 0 or not features.is_floating_point():
         raise ValueError(
             f"{name} must be floating point [N, D] with N >= {minimum}, got {features.dtype} {list(features.shape)}"
@@ -39,7 +39,7 @@ def _unit_rows(features: torch.Tensor, name: str, minimum: int = 1) -> torch.Ten
 def _unit_pairs(
     image_features: torch.Tensor, text_features: torch.Tensor, minimum: int = 1
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both sides of N pairs with unit rows; ValueError unless they have one shape."""
+    """Return both sides of N pairs with unit rows; ValueError unless they have one shape."""
     if image_features.shape != text_features.shape:
         raise ValueError(
             "pairs need image_features and text_features of one shape [N, D], got "
@@ -52,7 +52,7 @@ def _unit_pairs(
 
 
 def _row_blocks(num_rows: int, num_columns: int) -> Iterator[slice]:
-    """Slices over the rows of a [num_rows, num_columns] matrix, of at most BLOCK_ELEMENTS elements each."""
+    """Yield slices over the rows of a [num_rows, num_columns] matrix, of at most BLOCK_ELEMENTS elements each."""
     step = max(1, BLOCK_ELEMENTS // max(1, num_columns))
     for start in range(0, num_rows, step):
         yield slice(start, min(start + step, num_rows))
@@ -95,7 +95,7 @@ def centroid_floor(image_features: torch.Tensor, text_features: torch.Tensor) ->
 
 
 def centroid_mse(image_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
-    """The same gap as a mean square over dimensions, in units of 10⁻³: 1000 · ‖mean(f̂) − mean(ĝ)‖² / D.
+    """Measure `centroid_distance` as a mean square over dimensions, in 10⁻³: 1000 · ‖mean(f̂) − mean(ĝ)‖² / D.
 
     Source: the "modality gap" of CLIP-Refine (arXiv 2504.12717), whose tables print it without the unit.
     """
@@ -138,7 +138,7 @@ def pair_cosine(image_features: torch.Tensor, text_features: torch.Tensor) -> to
 
 
 def uniformity(features: torch.Tensor) -> torch.Tensor:
-    """How evenly directions fill the sphere: log mean over pairs i < j of exp(−2 ‖x_i − x_j‖²), at most 0.
+    """Measure how evenly directions fill the sphere: log mean over pairs i < j of exp(−2 ‖x_i − x_j‖²), at most 0.
 
     Lower is more uniform. Of one modality, or of both joined (`torch.cat`). Source: Wang & Isola, ICML 2020
     (arXiv 2005.10242), t = 2; as there the logarithm is part of it.
@@ -173,12 +173,12 @@ def cross_modal_uniformity(image_features: torch.Tensor, text_features: torch.Te
 
 
 def _gaussian_kernel(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """exp(−2 ‖x − y‖²) of unit rows, as exp(4 x·y − 4): [A, D], [B, D] -> [A, B]."""
+    """Compute exp(−2 ‖x − y‖²) of unit rows, as exp(4 x·y − 4): [A, D], [B, D] -> [A, B]."""
     return (left @ right.T).mul_(4).sub_(4).exp_()
 
 
 def relative_modality_gap(image_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
-    """How dissimilar pairs are, relative to the spread within the modalities: c / (c + (a + b) / 2), in [0, 1].
+    """Measure how dissimilar pairs are, relative to the spread within the modalities: c / (c + (a + b) / 2), in [0, 1].
 
     c is the mean of (1 − cos)/2 over the pairs, a and b its means over i ≠ j within images and within texts.
     Source: Schrodi et al., ICLR 2025 (arXiv 2404.07983); the diagonal is excluded and the halving kept, unlike in
@@ -262,7 +262,7 @@ def linear_separability(image_features: torch.Tensor, text_features: torch.Tenso
 
 
 def logistic_regression(features: np.ndarray, labels: np.ndarray, *, strength: float = 1.0) -> Any:
-    """L2-regularised logistic regression on standardised features, fitted: [n, D], [n] -> scikit-learn's estimator.
+    """Fit L2-regularised logistic regression to standardised features: [n, D], [n] -> scikit-learn's estimator.
 
     `strength` is scikit-learn's C, the inverse of the regularisation. Fitted on one thread: for matrices of this size
     more are slower beside torch's own, and the result does not depend on how many there are.
@@ -287,7 +287,7 @@ def raw_norm(raw_features: torch.Tensor) -> torch.Tensor:
 
 
 def gap_suite(image_features: torch.Tensor, text_features: torch.Tensor, *, seed: int = 0) -> dict[str, float]:
-    """Every metric of the gap on N >= 6 pairs, by the name under which it is reported."""
+    """Compute every metric of the gap on N >= 6 pairs, by the name under which it is reported."""
     image, text = _unit_pairs(image_features, text_features, minimum=6)
     frechet_mean, frechet_covariance = frechet_parts(image, text)
     values = {
@@ -360,7 +360,7 @@ class Ranks(NamedTuple):
         return 1 - miss
 
     def expected(self) -> torch.Tensor:
-        """Expected place of the best own candidate, 1 the first: better + (tied + 1)/(own_tied + 1), [Q] float64.
+        """Return the expected place, 1 the first, of the best own: better + (tied + 1)/(own_tied + 1), [Q] float64.
 
         A query without own candidates comes after the last place.
         """
@@ -368,7 +368,7 @@ class Ranks(NamedTuple):
 
 
 def _distinct_rows(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Rows that differ, how often each occurs, and which of them each row is: [U, D], [U] and [N]."""
+    """Return the rows that differ, how often each occurs, and which of them each row is: [U, D], [U] and [N]."""
     distinct, inverse, counts = torch.unique(features, dim=0, return_inverse=True, return_counts=True)
     if len(distinct) == len(features):
         return features, counts, torch.arange(len(features), device=features.device)
@@ -376,7 +376,7 @@ def _distinct_rows(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, 
 
 
 def _rank(queries: torch.Tensor, candidates: torch.Tensor, own: tuple[torch.Tensor, torch.Tensor]) -> Ranks:
-    """Ranks of the best own candidate of each query by cosine; unit rows [Q, D], [C, D], own pairs [P] and [P].
+    """Rank the best own candidate of each query by cosine; unit rows [Q, D], [C, D], own pairs [P] and [P].
 
     One matrix product per block of queries; the own scores are read from the same product as the others. What lives
     through the loop is allocated before it: small tensors kept from each round would leave holes between large ones,
@@ -406,7 +406,7 @@ def _rank(queries: torch.Tensor, candidates: torch.Tensor, own: tuple[torch.Tens
 def retrieval_ranks(
     image_features: torch.Tensor, text_features: torch.Tensor, text_image_index: torch.Tensor
 ) -> tuple[Ranks, Ranks]:
-    """Ranks of every image's best own caption among all captions, and of every caption's image among all images.
+    """Rank every image's best own caption among all captions, and every caption's image among all images.
 
     Exact at any size in bounded memory. An image without captions is a candidate like others and is never found.
 
@@ -469,7 +469,7 @@ def retrieval_recall(
 
 
 def class_embeddings(prompt_features: torch.Tensor) -> torch.Tensor:
-    """One direction per class from its P prompts: normalise, mean over the prompts, normalise. [K, P, D] -> [K, D].
+    """Make one direction per class from P prompts: normalise, mean over prompts, normalise. [K, P, D] -> [K, D].
 
     Source: the prompt ensembling of Radford et al., ICML 2021 (arXiv 2103.00020), section 3.1.4.
     """
@@ -546,7 +546,7 @@ def class_means(values: torch.Tensor, labels: torch.Tensor, num_classes: int) ->
 
 
 def confusions(prediction: torch.Tensor, labels: torch.Tensor, *, top: int = 20) -> list[tuple[int, int, int]]:
-    """The most frequent mistakes as (true class, predicted class, how often), most frequent first, then by class.
+    """List the most frequent mistakes as (true class, predicted class, how often), most frequent first, then by class.
 
     >>> confusions(torch.tensor([1, 1, 0, 2]), torch.tensor([0, 0, 0, 1]))
     [(0, 1, 2), (1, 2, 1)]

@@ -50,13 +50,13 @@ def run_stage(
 
 
 def _command(main: Callable[..., None]) -> str | None:
-    """How a user calls the module of `main`: `python -m stages.base`; None where it was not called as a module."""
+    """Say how a user calls the module of `main`: `python -m stages.base`; None where it was not called as a module."""
     spec = getattr(main, "__globals__", {}).get("__spec__")
     return f"python -m {spec.name.removesuffix('.__main__')}" if spec else None
 
 
 def _end_repro() -> None:
-    """After Ctrl-C in the last moments of a stage, do not end in success: dvc would go on with the next stage."""
+    """Stop a stage that Ctrl-C reached in its last moments: had it ended in success, dvc would go on with the next."""
     if runtime.stop_signal() == signal.SIGINT and "DVC_STAGE" in os.environ:
         log.warning("the stage is done; `dvc commit %s` keeps what it made", os.environ["DVC_STAGE"])
         raise runtime.Stopped
@@ -64,7 +64,7 @@ def _end_repro() -> None:
 
 @contextmanager
 def one_line_errors(*, debug: bool = False, level: int = logging.INFO) -> Iterator[None]:
-    """Around a command: its log goes to standard error, and what the user can mend is one line there and exit code 1.
+    """Log to standard error around a command, and say what the user can mend in one line there, with exit code 1.
 
     Ctrl-C is one line as well. With `debug`, all log lines, and every error has its traceback.
     """
@@ -87,7 +87,7 @@ def one_line_errors(*, debug: bool = False, level: int = logging.INFO) -> Iterat
 
 
 def progress(items: Iterable[T] | None, *, label: str, enabled: bool = True, **options: Any) -> Any:
-    """A progress bar over `items` (tqdm), silent where standard error is not a terminal or `enabled` is false."""
+    """Show a progress bar over `items` (tqdm), silent where standard error is not a terminal or `enabled` is false."""
     from tqdm import tqdm
 
     return tqdm(items, desc=label, disable=None if enabled else True, dynamic_ncols=True, **options)

@@ -53,7 +53,7 @@ class Found:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """`0`, `0,1,5` or `0..2` as whole numbers, each once.
+    """Read `0`, `0,1,5` or `0..2` as whole numbers, each once.
 
     >>> parse_seeds("0..2"), parse_seeds("3,1")
     ([0, 1, 2], [3, 1])
@@ -121,7 +121,7 @@ def _check_blocks(params_file: Path, here: Mapping[str, Any], ablation: Ablation
 
 
 def deciding(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Of dotted keys those that decide results: not how and where it runs, nor what other recipes would do."""
+    """Return those dotted keys that decide results: not how and where it runs, nor what other recipes would do."""
     used = (*(f"{section}." for section in DECIDING), f"recipes.{params['refine.recipe']}.")
     return {key: value for key, value in params.items() if key.startswith(used)}
 
@@ -130,7 +130,7 @@ def deciding(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def look(planned: Sequence[Planned]) -> dict[str, Found]:
-    """The experiments of the current commit that have a planned name, and whether each is what is planned."""
+    """Look up the experiments of the current commit with a planned name, and whether each is what is planned."""
     there = set(current_experiments())
     with tempfile.TemporaryDirectory() as scratch:
         return {one.name: _look(one, Path(scratch, one.name)) for one in planned if one.name in there}
@@ -146,19 +146,19 @@ def _look(planned: Planned, scratch: Path) -> Found:
 
 
 def differences(planned: Planned, params_file: Path) -> list[str]:
-    """The parameters that decide results and are others in `params_file` than planned, as `key=value` found there."""
+    """List the deciding parameters that are others in `params_file` than planned, as `key=value` found there."""
     there = deciding(dotted_keys(config.read_params(params_file)))
     keys = {**planned.parameters, **there}
     return [f"{k}={there.get(k)}" for k in keys if planned.parameters.get(k, ...) != there.get(k, ...)]
 
 
 def _kept(name: str, found: Found) -> str:
-    """The name under which an outdated experiment stays."""
+    """Return the name under which an outdated experiment stays."""
     return f"{name}-{found.commit[:7]}"
 
 
 def describe(planned: Sequence[Planned], found: Mapping[str, Found]) -> str:
-    """The plan as a table: each experiment, what it sets, whether it is there; then what becomes of outdated ones."""
+    """Render the plan as a table: each experiment, what it sets, its state; then what becomes of outdated ones."""
     rows = {one.name: [_changes(one), _state(found.get(one.name))] for one in planned}
     table = page.to_terminal(page.grid(("experiment", "sets", "state"), rows, text_columns=(0, 1, 2)))
     outdated = [_kept(name, one) for name, one in found.items() if one.differences]
@@ -224,7 +224,7 @@ def check_inputs(params_file: Path) -> None:
 
 
 def _execute(planned: Planned, outdated: Found | None) -> bool:
-    """Run one experiment; whether it succeeded.
+    """Run one experiment; return whether it succeeded.
 
     Raises:
         UserError: Parameters, code or commit changed meanwhile.

@@ -69,7 +69,7 @@ class HashedFile:
     """A file that hashes what is written to it, a megabyte at a time; after `abandon`, what is written goes nowhere."""
 
     def __init__(self, file: IO[bytes], path: Path, remedy: str) -> None:
-        """`path` is what a message names, `remedy` what it advises."""
+        """Wrap `file`; `path` is what a message names, `remedy` what it advises."""
         self._file: IO[bytes] | None = file
         self._path = path
         self._remedy = remedy

@@ -35,21 +35,21 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and logs."""
+        """Return whether this process writes files and logs."""
         return self.rank == 0
 
     def share(self, num_rows: int) -> list[int]:
-        """How many of `num_rows` rows each process takes: the first ones take one more where it does not divide."""
+        """Return how many of `num_rows` rows each process takes: the first ones one more where it does not divide."""
         return [num_rows // self.size + (rank < num_rows % self.size) for rank in range(self.size)]
 
     def own_rows(self, num_rows: int) -> slice:
-        """The rows of a global batch that this process takes."""
+        """Return the rows of a global batch that this process takes."""
         sizes = self.share(num_rows)
         start = sum(sizes[: self.rank])
         return slice(start, start + sizes[self.rank])
 
     def gather_rows(self, rows: torch.Tensor, num_rows: int) -> list[torch.Tensor]:
-        """The rows of every process, in order of rank; `rows` [b, D] are this process's `own_rows(num_rows)`."""
+        """Gather the rows of every process, in order of rank; `rows` [b, D] are this process's `own_rows(num_rows)`."""
         if self.size == 1:
             return [rows]
         sizes = self.share(num_rows)
@@ -73,7 +73,7 @@ class World:
                 bucket = []
 
     def any(self, flag: bool) -> bool:
-        """Whether `flag` is true on any process."""
+        """Return whether `flag` is true on any process."""
         if self.size == 1:
             return flag
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
@@ -82,7 +82,7 @@ class World:
         return bool(total.item())
 
     def first_of(self, digest: str) -> str:
-        """A hex digest as the first process has it: what all of them name a common folder by."""
+        """Return a hex digest as the first process has it: what all of them name a common folder by."""
         if self.size == 1:
             return digest
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
@@ -104,7 +104,7 @@ def _sum_bucket(bucket: Sequence[torch.Tensor]) -> None:
 
 
 def join(device: str = "auto") -> World:
-    """The world that torchrun (RANK, WORLD_SIZE) or srun (SLURM_PROCID, SLURM_STEP_NUM_TASKS, MASTER_ADDR) started.
+    """Join what torchrun (RANK, WORLD_SIZE) or srun (SLURM_PROCID, SLURM_STEP_NUM_TASKS, MASTER_ADDR) started.
 
     Args:
         device: `runtime.device`; on `cuda` each process takes the GPU of its number on this machine, or the one GPU
@@ -128,7 +128,7 @@ def join(device: str = "auto") -> World:
 
 
 def check_device(device: str, processes: int) -> str:
-    """The kind of device that several processes, `processes` of them on this machine, compute on: `cuda` or `cpu`.
+    """Check that `processes` processes on this machine can share out `device`; return its kind, `cuda` or `cpu`.
 
     Raises:
         UserError: `device` is one that they cannot share out, or there are fewer GPUs than processes.
@@ -155,7 +155,7 @@ def leave() -> None:
 
 
 def relaunch_if_asked(how: RuntimeSettings, module: str, params_file: Path, *arguments: str) -> None:
-    """With `runtime.processes` > 1 and no world around us, replace this process by torchrun over `module`.
+    """Replace this process by torchrun over `module` if `runtime.processes` > 1 and there is no world around us.
 
     The stage's command in dvc.yaml stays the same (a changed command would re-run the stage).
 

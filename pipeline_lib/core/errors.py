@@ -12,6 +12,6 @@ class UserError(Exception):
 
 
 def first_lines(error: BaseException, count: int = 3) -> str:
-    """The first lines of another library's error that say something, as one line of 500 characters at most."""
+    """Return the first lines of another library's error that say something, as one line of at most 500 characters."""
     lines = [line.strip() for line in str(error).splitlines()]
     return " ".join([line for line in lines if line][:count])[:500]

@@ -36,12 +36,12 @@ class Paths:
     """The page; its verdict in numbers beside it, as `<report>.json`."""
 
     def folders(self, *stages: str) -> dict[str, Path]:
-        """The output folders of these stages, of all without any, by the stage's name in the order of the pipeline."""
+        """Return the output folder of each of these stages, of all without any, in the order of the pipeline."""
         found = {"base": self.base, "shard": self.shards, "cache_teacher": self.teacher, "refine": self.refined}
         found |= {f"evaluate@{model}": self.eval / model for model in MODELS} | {"report": self.report}
         return {stage: folder for stage, folder in found.items() if stage in stages or not stages}
 
     @property
     def report_numbers(self) -> Path:
-        """The verdict in numbers, which DVC compares."""
+        """Return the path of the verdict in numbers, which DVC compares."""
         return self.report.with_name(f"{self.report.name}.json")

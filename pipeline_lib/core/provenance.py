@@ -30,7 +30,7 @@ nothing, and a half-finished epoch goes on.
 
 @cache
 def _imported(source: str) -> frozenset[str]:
-    """Names of the modules (or things in them) that a source text imports anywhere."""
+    """Return the names of the modules (or things in them) that a source text imports anywhere."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -41,7 +41,7 @@ def _imported(source: str) -> frozenset[str]:
 
 
 def _own_imports(path: Path, root: Path) -> set[Path]:
-    """Files of this project that `path` imports anywhere (top level or inside functions)."""
+    """Return the files of this project that `path` imports anywhere (top level or inside functions)."""
     found = set()
     for name in _imported(path.read_text(encoding="utf-8")):
         if name.split(".")[0] in OWN:
@@ -72,17 +72,17 @@ def import_closure(script: Path, root: Path = Path()) -> list[Path]:
 
 
 def code_digest(script: Path, root: Path = Path()) -> str:
-    """Hex SHA-256 over the names and contents of `import_closure(script)`."""
+    """Return the hex SHA-256 over the names and contents of `import_closure(script)`."""
     return digest({path.as_posix(): sha256_file(root / path) for path in import_closure(script, root)})
 
 
 def stage_digest(stage: str) -> str:
-    """`code_digest` of `stages/<stage>.py`, wherever the command runs."""
+    """Return the `code_digest` of `stages/<stage>.py`, wherever the command runs."""
     return code_digest(Path(f"stages/{stage}.py"), Path(__file__).parents[2])
 
 
 def package_versions() -> dict[str, str]:
-    """Installed versions of the packages on which the numbers depend."""
+    """Return the installed versions of the packages on which the numbers depend."""
     versions = {}
     for name in PACKAGES:
         try:

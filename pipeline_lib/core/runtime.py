@@ -61,12 +61,12 @@ class Stopped(SystemExit):
     """Raised by a loop that wrote its checkpoint because a signal asked it to end; exit code 128 + signal."""
 
     def __init__(self) -> None:
-        """Exit code by the shell's convention."""
+        """Set the exit code by the shell's convention."""
         super().__init__(128 + (_stop_signal or signal.SIGTERM))
 
 
 def install_signals() -> None:
-    """SIGTERM and Ctrl-C ask for an orderly stop; the death of the parent process sends SIGTERM (Linux only).
+    """Make SIGTERM and Ctrl-C ask for an orderly stop, and the parent's death send SIGTERM (Linux only).
 
     A second signal ends the process where it is.
     """
@@ -90,12 +90,12 @@ def stop_signal() -> int | None:
 
 
 def stop_requested() -> bool:
-    """Whether a signal asked this process to end; a loop then checkpoints and raises `Stopped`."""
+    """Return whether a signal asked this process to end; a loop then checkpoints and raises `Stopped`."""
     return _stop_signal is not None
 
 
 def until_stopped(items: Iterable[T]) -> Iterator[T]:
-    """The items, as long as no signal asks this process to end: for loops that have nothing to write before they do.
+    """Yield the items until a signal asks this process to end: for loops that have nothing to write before they do.
 
     Raises:
         Stopped: A signal did.
@@ -107,17 +107,17 @@ def until_stopped(items: Iterable[T]) -> Iterator[T]:
 
 
 def leave_ctrl_c_to_parent(_worker: int = 0) -> None:
-    """In a worker process: Ctrl-C reaches it as well, but the stage decides what becomes of its workers."""
+    """Ignore Ctrl-C in a worker process, which it reaches as well: the stage decides what becomes of its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def available_cores() -> int:
-    """Processors that this process may use; in a container or a job of a cluster fewer than the machine has."""
+    """Count the processors that this process may use; in a container or a job fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def world_environment() -> tuple[int, int, int] | None:
-    """Rank, number of processes and local rank, if torchrun or srun (with MASTER_ADDR) started this process, else None.
+    """Return rank, number of processes and local rank if torchrun or srun (MASTER_ADDR) started this one, else None.
 
     Raises:
         UserError: srun started several processes and did not tell them where to meet.
@@ -135,12 +135,12 @@ def world_environment() -> tuple[int, int, int] | None:
 
 
 def _srun_tasks() -> int:
-    """Processes of the job step that this one is in; a batch script is one by itself, whatever its job was given."""
+    """Count the processes of the job step that this one is in; a batch script is one, whatever its job was given."""
     return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) if "SLURM_PROCID" in os.environ else 1
 
 
 def shows_own_gpu_only() -> bool:
-    """Whether srun binds a GPU of its own to each of several processes, which then sees no other."""
+    """Return whether srun binds a GPU of its own to each of several processes, which then sees no other."""
     import torch
 
     bound = {"SLURM_GPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_GPU_BIND"} & os.environ.keys()
@@ -148,7 +148,7 @@ def shows_own_gpu_only() -> bool:
 
 
 def resolve_device(name: str) -> str:
-    """`auto` as cuda, else mps, else cpu; any other name as it is."""
+    """Resolve `auto` to cuda, else mps, else cpu; return any other name as it is."""
     import torch
 
     if name != "auto":
@@ -157,7 +157,7 @@ def resolve_device(name: str) -> str:
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` as cuda, else mps, else cpu; any other name as it is.
+    """Return the device of this name (`auto`: cuda, else mps, else cpu), tried out with one number.
 
     Raises:
         UserError: There is no device of this name, or it is not there.
@@ -179,7 +179,7 @@ def pick_device(name: str) -> torch.device:
 
 @contextmanager
 def tf32(enabled: bool) -> Iterator[None]:
-    """Inside the block, matrix products and convolutions on NVIDIA GPUs round their fp32 inputs to TF32 (10 bits)."""
+    """Let matrix products and convolutions on NVIDIA GPUs round fp32 inputs to TF32 (10 bits) inside the block."""
     import torch
 
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
@@ -195,7 +195,7 @@ def tf32(enabled: bool) -> Iterator[None]:
 
 @contextmanager
 def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
-    """Inside the block, towers compute in `precision`: fp32, tf32, or bf16 (autocast: weights stay fp32)."""
+    """Let towers compute in `precision` inside the block: fp32, tf32, or bf16 (autocast: weights stay fp32)."""
     import torch
 
     with tf32(precision == "tf32"), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):

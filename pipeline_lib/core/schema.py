@@ -79,7 +79,7 @@ def section_of(kind: type) -> str:
 
 
 def build(kind: type[T], value: Any, path: str) -> T:
-    """`value` as dataclass `kind`, strictly; `path` is the dotted path that errors name.
+    """Return `value` as dataclass `kind`, strictly; `path` is the dotted path that errors name.
 
     Raises:
         UserError: A key is unknown, missing, of the wrong type or out of range.
@@ -103,19 +103,19 @@ def build(kind: type[T], value: Any, path: str) -> T:
 
 
 def build_some(kind: type[T], value: Any, path: str) -> T:
-    """As `build`, of those keys of `value` that `kind` has."""
+    """Do what `build` does with those keys of `value` that `kind` has."""
     if isinstance(value, dict):
         value = {field.name: value[field.name] for field in dataclasses.fields(kind) if field.name in value}  # type: ignore[arg-type]
     return build(kind, value, path)
 
 
 def _required(kind: Any) -> list[str]:
-    """Names of the fields that have no default."""
+    """List the names of the fields that have no default."""
     return [field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING]
 
 
 def convert(kind: Any, value: Any, path: str) -> Any:
-    """`value` checked against annotation `kind`: scalars, Literal, X | None, tuples, mappings, Path, dataclasses."""
+    """Check `value` against annotation `kind` and return it: scalars, Literal, X | None, tuples, mappings, Path, blocks."""
     origin = typing.get_origin(kind)
     if origin is Annotated:
         return _convert_number(kind, value, path)
@@ -154,7 +154,7 @@ def _convert_union(kind: Any, value: Any, path: str) -> Any:
 
 
 def _resembles(kind: Any, value: Any) -> bool:
-    """Whether `value` is of the shape of `kind`, whatever may be wrong inside it."""
+    """Return whether `value` is of the shape of `kind`, whatever may be wrong inside it."""
     kind = _plain(kind)
     origin = typing.get_origin(kind)
     if dataclasses.is_dataclass(kind) or (origin is not None and origin is not tuple and origin is not Literal):
@@ -195,7 +195,7 @@ def _fits(kind: Any, value: Any) -> bool:
 
 
 def show_value(value: Any) -> str:
-    """Type and value, as an error names what it found."""
+    """Return type and value, as an error names what it found."""
     name = {"NoneType": "null", "dict": "a block of keys", "list": "a list"}.get(
         type(value).__name__, type(value).__name__
     )
@@ -203,7 +203,7 @@ def show_value(value: Any) -> str:
 
 
 def _plain(kind: Any) -> Any:
-    """`kind` without its range."""
+    """Return `kind` without its range."""
     return typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
 
 

@@ -149,37 +149,37 @@ class Part:
 
     @property
     def name(self) -> str:
-        """Name of the part."""
+        """Return the name of the part."""
         return self.manifest["name"]
 
     @property
     def digest(self) -> str:
-        """Digest of the manifest: stands for the whole content."""
+        """Return the digest of the manifest, which stands for the whole content."""
         return self.manifest["digest"]
 
     @property
     def num_samples(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return self.manifest["num_samples"]
 
     @property
     def num_captions(self) -> int:
-        """Number of captions of all images."""
+        """Return the number of captions of all images."""
         return self.manifest["num_captions"]
 
     @property
     def max_image_pixels(self) -> int:
-        """`shard.max_image_pixels` as it was: no image has more, and readers decode none that has."""
+        """Return `shard.max_image_pixels` as it was: no image has more, and readers decode none that has."""
         return self.manifest["max_image_pixels"]
 
     @property
     def tasks(self) -> Mapping[str, Mapping[str, Sequence[str]]]:
-        """{task: {"classnames": [...], "templates": [...]}}; templates hold {}."""
+        """Return {task: {"classnames": [...], "templates": [...]}}; templates hold {}."""
         return self.manifest["tasks"]
 
     @cached_property
     def shards(self) -> list[Shard]:
-        """The shards in order."""
+        """Return the shards in order."""
         return [
             Shard(
                 path=Path(record["file"]) if self.manifest["in_place"] else self.directory / record["file"],

@@ -36,42 +36,42 @@ class Clip:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width of the input."""
+        """Return height and width of the input."""
         return self.preprocess.image_size
 
     @property
     def mean(self) -> tuple[float, ...]:
-        """Channel means that `normalize` subtracts."""
+        """Return the channel means that `normalize` subtracts."""
         return tuple(self.preprocess.config["mean"])
 
     @property
     def std(self) -> tuple[float, ...]:
-        """Channel deviations that `normalize` divides by."""
+        """Return the channel deviations that `normalize` divides by."""
         return tuple(self.preprocess.config["std"])
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Return where the weights are."""
         return self.module.logit_scale.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the weights."""
+        """Return the type of the weights."""
         return self.module.logit_scale.dtype
 
     @property
     def logit_scale(self) -> torch.Tensor:
-        """Scalar multiplier on cosines, already exponentiated; gradients reach the parameter."""
+        """Return the scalar multiplier on cosines, already exponentiated; gradients reach the parameter."""
         return self.module.logit_scale.exp().reshape(())
 
     @property
     def logit_bias(self) -> torch.Tensor | None:
-        """Scalar added to the logits (SigLIP), or None."""
+        """Return the scalar added to the logits (SigLIP), or None."""
         return None if self.module.logit_bias is None else self.module.logit_bias.reshape(())
 
     @property
     def text_tower(self) -> Any:
-        """The text tower: CustomTextCLIP and CoCa keep it in `.text`, CLIP holds its parts itself."""
+        """Return the text tower: CustomTextCLIP and CoCa keep it in `.text`, CLIP holds its parts itself."""
         return getattr(self.module, "text", self.module)
 
     def decode(self, image_bytes: bytes, max_pixels: int) -> np.ndarray:
@@ -84,7 +84,7 @@ class Clip:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """open_clip's tokenizer for this directory."""
+        """Return open_clip's tokenizer for this directory."""
         return open_clip.get_tokenizer(f"local-dir:{self.directory.resolve()}")
 
     def tokenize(self, texts: list[str]) -> torch.Tensor:
@@ -138,7 +138,7 @@ class Clip:
 
     @cached_property
     def text_cut_refusal(self) -> str | None:
-        """Why token ids must keep their full length; None where cutting after the longest caption is exact.
+        """Say why token ids must keep their full length; None where cutting after the longest caption is exact.
 
         Exact: a causal mask with pooling at the end-of-text token and no class embedding, or a Hugging Face tower that
         masks padding (on the right) with a pooler that ignores it.

@@ -30,12 +30,12 @@ class Features(NamedTuple):
 
     @property
     def image_features(self) -> torch.Tensor:
-        """[B, D], unit rows."""
+        """Return the image features with unit rows, [B, D]."""
         return l2_normalize(self.raw_image_features)
 
     @property
     def text_features(self) -> torch.Tensor:
-        """[B, D], unit rows."""
+        """Return the text features with unit rows, [B, D]."""
         return l2_normalize(self.raw_text_features)
 
 

@@ -38,7 +38,7 @@ class Preprocess:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width of the model's input."""
+        """Return height and width of the model's input."""
         size = self.config["size"]
         return (size, size) if isinstance(size, int) else (size[0], size[1])
 

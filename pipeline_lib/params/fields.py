@@ -40,7 +40,7 @@ def meaning_of(kind: type) -> str:
 
 
 def _docstrings(kind: type) -> dict[str, str]:
-    """By name, the text under each field that `kind` itself declares."""
+    """Return the text under each field that `kind` itself declares, by the field's name."""
     if not dataclasses.is_dataclass(kind):
         return {}
     return {

@@ -41,7 +41,7 @@ def _section(name: str, values: Mapping[str, Any]) -> str:
 
 
 def _block(kind: type, path: str, values: Mapping[str, Any]) -> str:
-    """The heading of a block, its keys in the order of the file, and the blocks in it."""
+    """Render a block: its heading, its keys in the order of the file, and the blocks in it."""
     found = {field.name: field for field in fields.read_fields(kind)}
     ordered = [found[name] for name in [*values, *(name for name in found if name not in values)]]
     keys = "\n".join(_key(field, values) for field in ordered)
@@ -68,7 +68,7 @@ def _key(field: Field, values: Mapping[str, Any]) -> str:
 
 
 def _as_written(value: Any) -> str:
-    """A value as params.yaml spells it, in one line."""
+    """Spell a value as params.yaml does, in one line."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_as_written(item)}" for key, item in value.items()) + "}"
     return dump_document({"x": value}).removeprefix("x:").strip()
@@ -110,6 +110,6 @@ def _list_in_words(kinds: Sequence[Any]) -> str:
 
 
 def _either(choices: Sequence[str]) -> str:
-    """The choices with an `or` before the last, and a comma before it where one holds a comma."""
+    """Join the choices with an `or` before the last, and a comma before it where one holds a comma."""
     comma = "," if any("," in choice for choice in choices) else ""
     return f"{', '.join(choices[:-1])}{comma} or {choices[-1]}" if len(choices) > 1 else choices[0]

@@ -78,7 +78,7 @@ def is_generated(text: str) -> bool:
 
 
 def _without_header(text: str) -> str:
-    """`text` as it was before `render_whole` headed it: params.yaml may be the copy of an ablation."""
+    """Return `text` as it was before `render_whole` headed it: params.yaml may be the copy of an ablation."""
     return re.sub(rf"^{re.escape(GENERATED)}.*\n#.*\n{re.escape(DIFFERS)}.*\n", "", text, count=1, flags=re.MULTILINE)
 
 
@@ -95,7 +95,7 @@ def _change(document: CommentedMap, key: str, value: Any, ablation: Ablation) ->
 
 
 def _in_one_line(value: Any) -> Any:
-    """`value` in flow style, so that the comment and blank line after it stay after it."""
+    """Put `value` in flow style, so that the comment and blank line after it stay after it."""
     if isinstance(value, dict):
         block = CommentedMap({key: _in_one_line(item) for key, item in value.items()})
         block.fa.set_flow_style()

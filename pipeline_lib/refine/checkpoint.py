@@ -68,7 +68,7 @@ class Checkpoints:
         self.setup.world.barrier()
 
     def _cut_history(self, step: int) -> None:
-        """A run that was killed may have written rows of steps that it will take again."""
+        """Drop the rows of steps that a killed run wrote and will take again."""
         if not step:
             self.history.unlink(missing_ok=True)
             return
@@ -77,7 +77,7 @@ class Checkpoints:
         artifacts.write_text(self.history, kept)
 
     def _conditions(self, state: State) -> dict[str, Any]:
-        """Under which a resumed run equals an uninterrupted one bitwise."""
+        """Return the conditions under which a resumed run equals an uninterrupted one bitwise."""
         return {
             "device": _machine(state.student.device),
             "num_threads": torch.get_num_threads(),

@@ -90,7 +90,7 @@ def remaining_steps(state: State, setup: Setup, how: RuntimeSettings) -> Iterato
 
 
 def _write_checkpoint(state: State, checkpoints: Checkpoints, history: IO[str]) -> None:
-    """The history first: a checkpoint whose rows were lost could not go on."""
+    """Write the history, then the checkpoint: one whose rows were lost could not go on."""
     history.flush()
     os.fsync(history.fileno())
     checkpoints.save(state)

@@ -129,7 +129,7 @@ def _numbers(variant: Variant, set_name: str) -> dict[str, str]:
 
 
 def _number(measure: Measure) -> tuple[str, str]:
-    """What the row of a measure is called, and its number."""
+    """Return what the row of a measure is called, and its number."""
     if measure.is_share:
         return f"{measure.label}, %", page.percent(measure.value)
     return measure.label, page.number(measure.value, 1)
