@@ -30,6 +30,12 @@ def _one_seed_and_plain_kernels():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    """The test runs in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+
 def run_stage(name, project, *arguments):
     """`main` of a stage, in `project`, as `python -m stages.<name>` there would run it."""
     before = os.getcwd()

@@ -187,3 +187,8 @@ def images_of(name: str, folder="shards") -> dict[str, bytes]:
     """{key: image file} of a part."""
     part = read_part(Path(folder, name))
     return {e.key: tar.read_image(e) for tar in part.shards for e in tar.samples()}
+
+
+def listed(name: str, folder="shards") -> list[dict]:
+    """The lines of a list beside the parts, such as `quarantine.jsonl`."""
+    return [json.loads(line) for line in Path(folder, name).read_text().splitlines()]

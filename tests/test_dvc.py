@@ -161,7 +161,7 @@ def test_another_recipe_reruns_refine_evaluate_and_report_only(repository):
 
 
 def check_dvc_pages(repository, experiment):
-    """DVC's own comparisons against HEAD: the same few numbers as MLflow's table, the parameters, the pictures."""
+    """DVC's own comparisons against HEAD: the same few numbers as MLflow's table, the parameters, the images."""
     numbers = json.loads(run(repository, "dvc", "metrics", "diff", "--json", "--all", "HEAD", experiment))
     (changes,) = numbers["diff"].values() if "diff" in numbers else numbers.values()
     row = rows_by_name(repository)[experiment]

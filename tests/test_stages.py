@@ -80,7 +80,7 @@ def test_no_output_holds_a_path_a_host_or_a_date(whole):
     ]
     assert len(texts) > 15
     for path in texts:
-        content = re.sub(r"data:[a-z/+;0-9]*,[^\"')]+", "", path.read_text())  # inlined pictures
+        content = re.sub(r"data:[a-z/+;0-9]*,[^\"')]+", "", path.read_text())  # inlined images
         assert str(project) not in content, path
         assert not re.search(rf"\b{re.escape(os.uname().nodename)}\b", content), path
         assert not re.search(r"\b20\d\d-\d\d-\d\dT|\d\d:\d\d:\d\d", content), path
@@ -188,7 +188,7 @@ def test_quick_gelu_stays_from_base_to_the_loaded_result(tmp_path):
 
 @pytest.mark.slow
 def test_a_vit_b_32_checkpoint_runs_through_all_stages(tmp_path):
-    """The path of a GPU's user at a CPU's size: a local .pt checkpoint of a real architecture, two dozen pictures."""
+    """The path of a GPU's user at a CPU's size: a local .pt checkpoint of a real architecture, two dozen images."""
     module = open_clip.create_model("ViT-B-32")
     checkpoint = tmp_path / "epoch_1.pt"
     torch.save({"epoch": 1, "state_dict": {f"module.{k}": v for k, v in module.state_dict().items()}}, checkpoint)

@@ -1,6 +1,6 @@
-"""A whole project in a temporary folder: small real pictures with captions, a tiny model, params.yaml, all six stages.
+"""A whole project in a temporary folder: small real images with captions, a tiny model, params.yaml, all six stages.
 
-The pictures are drawn (a coloured shape on a coloured ground), so that captions truly describe them; the model is
+The images are drawn (a coloured shape on a coloured ground), so that captions truly describe them; the model is
 `tiny_model`'s. Everything else is the project's own code on the project's own params.yaml, with the values below.
 """
 
@@ -21,7 +21,7 @@ STAGES = ("base", "shard", "cache_teacher", "refine", "evaluate", "report")
 
 
 def draw(path, index):
-    """One 40x48 picture; the index also sets a few pixels, so that no two pictures are equal."""
+    """One 40x48 image; the index also sets a few pixels, so that no two images are equal."""
     colour, ground = COLOURS[index % 8], COLOURS[(index // 8 + index + 1) % 8]
     image = Image.new("RGB", (40, 48), ground)
     pen = ImageDraw.Draw(image)
@@ -42,7 +42,7 @@ def draw(path, index):
 
 
 def write_set(directory, num_samples):
-    """Pictures and `captions.jsonl` with two or three captions each, and a label for zero-shot."""
+    """Images and `captions.jsonl` with two or three captions each, and a label for zero-shot."""
     directory.mkdir(parents=True)
     with (directory / "captions.jsonl").open("w") as file:
         for index in range(num_samples):

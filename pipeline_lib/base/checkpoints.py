@@ -40,7 +40,7 @@ class Converted(NamedTuple):
     tensors: Tensors
 
 
-def read(path: Path) -> Tensors:
+def read_checkpoint(path: Path) -> Tensors:
     """Read tensors by name from a .safetensors file or a PyTorch checkpoint (.pt, .pth, .bin).
 
     A training checkpoint's `state_dict` is taken out, prefixes of wrapped modules are removed.
@@ -210,11 +210,11 @@ def _read_folder(folder: Path) -> Tensors:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         parts = sorted(set(artifacts.read_json(index)["weight_map"].values()))
-        return {name: value for part in parts for name, value in read(folder / Path(part).name).items()}
+        return {name: value for part in parts for name, value in read_checkpoint(folder / Path(part).name).items()}
     names = ("model.safetensors", "pytorch_model.bin")
     for name in names:
         if (folder / name).is_file():
-            return read(folder / name)
+            return read_checkpoint(folder / name)
     raise UserError(f"{folder}: no {' or '.join(names)}")
 
 

@@ -91,7 +91,7 @@ def join_towers(settings: DemoSettings, directory: Path) -> model.Clip:
     model.write_config(directory, _model_config(settings), {"mean": [0.5] * 3, "std": [0.5] * 3})
     clip = model.create(directory)
     trunk = clip.module.visual.trunk
-    trunk.load_state_dict(_match_in_order(checkpoints.read(image_file), trunk.state_dict()))
+    trunk.load_state_dict(_match_in_order(checkpoints.read_checkpoint(image_file), trunk.state_dict()))
     wanted = clip.module.text.transformer.state_dict()
     clip.module.text.transformer.load_state_dict({name: text_tensors[name] for name in wanted})
     return clip

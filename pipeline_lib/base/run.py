@@ -121,7 +121,7 @@ def _open_clip(settings: BaseSettings, work: Path) -> Made:
             f"base.pretrained: {error}; without network, fetch the file elsewhere and use "
             f"`source: checkpoint` with its path, `model: {name}` and `pretrained: {tag}`"
         ) from error
-    clip = _assemble(work, architecture, record, checkpoints.read(weights), f"base.pretrained: `{tag}`")
+    clip = _assemble(work, architecture, record, checkpoints.read_checkpoint(weights), f"base.pretrained: `{tag}`")
     place = record.get("hf_hub") or record.get("url", "")
     license_note = f"see https://huggingface.co/{place.rstrip('/')}" if record.get("hf_hub") else f"see {place}"
     return Made(clip, {"kind": "open_clip", "model": name, "pretrained": tag}, license_note)
@@ -134,7 +134,7 @@ def _checkpoint(settings: BaseSettings, work: Path) -> Made:
         return _hugging_face(path, work)
     name, architecture = _architecture(settings)
     record = _tag(settings, name, architecture)[1] if settings.pretrained else _only_preprocess(name)
-    tensors = checkpoints.read(path)
+    tensors = checkpoints.read_checkpoint(path)
     origin = f"base.path: {path}: weights of base.model `{name}`"
     clip = _assemble(work, architecture, record, tensors, origin, "; check base.model")
     return Made(clip, {"kind": "checkpoint", "file": path.name, "model": name}, "that of the checkpoint")
@@ -176,7 +176,9 @@ def _local_dir(settings: BaseSettings, work: Path) -> Made:
         raise UserError(f"base.path: {folder} holds no weights")
     found = model.read_config(folder)
     model.copy_files(folder, work)
-    clip = _assemble(work, found["model_cfg"], found.get("preprocess_cfg", {}), checkpoints.read(weights), str(folder))
+    clip = _assemble(
+        work, found["model_cfg"], found.get("preprocess_cfg", {}), checkpoints.read_checkpoint(weights), str(folder)
+    )
     recorded = model.recorded_facts(folder)
     model.compare_facts(folder, model.compute_facts(clip), recorded)
     before = folder / artifacts.TRAINED_ON

@@ -45,7 +45,7 @@ def run(
     """Fill `paths.teacher` from `paths.base` and `paths.shards`, verify a sample, publish; store pixels beside it.
 
     Returns:
-        `digest` of the cache's manifest and `metrics` for the tracker (None on processes other than the first).
+        `digest` of the cache's manifest and `metrics` for the tracker; {} on processes other than the first.
 
     Raises:
         UserError: Input is missing or broken, too many images do not decode, or the verification fails.

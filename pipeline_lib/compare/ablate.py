@@ -138,7 +138,7 @@ def look(planned: Sequence[Planned]) -> dict[str, Found]:
 
 def _look(planned: Planned, scratch: Path) -> Found:
     files = revisions.open_revision(Path(), planned.name)
-    revisions.copy(files, ["params.yaml"], scratch)
+    revisions.copy_text_files(files, ["params.yaml"], scratch)
     commit = files.repo.get_rev()
     code = ("dvc.yaml", *code_deps(Path("dvc.yaml")))
     sources = run_command("git", "diff", "--name-only", commit, "--", *code).splitlines()
@@ -157,7 +157,7 @@ def _kept(name: str, found: Found) -> str:
     return f"{name}-{found.commit[:7]}"
 
 
-def describe(planned: Sequence[Planned], found: Mapping[str, Found]) -> str:
+def plan_table(planned: Sequence[Planned], found: Mapping[str, Found]) -> str:
     """Render the plan as a table: each experiment, what it sets, its state; then what becomes of outdated ones."""
     rows = {one.name: [_changes(one), _state(found.get(one.name))] for one in planned}
     table = page.to_terminal(page.grid(("experiment", "sets", "state"), rows, text_columns=(0, 1, 2)))
@@ -190,7 +190,7 @@ def run(params_file: Path, changes_file: Path, seeds: Sequence[int]) -> list[str
     planned, notes = plan(params_file, changes_file, seeds)
     check_inputs(params_file)
     found = look(planned)
-    print("\n\n".join([describe(planned, found), *notes]), flush=True)
+    print("\n\n".join([plan_table(planned, found), *notes]), flush=True)
     missing = [one for one in planned if one.name not in found or found[one.name].differences]
     failed = []
     for place, one in enumerate(missing, 1):

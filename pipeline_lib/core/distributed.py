@@ -31,7 +31,6 @@ class World:
 
     rank: int = 0
     size: int = 1
-    local_rank: int = 0
 
     @property
     def is_main(self) -> bool:
@@ -124,7 +123,7 @@ def join(device: str = "auto") -> World:
             dist.init_process_group("nccl", rank=rank, world_size=size, device_id=gpu)
         else:
             dist.init_process_group("gloo", rank=rank, world_size=size)
-    return World(rank, size, local_rank)
+    return World(rank, size)
 
 
 def check_device(device: str, processes: int) -> str:

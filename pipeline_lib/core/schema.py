@@ -115,7 +115,7 @@ def _required(kind: Any) -> list[str]:
 
 
 def convert(kind: Any, value: Any, path: str) -> Any:
-    """Check `value` against annotation `kind` and return it: scalars, Literal, X | None, tuples, mappings, Path, blocks."""
+    """Check `value` against `kind` and return it: scalars, Literal, X | None, tuples, mappings, Path, dataclasses."""
     origin = typing.get_origin(kind)
     if origin is Annotated:
         return _convert_number(kind, value, path)

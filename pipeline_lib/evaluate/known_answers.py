@@ -12,11 +12,11 @@ from pipeline_lib.core.shards import Part
 log = logging.getLogger(__name__)
 
 
-def check(part: Part, numbers: Mapping[str, float], facts: Mapping[str, Any]) -> None:
+def check_known_answers(part: Part, numbers: Mapping[str, float], facts: Mapping[str, Any]) -> None:
     """Compare the base model's numbers with those that the set pins for it, if it does.
 
     Args:
-        part: The set; its manifest may hold `known_answers`, see `read`.
+        part: The set; its manifest may hold `known_answers`, see `sources.known_answers.read_known_answers`.
         numbers: What was measured on it, see `run.flat_metrics`.
         facts: Of the model.
 

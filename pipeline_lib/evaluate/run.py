@@ -96,7 +96,7 @@ def evaluate(embedder: Embedder, name: str, inputs: EvaluationInputs, settings: 
     if name == "base":
         numbers = flat_metrics(scored.results)
         for part in inputs.all_sets:
-            known_answers.check(part, numbers[part.name], embedder.clip.facts)
+            known_answers.check_known_answers(part, numbers[part.name], embedder.clip.facts)
     scored.seconds = watch.seconds
     _log_times(name, watch.seconds)
     return scored

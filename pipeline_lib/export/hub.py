@@ -42,13 +42,13 @@ def write_hub_folder(subject: Subject, target: Path, *, repository: str = "", fo
         model.save(exported, work)
         artifacts.write_text(place(CARD), card.render_card(subject, target.resolve().name, repository))
         written = model.load(work)
-        compare(subject, written)
+        check_folder(subject, written)
         place(model={**subject.facts, **written.facts}, origin=subject.origin)
     return artifacts.read_manifest(target)["digest"]
 
 
-def compare(subject: Subject, written: model.Clip) -> None:
-    """Compare weights, preprocessing, tokenizer and features of what was written with the model in memory.
+def check_folder(subject: Subject, written: model.Clip) -> None:
+    """Check weights, preprocessing, tokenizer and features of what was written against the model in memory.
 
     Raises:
         RuntimeError: A single bit differs.

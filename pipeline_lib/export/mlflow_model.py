@@ -145,7 +145,7 @@ def _log(subject: Subject, store: Client, where: str, name: str, alias: str) -> 
         log.info("logging the model to %s", where)
         info = _log_folder(subject)
         log.info("loading it back and comparing")
-        compare(subject, mlflow.pyfunc.load_model(info.model_uri))
+        check_served(subject, mlflow.pyfunc.load_model(info.model_uri))
         mlflow.log_metrics(_metrics(subject), model_id=info.model_id)
     if row:
         store.mlflow.log_outputs(row.run_id, [LoggedModelOutput(info.model_id, 0)])
@@ -168,8 +168,8 @@ def find_row(subject: Subject, store: Client, start: Mapping[str, Any]) -> tuple
     return (store.run(producer.tags["mlflow.parentRunId"]) if producer else None), producer
 
 
-def compare(subject: Subject, served: Any) -> None:
-    """Score the sample by MLflow and by the model in memory.
+def check_served(subject: Subject, served: Any) -> None:
+    """Check that MLflow scores the sample as the model in memory does.
 
     Raises:
         RuntimeError: They differ.
@@ -212,8 +212,8 @@ def requirements(subject: Subject) -> list[str]:
     return [f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in (*PACKAGES, *more)]
 
 
-def describe(subject: Subject) -> str:
-    """Say what stands on top of the model's page."""
+def model_note(subject: Subject) -> str:
+    """Compose the note on top of the model's page: what it is, what it takes and gives."""
     verdict = f" {report.sentence(subject.inputs)}" if subject.name == "refined" else ""
     return (
         f"A {subject.title}.{verdict} The table with intervals, licence and provenance: `artifacts/clip/README.md`.\n\n"
@@ -256,7 +256,7 @@ def _options(subject: Subject) -> dict[str, Any]:
         "metadata": subject.origin,
         "model_config": {"max_image_bytes": shard.max_image_bytes, "max_image_pixels": shard.max_image_pixels},
         "params": {label: flat[label] for label in LABELS} | ({} if subject.mix is None else {"mix": subject.mix}),
-        "tags": {**_labels(subject), "mlflow.note.content": describe(subject)},
+        "tags": {**_labels(subject), "mlflow.note.content": model_note(subject)},
     }
 
 
@@ -295,7 +295,7 @@ def _register(subject: Subject, uri: str, name: str, alias: str) -> dict[str, st
     log.info("registering it as %s", name)
     version = str(mlflow.register_model(uri, name, tags=_labels(subject)).version)
     client = mlflow.MlflowClient()
-    client.update_model_version(name, version, describe(subject))
+    client.update_model_version(name, version, model_note(subject))
     if alias:
         client.set_registered_model_alias(name, alias, version)
     return {"registered": name, "version": version, "alias": alias}

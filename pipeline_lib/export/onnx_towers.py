@@ -73,7 +73,7 @@ def write_onnx(subject: Subject, target: Path, *, normalize: bool = False, force
             log.info("exporting the %s tower (takes ten seconds and more)", side)
             tower = Tower(subject.clip, side, normalize=normalize).eval()
             opset = _export(tower, inputs, place(f"{side}.onnx"))
-            difference = compare(tower, inputs, place(f"{side}.onnx"))
+            difference = check_tower(tower, inputs, place(f"{side}.onnx"))
             shape = ["batch", *inputs.shape[1:]]
             facts[side] = {"input": INPUTS[side], "shape": shape, "type": str(inputs.dtype), "difference": difference}
         shutil.copyfile(subject.clip.directory / model.CONFIG, place(model.CONFIG))
@@ -83,8 +83,8 @@ def write_onnx(subject: Subject, target: Path, *, normalize: bool = False, force
     return about
 
 
-def compare(tower: Tower, inputs: torch.Tensor, path: Path) -> float:
-    """Return onnxruntime's largest relative difference from torch on the CPU, over batches of one and of all inputs.
+def check_tower(tower: Tower, inputs: torch.Tensor, path: Path) -> float:
+    """Check onnxruntime against torch on the CPU, on one input and on all; return the largest relative difference.
 
     Raises:
         RuntimeError: It is above TOLERANCE.

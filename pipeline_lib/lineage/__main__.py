@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     options = parse(arguments)
     if options.command == "check":
-        if problems := commands.check(options.params):
+        if problems := commands.check_outputs(options.params):
             raise UserError("\n".join([f"{len(problems)} differences, run `dvc repro`", *problems]))
         print(f"{len(Snapshot(options.params).digests())} outputs agree with their manifests")
         return

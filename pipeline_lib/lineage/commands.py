@@ -126,7 +126,7 @@ def _stale_stages(params_file: Path) -> set[str] | None:
         return None
 
 
-def check(params_file: Path) -> list[str]:
+def check_outputs(params_file: Path) -> list[str]:
     """Return what differs between the output folders and their manifests, one line each (empty: nothing)."""
     folders = list(Snapshot(params_file).folders().values())
     pixels = params_file.parent / config.load(params_file, Paths).pixels

@@ -101,7 +101,7 @@ def open_revision(project: Path, revision: str) -> Any:
     return DVCFileSystem(str(project.resolve()), rev=revision)
 
 
-def copy(files: Any, names: Iterable[str], target: Path) -> None:
+def copy_text_files(files: Any, names: Iterable[str], target: Path) -> None:
     """Copy text files (or those in folders) of `open_revision` to the folder `target`; those not there are left out."""
     from dvc.exceptions import DvcException
 
@@ -161,10 +161,10 @@ def open_snapshot(params_file: Path, revision: str | None) -> Iterator[Snapshot]
     with tempfile.TemporaryDirectory() as scratch:
         folder, files = Path(scratch), open_revision(project, commit)
         snapshot = Snapshot(folder / params_file.name, origin)
-        copy(files, (params_file.name, "dvc.yaml", "dvc.lock"), folder)
+        copy_text_files(files, (params_file.name, "dvc.yaml", "dvc.lock"), folder)
         if not snapshot.params_file.is_file():
             raise UserError(f"{params_file.name}: not in commit {commit[:10]}; name a revision of this project")
         outputs = [path / artifacts.MANIFEST for path in snapshot.folders().values()]
         made = [path.relative_to(folder).as_posix() for path in (*outputs, snapshot.report_numbers())]
-        copy(files, [*code_deps(folder / "dvc.yaml"), *made], folder)
+        copy_text_files(files, [*code_deps(folder / "dvc.yaml"), *made], folder)
         yield snapshot

@@ -74,5 +74,5 @@ def _set_writer(
 ) -> SetWriter:
     rules = Rules(work=work, settings=settings, captioned=source.captioned, tasks=source.tasks)
     splitter = Splitter(parts, source.samples.folder, source.name)
-    answers = {part: known_answers.read(data, part) for part in splitter.parts}
+    answers = {part: known_answers.read_known_answers(data, part) for part in splitter.parts}
     return SetWriter(source=source, splitter=splitter, rules=rules, known_answers=answers)

@@ -30,7 +30,7 @@ class SetWriter:
     source: Source
     splitter: Splitter
     rules: Rules
-    known_answers: Mapping[str, Any] = field(default_factory=dict)  # by part, see `known_answers.read`
+    known_answers: Mapping[str, Any] = field(default_factory=dict)  # by part, see `known_answers.read_known_answers`
     records: dict[str, list[Record]] = field(default_factory=dict)
     in_no_part: int = 0
     ignored: Counter[str] = field(default_factory=Counter)

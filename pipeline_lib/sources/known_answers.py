@@ -25,7 +25,7 @@ FILE = "known_answers.json"
 log = logging.getLogger(__name__)
 
 
-def read(data: DataSettings, name: str) -> dict[str, list[dict[str, Any]]]:
+def read_known_answers(data: DataSettings, name: str) -> dict[str, list[dict[str, Any]]]:
     """Read what models are known to score on part or evaluation set `name`: {metric: answers}, empty without a file.
 
     Raises:

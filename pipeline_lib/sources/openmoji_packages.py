@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import importlib.util
 import json
 from pathlib import Path
 
+from pipeline_lib.core.artifacts import sha256_file
 from pipeline_lib.core.errors import UserError
 
 REMEDY = "run `pip install '.[demo]'`"
@@ -94,6 +94,6 @@ def _version(package: str) -> str:
 
 def _sha256(path: Path) -> str:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return sha256_file(path)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; {REMEDY}") from None

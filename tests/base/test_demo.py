@@ -98,7 +98,7 @@ def samples_of(root: Path) -> list[Sample]:
 @needs_towers
 def test_the_image_tower_has_the_published_weights(joined):
     """296 tensors in the same order: same kind of parameter and same shape at every place."""
-    published = checkpoints.read(demo._package_file(demo.IMAGE_PACKAGE, demo.IMAGE_FILE))
+    published = checkpoints.read_checkpoint(demo._package_file(demo.IMAGE_PACKAGE, demo.IMAGE_FILE))
     own = joined.module.visual.trunk.state_dict()
     assert len(published) == len(own) + 2 == 296
     for (theirs, tensor), (name, found) in zip(published.items(), own.items(), strict=False):
@@ -110,7 +110,7 @@ def test_the_image_tower_has_the_published_weights(joined):
 @pytest.mark.skipif(not (SHARED / "flickr8k").is_dir(), reason="../shared/data/flickr8k is not there")
 def test_the_image_tower_knows_a_dog(joined):
     """The order is right in meaning: to ImageNet's classifier, photos of dogs are dogs (151 to 268, chance 0.12)."""
-    published = checkpoints.read(demo._package_file(demo.IMAGE_PACKAGE, demo.IMAGE_FILE))
+    published = checkpoints.read_checkpoint(demo._package_file(demo.IMAGE_PACKAGE, demo.IMAGE_FILE))
     rows = (SHARED / "flickr8k" / "captions.txt").read_text().splitlines()[1:]
     counts: dict[str, int] = {}
     for name, _, caption in (row.partition(",") for row in rows):

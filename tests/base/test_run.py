@@ -144,7 +144,7 @@ def test_wrapped_checkpoints_are_unwrapped(wrap, suffix, tmp_path, weights):
     """Training checkpoints, DataParallel and compile prefixes, OpenAI's integers among the tensors."""
     path = tmp_path / f"mine{suffix}"
     torch.save(wrap(weights), path)
-    assert model.weights_digest(checkpoints.read(path)) == model.weights_digest(weights)
+    assert model.weights_digest(checkpoints.read_checkpoint(path)) == model.weights_digest(weights)
 
 
 def test_half_precision_checkpoints_become_float32(tmp_path, weights, tiny_architecture):
@@ -219,7 +219,7 @@ def test_pickled_code_is_never_run(tmp_path):
 
     torch.save({"state_dict": {"a": torch.ones(1)}, "extra": Bomb()}, tmp_path / "bomb.pt")
     with pytest.raises(UserError, match="could run code"):
-        checkpoints.read(tmp_path / "bomb.pt")
+        checkpoints.read_checkpoint(tmp_path / "bomb.pt")
     assert not (tmp_path / "ran").exists()
 
 
@@ -401,7 +401,7 @@ def test_hugging_face_preprocessing_is_kept(tmp_path):
 
 def test_sharded_and_pickled_hugging_face_weights_are_read(tmp_path):
     theirs = hugging_face_model(tmp_path / "hf")
-    whole = checkpoints.read(tmp_path / "hf" / "model.safetensors")
+    whole = checkpoints.read_checkpoint(tmp_path / "hf" / "model.safetensors")
     (tmp_path / "hf" / "model.safetensors").unlink()
     torch.save(whole, tmp_path / "hf" / "pytorch_model.bin")
     clip = materialise(tmp_path / "base", path=str(tmp_path / "hf"))
@@ -451,7 +451,8 @@ def edit(path: Path, change) -> None:
         (lambda d: (d / "open_clip_config.json").write_text("{}"), "use `source: local_dir`"),
         (
             lambda d: save_file(
-                checkpoints.read(d / "model.safetensors") | {"head.weight": torch.ones(2)}, d / "model.safetensors"
+                checkpoints.read_checkpoint(d / "model.safetensors") | {"head.weight": torch.ones(2)},
+                d / "model.safetensors",
             ),
             "`head.weight` belongs to no part",
         ),

@@ -3,7 +3,8 @@
     python -m tests.bench [part ...]
 
 Both sides of a ratio are measured here, alternating, and medians are compared, so that a slow or busy machine moves
-both. Nothing is asserted: a test must not depend on the clock. Sizes are a CPU's; README says what a GPU must show.
+both. Nothing is asserted: a test must not depend on the clock. Sizes are a CPU's; docs/machines.md says what
+a GPU must show.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ from pipeline_lib.evaluate import run, scoring
 from pipeline_lib.evaluate.embedding import EmbeddedSet, EmbeddedTask, Embedder
 from pipeline_lib.evaluate.inputs import open_inputs, open_model
 from pipeline_lib.evaluate.settings import EvaluateSettings
-from pipeline_lib.report import run as page
 from pipeline_lib.report.inputs import read_inputs
+from pipeline_lib.report.run import run as write_report
 from tests.bench.inputs import Report, paths_of
 from tests.tiny_project import ROOT
 
@@ -77,7 +77,7 @@ def default_set(report: Report, root: Path) -> None:
     report("evaluation, default", embed / (embed + rest), GOAL, note)
     with contextlib.chdir(root), tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        page.run(read_inputs(params), Path(folder, "report"))
+        write_report(read_inputs(params), Path(folder, "report"))
         seconds = time.perf_counter() - start
     print(f"    {'the page (report)':<20} {seconds:7.2f} s  {seconds / embed:7.1%}, does not grow with the set")
 

@@ -43,7 +43,7 @@ def caption(generator: np.random.Generator) -> str:
 
 
 def jpeg(generator: np.random.Generator, size: tuple[int, int] = (640, 480)) -> bytes:
-    """A smooth random photograph-like picture of COCO's usual size."""
+    """A smooth random photograph-like image of COCO's usual size."""
     small = generator.integers(0, 256, (12, 16, 3), dtype=np.uint8)
     image = Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
     noise = generator.normal(0, 6, (size[1], size[0], 3))

@@ -15,8 +15,7 @@ import pytest
 
 from pipeline_lib import compare
 from pipeline_lib.compare import ablate, board, comparison
-from pipeline_lib.compare.__main__ import _folder as read_argument
-from pipeline_lib.compare.__main__ import main
+from pipeline_lib.compare.__main__ import _folder, main
 from pipeline_lib.core import artifacts
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.lineage import revisions
@@ -274,8 +273,8 @@ def test_command_line_takes_named_folders(folders, tmp_path, capsys, monkeypatch
 def test_a_folder_may_have_an_equals_sign_in_its_name(folders, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(folders / "refine-0", tmp_path / "runs/lr=5e-5")
-    assert read_argument("runs/lr=5e-5").name == "lr=5e-5"
-    named = read_argument("first=runs/lr=5e-5")
+    assert _folder("runs/lr=5e-5").name == "lr=5e-5"
+    named = _folder("first=runs/lr=5e-5")
     assert (named.name, named.refined.directory) == ("first", Path("runs/lr=5e-5/data/eval/refined"))
 
 
@@ -455,7 +454,7 @@ def test_plan_is_told_with_what_is_there():
         "contrastive-seed0": ablate.Found("1" * 40, []),
         "hycd-seed0": ablate.Found("2" * 40, ["refine.learning_rate=2e-05"]),
     }
-    lines = ablate.describe(experiments, there).splitlines()
+    lines = ablate.plan_table(experiments, there).splitlines()
     by_name = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines if "-seed0 " in line}
     assert re.fullmatch("nothing: params.yaml as it is +to run", by_name["clip-refine-seed0"])
     assert re.fullmatch("refine.recipe=contrastive +there already", by_name["contrastive-seed0"])

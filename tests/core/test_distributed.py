@@ -30,7 +30,7 @@ def start_by_torchrun(monkeypatch, local_rank, size):
 @pytest.mark.parametrize(("device", "does"), [("auto", [1, "nccl"]), ("cuda", [1, "nccl"]), ("cpu", ["gloo"])])
 def test_processes_join_on_the_device_of_runtime(gpus, monkeypatch, device, does):
     start_by_torchrun(monkeypatch, 1, 2)
-    assert distributed.join(device) == World(1, 2, 1)
+    assert distributed.join(device) == World(1, 2)
     assert gpus == does
 
 
@@ -43,7 +43,7 @@ def test_tasks_of_srun_that_see_one_gpu_each_take_it(gpus, monkeypatch):
     with pytest.raises(UserError, match="4 processes on this machine, but 1 GPUs"):  # not bound: they would share it
         distributed.join("auto")
     monkeypatch.setenv("SLURM_GPUS_PER_TASK", "1")
-    assert distributed.join("auto") == World(3, 4, 3)
+    assert distributed.join("auto") == World(3, 4)
     assert gpus == [0, "nccl"]
 
 

@@ -11,10 +11,7 @@ from pipeline_lib.core import artifacts, shards
 from pipeline_lib.core.errors import UserError
 from tests.small_sets import coco, data, image_file, img2dataset, settings, write_shards
 
-
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ def test_known_answers_are_those_of_the_model_that_they_name():
     def check(name="recall", number=0.5, known_by=None, **answer):
         answers = {name: [{"value": 0.51, "tolerance": 0.02, "model": known_by, **answer}]}
         part = SimpleNamespace(name="eval", manifest={"known_answers": answers})
-        known_answers.check(part, {"recall": number}, facts)
+        known_answers.check_known_answers(part, {"recall": number}, facts)
 
-    known_answers.check(SimpleNamespace(name="eval", manifest={}), {"recall": 0.5}, facts)
+    known_answers.check_known_answers(SimpleNamespace(name="eval", manifest={}), {"recall": 0.5}, facts)
     check()
     for model_name in (None, "ab12ab12", "ViT-B-32/tag"):
         check(known_by=model_name)

@@ -581,11 +581,11 @@ def test_onnx_with_other_weights_fails_loudly(project, tmp_path):
     tower = onnx_towers.Tower(found.clip, "text", normalize=True).eval()
     token_ids = found.clip.tokenize(found.sample.texts)
     onnx_towers._export(tower, token_ids, tmp_path / "text.onnx")
-    assert onnx_towers.compare(tower, token_ids, tmp_path / "text.onnx") <= 1e-4
+    assert onnx_towers.check_tower(tower, token_ids, tmp_path / "text.onnx") <= 1e-4
     with torch.no_grad():
         found.clip.module.text_projection.add_(0.01)
     with pytest.raises(RuntimeError, match="differs from torch"):
-        onnx_towers.compare(tower, token_ids, tmp_path / "text.onnx")
+        onnx_towers.check_tower(tower, token_ids, tmp_path / "text.onnx")
 
 
 def test_missing_onnx_packages_are_named_with_the_remedy(project, tmp_path, capsys, monkeypatch):

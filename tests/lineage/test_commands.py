@@ -20,7 +20,7 @@ from pipeline_lib import tracking
 from pipeline_lib.core import artifacts
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.lineage import commands as lineage
-from pipeline_lib.shard import run as shard_writer
+from pipeline_lib.shard import run as shard
 from pipeline_lib.tracking.spool import Spool
 from tests import small_sets
 from tests.small_sets import img2dataset, write
@@ -145,10 +145,10 @@ def test_show_names_state_digest_and_run_of_every_stage(tmp_path):
     assert "no row" not in lineage.show(params)
     change(params, "num_examples: 8", "num_examples: 9")
     do("shard", params, write_output(tmp_path / "data" / "shards", "shard", "tars"), {"base": made})
-    base, shard = runs_of(client_of(tmp_path), "stage")
+    base, sharded = runs_of(client_of(tmp_path), "stage")
     lines = {line.split()[0]: line.split()[1:] for line in lineage.show(params).splitlines()[2:]}
     assert lines["base"] == ["reused", made[:12], base.info.run_id]
-    assert lines["shard"][::2] == ["executed", shard.info.run_id]
+    assert lines["shard"][::2] == ["executed", sharded.info.run_id]
     assert lines["evaluate@refined"] == ["not", "made", "unknown"]
     assert list(lines) == [
         *("base", "shard", "cache_teacher", "refine", "evaluate@base", "evaluate@refined", "report"),
@@ -227,7 +227,7 @@ def test_check_reads_the_tars_that_shards_only_index(tmp_path, monkeypatch):
     params = make_project(tmp_path, store=False)
     img2dataset(tmp_path / "tars")
     write(tmp_path / "trained_on.jsonl", "")
-    shard_writer.run(
+    shard.run(
         small_sets.data("tars", "webdataset", parts={"refine": 1.0}),
         small_sets.settings(),
         trained_on=Path("trained_on.jsonl"),
@@ -236,11 +236,11 @@ def test_check_reads_the_tars_that_shards_only_index(tmp_path, monkeypatch):
         num_workers=1,
         progress=False,
     )
-    assert "tars/" not in "".join(lineage.check(params))
+    assert "tars/" not in "".join(lineage.check_outputs(params))
     content = bytearray(Path("tars/00001.tar").read_bytes())
     content[600] ^= 1
     Path("tars/00001.tar").write_bytes(content)
-    assert "tars/00001.tar: SHA-256 differs from the manifest" in lineage.check(params)
+    assert "tars/00001.tar: SHA-256 differs from the manifest" in lineage.check_outputs(params)
 
 
 STAGE = """

@@ -10,7 +10,7 @@ import torch
 from pipeline_lib.core import config, runtime
 from pipeline_lib.core.distributed import World
 from pipeline_lib.refine import loop
-from pipeline_lib.refine import run as refinement
+from pipeline_lib.refine import run as refine
 from pipeline_lib.refine.epochs import Plan, read_batch
 from pipeline_lib.refine.settings import RefineSettings
 from tests.conftest import run_stage
@@ -40,9 +40,9 @@ def refined(project, **values):
 
 def measured(project, **values):
     """What the stage gives the tracker."""
-    found, original = {}, refinement.run
+    found, original = {}, refine.run
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(refinement, "run", lambda job: found.setdefault("made", original(job)))
+        patch.setattr(refine, "run", lambda job: found.setdefault("made", original(job)))
         refined(project, **values)
     return found["made"]["metrics"]
 

@@ -7,7 +7,7 @@ import torch
 from pipeline_lib import tracking
 from pipeline_lib.core import runtime
 from pipeline_lib.model.features import raw_norms_problem
-from pipeline_lib.refine import run as refinement
+from pipeline_lib.refine import run as refine
 from tests.cached_project import open_cached
 from tests.conftest import run_stage
 from tests.refine.runs import FROZEN, QUIET, equal, first_batch, history, interrupt_at, refined
@@ -104,7 +104,7 @@ def test_a_resumed_run_measures_and_warns_no_more(sharded, logged, caplog, monke
 def test_measuring_the_norms_leaves_the_run_as_it_is(cached, monkeypatch, values):
     """With and without it: weights and history are bitwise the same, and so is the random state behind it."""
     reference, rows = refined(cached, **values), history(cached)
-    original, states = refinement.measure_raw_norms, []
+    original, states = refine.measure_raw_norms, []
 
     def measure(student, setup):
         modes = [layer.training for layer in student.module.modules()]
@@ -114,10 +114,10 @@ def test_measuring_the_norms_leaves_the_run_as_it_is(cached, monkeypatch, values
         assert [layer.training for layer in student.module.modules()] == modes
         return {}
 
-    monkeypatch.setattr(refinement, "measure_raw_norms", measure)
+    monkeypatch.setattr(refine, "measure_raw_norms", measure)
     refined(cached, **values)
     assert torch.equal(*states)
-    monkeypatch.setattr(refinement, "measure_raw_norms", lambda *_: {})
+    monkeypatch.setattr(refine, "measure_raw_norms", lambda *_: {})
     assert equal(refined(cached, **values), reference)
     assert history(cached) == rows
 

@@ -9,7 +9,7 @@ import torch
 
 from pipeline_lib import model
 from pipeline_lib.core import artifacts, config, runtime
-from pipeline_lib.refine import run as refinement
+from pipeline_lib.refine import run as refine
 from tests.cached_project import open_cached
 from tests.conftest import run_stage
 from tests.refine.runs import QUIET, history, interrupt_at, refined
@@ -40,7 +40,7 @@ def test_history_and_result(cached):
     made_with = {key: value for key, value in params["refine"].items() if key != "step0_tolerance"}
     assert manifest["parameters"]["refine"] == made_with
     assert manifest["parameters"]["recipes"] == {"clip_refine": params["recipes"]["clip_refine"]}
-    teacher = {key: params["cache_teacher"][key] for key in refinement.DECIDE_TEACHER}
+    teacher = {key: params["cache_teacher"][key] for key in refine.DECIDE_TEACHER}
     assert manifest["parameters"]["cache_teacher"] == teacher
     trained_on = [
         json.loads(line)["key"] for line in (cached / "data/refined/trained_on.jsonl").read_text().splitlines()

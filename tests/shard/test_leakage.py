@@ -1,6 +1,5 @@
 """Train/test leakage: parts are disjoint by content, what is left out is named, too much of it fails."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -9,16 +8,9 @@ from pipeline_lib.core import artifacts, shards
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.shard import leakage
 from pipeline_lib.sources.settings import DataSettings, EvaluationSet
-from tests.small_sets import data, image_file, images_of, jsonl, tar, write, write_shards
+from tests.small_sets import data, image_file, images_of, jsonl, listed, tar, write, write_shards
 
-
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
-def listed(name: str) -> list[dict]:
-    return [json.loads(line) for line in Path("shards", name).read_text().splitlines()]
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
 
 def doubled(pairs) -> DataSettings:

@@ -27,24 +27,18 @@ from tests.small_sets import (
     images_of,
     img2dataset,
     jsonl,
+    listed,
     tar,
     write,
     write_shards,
 )
 
-
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
 
 def content(folder) -> dict[str, bytes]:
     """Every file below `folder` by name."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(Path(folder).rglob("*")) if p.is_file()}
-
-
-def listed(name: str) -> list[dict]:
-    return [json.loads(line) for line in Path("shards", name).read_text().splitlines()]
 
 
 def left_behind() -> list[Path]:

@@ -26,7 +26,7 @@ def test_known_answers_stand_beside_the_set_they_are_of(tmp_path):
         "none": EvaluationSet(format="coco", path="coco"),
     }
     found = data(tmp_path / "own", "flickr", evaluation_root=str(tmp_path), evaluation=sets)
-    assert {name: known_answers.read(found, name) for name in (*sets, "eval", "val")} == {
+    assert {name: known_answers.read_known_answers(found, name) for name in (*sets, "eval", "val")} == {
         "folder": {"zero_shot_class_top1": [answer | {"model": None}, answer | {"model": "12345678"}]},
         "file": {"alignment": [answer | {"model": None}]},
         "cut": {},  # of the whole set, so not of a part of it
@@ -57,4 +57,4 @@ def test_known_answers_stand_beside_the_set_they_are_of(tmp_path):
 def test_what_is_no_known_answer(tmp_path, content, message):
     write(tmp_path / "eval.known_answers.json", content)
     with pytest.raises(UserError, match=rf"eval\.known_answers\.json: {message}"):
-        known_answers.read(data(tmp_path, "flickr"), "eval")
+        known_answers.read_known_answers(data(tmp_path, "flickr"), "eval")
