@@ -230,10 +230,8 @@ def train_heads(pairs: Pairs, settings: DemoSettings) -> Heads:
             f"data.parts.base: {num_images} images to train the demo base's heads on; give it a larger share"
         )
     generator = torch.Generator().manual_seed(settings.seed)
-    image_head, text_head = (
-        nn.Parameter(torch.empty(settings.embed_dim, width).normal_(std=width**-0.5, generator=generator))
-        for width in (pairs.image_features.shape[1], pairs.text_features.shape[1])
-    )
+    image_head = _random_head(settings.embed_dim, pairs.image_features.shape[1], generator)
+    text_head = _random_head(settings.embed_dim, pairs.text_features.shape[1], generator)
     log_scale = nn.Parameter(torch.tensor(math.log(START_SCALE)))
     heads = {"params": [image_head, text_head], "weight_decay": settings.weight_decay}
     optimizer = torch.optim.AdamW([heads, {"params": [log_scale], "weight_decay": 0.0}], lr=settings.learning_rate)
@@ -246,12 +244,8 @@ def train_heads(pairs: Pairs, settings: DemoSettings) -> Heads:
         drawn = torch.stack([own[torch.randint(len(own), (), generator=generator)] for own in captions])
         total = 0.0
         for rows in order.chunk(batches):
-            image_features = F.normalize(
-                _drop(pairs.image_features[rows], settings.dropout, generator) @ image_head.T, dim=1
-            )
-            text_features = F.normalize(
-                _drop(pairs.text_features[drawn[rows]], settings.dropout, generator) @ text_head.T, dim=1
-            )
+            image_features = _project(pairs.image_features[rows], image_head, settings.dropout, generator)
+            text_features = _project(pairs.text_features[drawn[rows]], text_head, settings.dropout, generator)
             loss = contrastive_loss(log_scale.exp() * image_features @ text_features.T)
             optimizer.zero_grad()
             loss.backward()
@@ -262,9 +256,14 @@ def train_heads(pairs: Pairs, settings: DemoSettings) -> Heads:
     return _scaled(Heads(image_head.detach(), text_head.detach(), log_scale.exp().item(), losses), pairs)
 
 
-def _drop(features: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:
-    """Apply dropout from a generator of its own."""
-    return features * (torch.rand(features.shape, generator=generator) >= share) / (1 - share)
+def _random_head(embed_dim: int, width: int, generator: torch.Generator) -> nn.Parameter:
+    return nn.Parameter(torch.empty(embed_dim, width).normal_(std=width**-0.5, generator=generator))
+
+
+def _project(features: torch.Tensor, head: torch.Tensor, dropout: float, generator: torch.Generator) -> torch.Tensor:
+    """Project features to unit rows, after dropout from a generator of its own."""
+    kept = features * (torch.rand(features.shape, generator=generator) >= dropout) / (1 - dropout)
+    return F.normalize(kept @ head.T, dim=1)
 
 
 def _captions_by_image(text_image_index: torch.Tensor, num_images: int) -> list[torch.Tensor]:

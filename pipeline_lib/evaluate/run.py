@@ -33,6 +33,7 @@ from pipeline_lib.evaluate import known_answers, probes, scoring, wise_ft
 from pipeline_lib.evaluate.embedding import EmbeddedSet, Embedder
 from pipeline_lib.evaluate.inputs import EvaluationInputs, open_inputs, open_model
 from pipeline_lib.evaluate.measured import headline_values, metric_values, with_intervals
+from pipeline_lib.evaluate.probes import TrainingData
 from pipeline_lib.evaluate.scoring import Block, Items, Stopwatch
 from pipeline_lib.evaluate.settings import EvaluateSettings
 from pipeline_lib.results.folders import CENTRED, PLAIN, array_name
@@ -88,18 +89,28 @@ def evaluate(embedder: Embedder, name: str, inputs: EvaluationInputs, settings: 
     scored.results = {"format": FORMAT, "model": name, "weights_digest": weights, **scored.results}
     if settings.linear_probe:
         with watch("linear_probe"):
-            scored.results["linear_probe"], items = probes.probe_sets(embedded[1:], training, settings)
-            for set_name, arrays in items.items():
-                scored.items[set_name] |= arrays
+            _add_probes(scored, embedded[1:], training, settings)
     if mixes:
         scored.results["wise_ft"] = mixes
     if name == "base":
-        numbers = flat_metrics(scored.results)
-        for part in inputs.all_sets:
-            known_answers.check_known_answers(part, numbers[part.name], embedder.clip.facts)
+        _check_known_answers(scored, inputs, embedder.clip.facts)
     scored.seconds = watch.seconds
     _log_times(name, watch.seconds)
     return scored
+
+
+def _add_probes(
+    scored: Evaluated, sets: Sequence[EmbeddedSet], training: Mapping[str, TrainingData], settings: EvaluateSettings
+) -> None:
+    scored.results["linear_probe"], items = probes.probe_sets(sets, training, settings)
+    for set_name, arrays in items.items():
+        scored.items[set_name] |= arrays
+
+
+def _check_known_answers(scored: Evaluated, inputs: EvaluationInputs, facts: Mapping[str, Any]) -> None:
+    numbers = flat_metrics(scored.results)
+    for part in inputs.all_sets:
+        known_answers.check_known_answers(part, numbers[part.name], facts)
 
 
 def _log_times(name: str, seconds: Mapping[str, float]) -> None:
