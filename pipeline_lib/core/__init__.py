@@ -1,1 +1,12 @@
-"""What every stage stands on: errors, params.yaml's loader, files and their hashes, shards, processes, devices."""
+"""What every stage stands on: errors, params.yaml's loader, files and their hashes, shards, processes, devices.
+
+errors        the one exception that a user reads
+schema        plain values to frozen dataclasses, strictly
+config        the only reader of params.yaml, a section at a time
+paths         where each stage writes
+artifacts     files that cross a stage: atomic writes, hashes, manifests, work folders
+shards        the format of sharded data, and its reader
+provenance    code, its digest and the packages that a result came from
+runtime       signals, device, threads, precision, determinism
+distributed   many processes as one
+"""

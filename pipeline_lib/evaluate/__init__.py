@@ -1,10 +1,12 @@
 """Stage `evaluate`: embed each set once, then score it by pure functions of the features.
 
-embedding    the only part that runs the model: images, captions and prompts of a set -> `EmbeddedSet`
-scoring      retrieval, zero-shot, gap suite, mean-centred variant -> measures and per-item arrays
-measured     measures beside their items, until their intervals are known
-inputs       the model and what it is evaluated on; the guard: one refined from this base
-probes       linear probes on the frozen image features
-wise_ft      models between the base and the refined one, by their weights
-run          the order of it all, and what is written to data/eval/<model>/
+inputs          the model and what it is evaluated on; the guard: one refined from this base
+embedding       the only part that runs the model: images, captions and prompts of a set -> `EmbeddedSet`
+scoring         retrieval, zero-shot, gap suite, mean-centred variant -> measures and per-item arrays
+measured        measures beside their items, until their intervals are known
+probes          linear probes on the frozen image features
+wise_ft         models between the base and the refined one, by their weights
+known_answers   the base model's numbers, held against what it is known to score
+run             the order of it all, and what is written to data/eval/<model>/
+settings        section `evaluate` of params.yaml
 """

@@ -1,1 +1,5 @@
-"""Where every output came from, across runs, commits and experiments: `python -m pipeline_lib.lineage`."""
+"""Where every output came from, across runs, commits and experiments: `python -m pipeline_lib.lineage`.
+
+commands    `show`, `sync` and `check`
+revisions   versions of the project: the workspace, commits and experiments, with their files
+"""

@@ -1,5 +1,17 @@
 """Image-text sets as they are published: one file a format, each with a function that turns a place into a `Source`.
 
+samples         what a set is made of: a `Source`, its samples, each with texts and a reference to its image
+formats         the formats by name, and the two ways to open a set
+place           where a set lies, and how messages name it
+parts           which part a sample belongs to, by its key
+classes         class names and prompt templates beside a set
+known_answers   what models are known to score on a set, beside it
+tars            tars that others wrote, listed where they lie
+openmoji_*      the images and names of the default data set, from installed packages
+settings        section `data` of params.yaml
+
+The other files are a format each, by its name: clip_benchmark, coco, flickr, image_folder, jsonl, openmoji, webdataset.
+
 To add a format, say `my_format`:
 
 1. Write `my_format.py` here. Its docstring shows the layout on disk and a `data:` block of params.yaml to paste, and
