@@ -32,7 +32,7 @@ def project(tmp_path, monkeypatch):
 
 def configure(**changes) -> None:
     params = config.read_params(ROOT / "params.yaml")
-    params["data"] |= {"format": "coco", "root": "coco", "parts": {"refine": 0.7, "val": 0.3}} | changes.pop("data", {})
+    params["data"] |= {"format": "coco", "root": "coco", "parts": {"refine": 0.6, "val": 0.2, "eval": 0.2}} | changes.pop("data", {})
     params["shard"] |= {"samples_per_shard": 4, "max_bad_share": 0.0} | changes.pop("shard", {})
     params["tracking"]["mode"] = "disabled"
     Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
@@ -52,7 +52,7 @@ def content(folder: str) -> dict[str, bytes]:
 def test_the_stage_writes_every_part_and_says_nothing_of_time_or_place(project):
     shard.main(Path("params.yaml"))
     first = content("data/shards")
-    parts = {name: shards.read_part(Path("data/shards", name)) for name in ("refine", "val")}
+    parts = {name: shards.read_part(Path("data/shards", name)) for name in ("refine", "val", "eval")}
     assert sum(part.num_samples for part in parts.values()) == 40
     assert sum(part.num_captions for part in parts.values()) == sum(5 + n % 3 for n in range(40))
     assert not list(Path(".checkpoints").iterdir())
