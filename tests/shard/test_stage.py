@@ -32,7 +32,11 @@ def project(tmp_path, monkeypatch):
 
 def configure(**changes) -> None:
     params = config.read_params(ROOT / "params.yaml")
-    params["data"] |= {"format": "coco", "root": "coco", "parts": {"refine": 0.6, "val": 0.2, "eval": 0.2}} | changes.pop("data", {})
+    params["data"] |= {
+        "format": "coco",
+        "root": "coco",
+        "parts": {"refine": 0.6, "val": 0.2, "eval": 0.2},
+    } | changes.pop("data", {})
     params["shard"] |= {"samples_per_shard": 4, "max_bad_share": 0.0} | changes.pop("shard", {})
     params["tracking"]["mode"] = "disabled"
     Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
