@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,13 +104,14 @@ def open_revision(project: Path, revision: str) -> Any:
 def copy_text_files(files: Any, names: Iterable[str], target: Path) -> None:
     """Copy text files (or those in folders) of `open_revision` to the folder `target`; those not there are left out."""
     from dvc.exceptions import DvcException
+    from dvc_data.index.index import DataIndexError
 
+    not_there = (DvcException, DataIndexError, OSError)  # never made, or not in this machine's cache
     for name in names:
-        for path in files.find(name) or [name]:
-            try:
-                artifacts.write_text(target / path, files.read_text(path))
-            except (DvcException, OSError):
-                continue  # never made, or gone from the cache
+        with suppress(*not_there):
+            for path in files.find(name) or [name]:
+                with suppress(*not_there):
+                    artifacts.write_text(target / path, files.read_text(path))
 
 
 @dataclass(frozen=True)
