@@ -84,9 +84,10 @@ def to_svgs(figure: Figure) -> list[str]:
     ]
 
 
-def to_png(figure: Figure, *, columns: int = 3) -> bytes:
-    """Render all panels as one PNG on white, `columns` beside each other, 160 dots per inch."""
+def to_png(figure: Figure, *, columns: int | None = None) -> bytes:
+    """Render all panels as one PNG on white, 160 dots per inch; three beside each other, or four as two by two."""
     width, height = figure.panel_inches
+    columns = columns or (2 if len(figure.panels) == 4 else 3)
     return _save(figure.panels, width, height, "png", columns=columns)
 
 

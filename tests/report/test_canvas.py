@@ -3,6 +3,7 @@
 import io
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import matplotlib as mpl
 import numpy as np
@@ -77,6 +78,17 @@ def test_png_holds_all_panels_on_white(drawn):
         columns = min(2, len(figure.panels))
         assert image.width == pytest.approx(160 * columns * figure.panel_inches[0], abs=1)
         assert not image.info.keys() & {"Software", "Creation Time"}
+
+
+@pytest.mark.parametrize(("panels", "columns", "rows"), [(1, 1, 1), (3, 3, 1), (4, 2, 2), (5, 3, 2)])
+def test_panels_leave_few_holes(panels, columns, rows):
+    figure = figures.gap_spectrum({"base": np.arange(5.0)})
+    many = replace(figure, panels=figure.panels[:1] * panels)
+    width, height = Image.open(io.BytesIO(canvas.to_png(many))).size
+    assert (round(width / 160 / figure.panel_inches[0]), round(height / 160 / figure.panel_inches[1])) == (
+        columns,
+        rows,
+    )
 
 
 def test_colours_are_distinct_as_matplotlib_writes_them():
