@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -133,6 +134,7 @@ class TrackedRun(Run):
     def __init__(self, root: Path, settings: TrackingSettings, start: Op) -> None:
         self.required = settings.mode == "required"
         self.broken = self._warned = False
+        self._warning = threading.Lock()
         self._failed: set[str] = set()  # methods whose failure has been logged
         self.run_id = start["uid"]
         self._root, self._settings, self._start = root, settings, start
@@ -266,10 +268,11 @@ class TrackedRun(Run):
             )
 
     def _warn_failed(self) -> None:
-        """Log once, in `best_effort`, that what is logged stays in the spool."""
-        if not self.required and not self._warned:
-            self._warned = True
-            log.warning("%s", self.info)
+        """Log once, in `best_effort`, that what is logged stays in the spool; the sender's thread may ask at once."""
+        with self._warning:
+            if not self.required and not self._warned:
+                self._warned = True
+                log.warning("%s", self.info)
 
 
 def _points(values: Mapping[str, float], step: int | None) -> list[tuple[str, float, int | None, int]]:
