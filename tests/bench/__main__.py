@@ -3,8 +3,8 @@
     python -m tests.bench [part ...]
 
 Both sides of a ratio are measured here, alternating, and medians are compared, so that a slow or busy machine moves
-both. Nothing is asserted: a test must not depend on the clock. Sizes are a CPU's; docs/machines.md says what
-a GPU must show.
+both. Nothing is asserted: a test must not depend on the clock. Sizes are a CPU's; docs/machines.md says what a GPU must
+show.
 """
 
 from __future__ import annotations
@@ -102,7 +102,9 @@ def main() -> None:
     """Run the named parts, or all; write bench.json."""
     names = [name for name, value in vars(Parts).items() if isinstance(value, Callable) and name[0] != "_"]
     names.remove("photos")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(names)} (default: all)")
     chosen = parser.parse_args().parts or names
     if set(chosen) - set(names):
