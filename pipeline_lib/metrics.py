@@ -12,6 +12,7 @@ Shapes: N images or pairs, M captions, K classes, D feature width, Q queries. No
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -279,6 +280,25 @@ def logistic_regression(features: np.ndarray, labels: np.ndarray, *, strength: f
         return classifier.fit(features, labels)
 
 
+def effective_rank(features: torch.Tensor) -> torch.Tensor:
+    """Measure how many directions features spread over: exp(entropy of σ / Σσ), σ the singular values, in [1, D].
+
+    1: all lie on one line, whatever they show. On directions, not centred, so that features that all point one way
+    count as few. Source: RankMe, Garrido et al., ICML 2023 (arXiv 2210.02885); Roy & Vetterli 2007.
+
+    Args:
+        features: [N, D].
+
+    >>> effective_rank(torch.eye(4)), effective_rank(torch.ones(4, 4))
+    (tensor(4.), tensor(1.))
+    """
+    unit = _unit_rows(features, "features")
+    rows = unit.double()
+    singular = torch.linalg.eigvalsh(rows.T @ rows).clamp(min=0).sqrt()
+    share = singular / singular.sum()
+    return torch.special.entr(share).sum().exp().to(unit.dtype)
+
+
 def raw_norm(raw_features: torch.Tensor) -> torch.Tensor:
     """Mean L2 norm of the rows before normalisation. HyCD's raw logits are cosines times two of these."""
     if raw_features.ndim != 2:
@@ -308,6 +328,8 @@ def gap_suite(image_features: torch.Tensor, text_features: torch.Tensor, *, seed
         "frechet_mean": frechet_mean,
         "frechet_covariance": frechet_covariance,
         "modality_purity_at_10": modality_purity(image, text, neighbours=10),
+        "effective_rank_image": effective_rank(image),
+        "effective_rank_text": effective_rank(text),
     }
     return {name: value.item() for name, value in values.items()}
 
@@ -365,6 +387,34 @@ class Ranks(NamedTuple):
         A query without own candidates comes after the last place.
         """
         return self.better + (self.tied + 1) / (self.own_tied + 1).double()
+
+    def log_place(self) -> torch.Tensor:
+        """Return the expected natural logarithm of the place of the best own, ties ordered by lot: [Q] float64.
+
+        The best own one of t tied, o of them own, has place better + m with P(m) = C(t − m, o − 1) / C(t, o). A query
+        without own candidates comes after the last place.
+
+        >>> Ranks(torch.tensor([0]), torch.tensor([2]), torch.tensor([1])).log_place().exp()  # first or second: √2
+        tensor([1.4142], dtype=torch.float64)
+        """
+        distinct, row = torch.unique(torch.stack(tuple(self), 1), dim=0, return_inverse=True)
+        better, tied, own = distinct.double().T
+        found = torch.where(own > 0, 0.0, (better + 1).log())
+        chance = own / tied.clamp(min=1)
+        for place in range(1, int((tied - own).max()) + 2 if len(tied) else 1):
+            found += chance * (better + place).log()
+            chance = chance * (tied - place - own + 1).clamp(min=0) / (tied - place).clamp(min=1)
+        return found[row]
+
+    def log_rank_score(self, num_candidates: int) -> torch.Tensor:
+        """Return 1 − ln(place) / ln(candidates): 1 in the first place, 0 in the last, equal steps for equal ratios.
+
+        [Q] float64. Of a mean over queries, exp((1 − score) · ln(candidates)) is the geometric mean of the places.
+
+        >>> Ranks(torch.tensor([9]), torch.tensor([1]), torch.tensor([1])).log_rank_score(100)  # the tenth of a hundred
+        tensor([0.5000], dtype=torch.float64)
+        """
+        return 1 - self.log_place() / math.log(num_candidates) if num_candidates > 1 else self.log_place() + 1
 
 
 def _distinct_rows(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -306,6 +306,32 @@ def test_hit_probability_equals_the_hypergeometric_formula():
         assert ranks.hit_at(k).tolist() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(("better", "tied", "own"), [(0, 1, 1), (3, 1, 1), (0, 4, 1), (2, 5, 2), (1, 4, 4), (0, 6, 3)])
+def test_log_place_is_the_mean_over_all_orders(better, tied, own):
+    """Every order of the tied ones, the best own one found first."""
+    logs = [math.log(better + 1 + min(order)) for order in combinations(range(tied), own)]
+    ranks = metrics.Ranks(*(torch.tensor([x, 0]) for x in (better, tied, own)))
+    assert ranks.log_place()[0].item() == pytest.approx(mean(logs))
+    assert ranks.log_rank_score(50)[0].item() == pytest.approx(1 - mean(logs) / math.log(50))
+
+
+def test_log_rank_score_runs_from_the_last_place_to_the_first():
+    first, last = (metrics.Ranks(*(torch.tensor([x]) for x in (better, 1, 1))) for better in (0, 9))
+    assert (first.log_rank_score(10).item(), last.log_rank_score(10).item()) == pytest.approx((1, 0))
+    assert first.log_rank_score(1).item() == 1, "the only candidate is found"
+    nowhere = metrics.Ranks(torch.tensor([10]), torch.tensor([0]), torch.tensor([0]))
+    assert nowhere.log_place().exp().item() == pytest.approx(11), "after the last place"
+
+
+def test_effective_rank_counts_directions():
+    """Entropy of the singular values, from numpy's decomposition; features that all point one way count as few."""
+    features = torch.randn(40, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    singular = np.linalg.svd(normalize(features, dim=1).numpy(), compute_uv=False)
+    share = singular / singular.sum()
+    assert metrics.effective_rank(features).item() == pytest.approx(math.exp(-(share * np.log(share)).sum()))
+    assert metrics.effective_rank(features + 30).item() < 1.5
+
+
 def test_equal_captions_share_their_place_whatever_their_column():
     """Two copies of every caption: text rows are equal bitwise, so each image finds an own one half of the time."""
     generator = torch.Generator().manual_seed(0)
