@@ -2,53 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from pipeline_lib.compare.candidates import Group
+from pipeline_lib.compare.entries import Entries, compare, judge_rows
 from pipeline_lib.core import config
 from pipeline_lib.core.errors import UserError
-from pipeline_lib.report import figures
-from pipeline_lib.results import statistics
 from pipeline_lib.results.certainty import Certainty
-from pipeline_lib.results.folders import CENTRED, Evaluation, Variant
+from pipeline_lib.results.folders import CENTRED, PLAIN, Evaluation, Variant
 from pipeline_lib.results.measure import Measure
-from pipeline_lib.results.paired import Verdict, item_differences, judge
-from pipeline_lib.results.statistics import Interval
+from pipeline_lib.results.paired import Verdict
 
-MEAN_CENTRED = "mean-centred"
+BASE, MEAN_CENTRED, CHANCE, COMMONEST = "base", "mean-centred", "chance", "the commonest class"
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One headline of one group: its value by seed, the seeds' mean difference from base with an interval."""
+class Rival:
+    """What costs nothing and stands in the ranking beside the groups."""
 
-    measure: Measure
-    values: tuple[float, ...]  # by seed, shares
-    difference: Interval
-    p_value: float
-    verdict: Verdict = "still"
-
-    @property
-    def mean(self) -> float:
-        """Return the mean over seeds."""
-        return float(np.mean(self.values))
-
-    @property
-    def spread(self) -> float | None:
-        """Return the standard deviation over seeds; None of a single one."""
-        return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else None
-
-    def drawn(self, label: str) -> figures.Difference:
-        """Return the difference with its interval, and that of each seed, in percentage points."""
-        base = self.mean - self.difference.value
-        value, low, high = self.difference
-        seeds = tuple(100 * (seed - base) for seed in self.values)
-        return figures.Difference(label, (100 * value, 100 * low, 100 * high), self.verdict, seeds)
+    label: str
+    values: Mapping[str, Mapping[str, float]]  # set -> key of a headline -> share; what it has no value for is left out
+    base: Evaluation
+    variant: str = ""  # of the base's features; empty: no model at all
 
 
 @dataclass(frozen=True)
@@ -96,83 +76,87 @@ class Board:
         return {f" {digest[:8]}" if len(found) > 1 else "": base for digest, base in found.items()}
 
     @cached_property
-    def entries(self) -> dict[str, dict[str, dict[str, Entry]]]:
+    def entries(self) -> dict[str, dict[str, Entries]]:
         """Return set -> label of the row -> key of the headline -> entry: groups, and bases mean-centred where known.
 
         Holm's correction is over all of them, within each set.
         """
-        return {name: self._judge(self._rows(name)) for name in self.sets}
+        alpha = 1 - self.settings.confidence
+        return {name: judge_rows(self._rows(name), list(self.keys(name)), alpha) for name in self.sets}
 
-    def _rows(self, name: str) -> dict[str, dict[str, Entry]]:
-        rows = {group.label: self._entries(group, name) for group in self.groups}
+    def _rows(self, name: str) -> dict[str, Entries]:
+        keys = list(self.keys(name))
+        rows = {
+            group.label: compare(
+                [(Variant(c.base), Variant(c.refined)) for c in group.candidates], name, keys, self.settings
+            )
+            for group in self.groups
+        }
         for suffix, base in self.bases.items():
             plain, centred = Variant(base), Variant(base, CENTRED)
             if list(centred.headlines(name)):
-                keys = list(self.keys(name))
-                rows[MEAN_CENTRED + suffix] = _compare([(plain, centred)], name, keys, self.settings)
+                rows[MEAN_CENTRED + suffix] = compare([(plain, centred)], name, keys, self.settings)
         return rows
 
-    def _entries(self, group: Group, name: str) -> dict[str, Entry]:
-        pairs = [(Variant(candidate.base), Variant(candidate.refined)) for candidate in group.candidates]
-        return _compare(pairs, name, list(self.keys(name)), self.settings)
+    @cached_property
+    def rivals(self) -> list[Rival]:
+        """Return what costs nothing: each base as it is and mean-centred, chance, always the commonest class."""
+        found = []
+        for suffix, base in self.bases.items():
+            for label, variant, value in (
+                (BASE, PLAIN, lambda measure: measure.value),
+                (MEAN_CENTRED, CENTRED, lambda measure: measure.value),
+                (CHANCE, PLAIN, lambda measure: measure.chance),
+                (COMMONEST, PLAIN, lambda measure: measure.commonest),
+            ):
+                values = {name: self._values(Variant(base, variant), name, value) for name in self.sets}
+                if any(values.values()):
+                    found.append(Rival(label + suffix, values, base, variant if label in (BASE, MEAN_CENTRED) else ""))
+        return found
 
-    def _judge(self, rows: dict[str, dict[str, Entry]]) -> dict[str, dict[str, Entry]]:
-        flat = [(label, key, entry) for label, by_key in rows.items() for key, entry in by_key.items()]
-        adjusted, alpha = statistics.holm([entry.p_value for _, _, entry in flat]), 1 - self.settings.confidence
-        judged: dict[str, dict[str, Entry]] = {label: {} for label in rows}
-        for (label, key, entry), p in zip(flat, adjusted, strict=True):
-            judged[label][key] = replace(entry, verdict=judge(entry.difference, p, alpha))
-        return judged
+    def _values(self, variant: Variant, name: str, value: Callable[[Measure], float | None]) -> dict[str, float]:
+        """Return a value of each headline of a set that has one, by key."""
+        values = {m.key: value(m) for m in variant.headlines(name) if m.key in self.keys(name)}
+        return {key: known for key, known in values.items() if known is not None}
 
-    def score(self, group: Group) -> float:
+    def score(self, row: Group | Rival) -> float:
         """Return the mean difference from base over the headlines of the ranking sets."""
-        scores = self.scores(group)
+        if isinstance(row, Group):
+            scores = self.scores(row)
+        else:
+            base = [measure for name in self.ranking_sets for measure in Variant(row.base).headlines(name)]
+            scores = [row.values[m.set_name][m.key] - m.value for m in base if m.key in row.values.get(m.set_name, {})]
         return float(np.mean(scores)) if scores else 0.0
 
     def scores(self, group: Group) -> list[float]:
         """Return the same by seed."""
-        entries = [e for name in self.ranking_sets for e in self.entries[name][group.label].values()]
-        changes = [np.array(entry.values) - (entry.mean - entry.difference.value) for entry in entries]
-        return [float(score) for score in np.mean(changes, axis=0)] if changes else []
+        entries = [entry for name in self.ranking_sets for entry in self.entries[name][group.label].values()]
+        return [float(score) for score in np.mean([entry.changes for entry in entries], axis=0)] if entries else []
+
+    def verdicts(self, group: Group, names: Sequence[str]) -> list[Verdict]:
+        """Return what became of each headline of the sets `names`."""
+        return [entry.verdict for name in names for entry in self.entries[name][group.label].values()]
 
     def moved(self, group: Group, names: Sequence[str]) -> str:
         """Say how many headlines of the sets `names` rose or fell measurably, in words."""
-        verdicts = [entry.verdict for name in names for entry in self.entries[name][group.label].values()]
+        verdicts = self.verdicts(group, names)
         said = [f"{verdicts.count(kind)} {kind}" for kind in ("rose", "fell") if kind in verdicts]
         return f"of {len(verdicts)} headlines {' and '.join(said) or 'none moved'} measurably"
+
+    def beats_base(self, group: Group) -> bool:
+        """Return whether a headline of the ranking sets rose measurably, none fell, and the mean is higher."""
+        verdicts = self.verdicts(group, self.ranking_sets)
+        return "rose" in verdicts and "fell" not in verdicts and self.score(group) > 0
 
     @cached_property
     def ranked(self) -> list[Group]:
         """Return the groups, best first."""
         return sorted(self.groups, key=lambda group: (-self.score(group), group.label))
 
-
-def _compare(
-    pairs: Sequence[tuple[Variant, Variant]], name: str, keys: Sequence[str], settings: Certainty
-) -> dict[str, Entry]:
-    """Compare (before, after) pairs by the headlines of a set, their item-wise differences averaged over the pairs."""
-    measures = {m.key: m for m in pairs[0][1].headlines(name) if m.key in keys}
-    differences = {}
-    for key, measure in measures.items():
-        means = [item_differences(before, after, measure) for before, after in pairs]
-        differences[key] = means[0]._replace(values=np.mean([mean.values for mean in means], axis=0))
-    tests = statistics.paired_tests(
-        differences,
-        pairs[0][1].evaluation.all_sets[name]["num_images"],
-        num_samples=settings.bootstrap_samples,
-        confidence=settings.confidence,
-        seed=settings.seed,
-    )
-    by_seed = [{m.key: m.value for m in after.headlines(name)} for _, after in pairs]
-    return {
-        key: Entry(
-            measure,
-            tuple(values[key] for values in by_seed),
-            Interval(tests[key].difference, tests[key].low, tests[key].high),
-            tests[key].p_value,
-        )
-        for key, measure in measures.items()
-    }
+    @cached_property
+    def ranked_rows(self) -> list[Group | Rival]:
+        """Return groups and rivals together, best first; of equals what is free comes first."""
+        return sorted([*self.rivals, *self.ranked], key=lambda row: -self.score(row))
 
 
 def make_board(groups: Sequence[Group], params_file: Path) -> Board:
@@ -187,6 +171,3 @@ def make_board(groups: Sequence[Group], params_file: Path) -> Board:
     if not board.sets:
         raise UserError("nothing to compare: the evaluations have no set in common with the same images")
     return board
-
-
-# --- tables and page -------------------------------------------------------------------------------------------------

@@ -9,51 +9,53 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline_lib.compare.board import MEAN_CENTRED, Board, Entry
+from pipeline_lib.compare.board import Board, Rival
+from pipeline_lib.compare.candidates import Group
+from pipeline_lib.compare.entries import Entry
 from pipeline_lib.refine import recipes
 from pipeline_lib.report import figures, page
-from pipeline_lib.report.page import Cell, Drawing, Fold, Page, Row, Section, Table, Text
-from pipeline_lib.results.folders import CENTRED, Variant
+from pipeline_lib.report.page import Cell, Drawing, Fold, Page, Points, Row, Section, Table, Text, Tone
+from pipeline_lib.results.conclusion import conclusion
+from pipeline_lib.results.folders import Variant
 
 HTML, MARKDOWN = "comparison.html", "comparison.md"
 MINUS_BASE = "minus base"
 
 
 def table(board: Board, name: str) -> Table:
-    """Return every group on one set, best first, below the base models and their mean-centred variants."""
+    """Return every group on one set and what costs nothing, best first."""
     keys = board.keys(name)
-    rows = _baselines(board, name)
-    for group in board.ranked:
-        entries = board.entries[name][group.label]
-        gap = [_gap(Variant(candidate.refined), name) for candidate in group.candidates]
-        cells = (_entry(entries[key]) for key in keys)
-        rows.append(
-            Row((Cell(group.label), Cell(str(len(group.candidates))), *cells, Cell(_mean_number(gap))), "strong")
-        )
+    rows = [
+        _rival_row(board, name, row) if isinstance(row, Rival) else _group_row(board, name, row)
+        for row in board.ranked_rows
+    ]
     return Table(
         (f"{name}, %", "seeds", *keys.values(), "gap"),
-        tuple(rows),
+        tuple(row for row in rows if row is not None),
         note="Mean ± standard deviation over seeds; in small type the "
-        f"{page.level(board.settings.confidence)} interval of the difference from base over images, with the seeds "
-        "averaged. A triangle: the difference is measurable after Holm's correction over this table. Gap: centroid "
-        "distance.",
+        f"{page.level(board.settings.confidence)} interval of the difference from base, over images and, of several "
+        "seeds, over seeds. A triangle: the difference is measurable after Holm's correction over this table, and the "
+        "number is above chance. Gap: centroid distance.",
     )
 
 
-def _baselines(board: Board, name: str) -> list[Row]:
-    """Return the base, and the base mean-centred where it was measured; one line each for every distinct base model."""
-    keys = board.keys(name)
-    rows = []
-    for suffix, base in board.bases.items():
-        plain, centred = Variant(base), Variant(base, CENTRED)
-        values = {m.key: m.value for m in plain.headlines(name)}
-        cells = [Cell(page.percent(values[key])) for key in keys]
-        rows.append(Row((Cell(f"base{suffix}"), Cell("–"), *cells, Cell(page.number(_gap(plain, name))))))
-        label = MEAN_CENTRED + suffix
-        if entries := board.entries[name].get(label):
-            cells = [_entry(entries[key]) for key in keys]
-            rows.append(Row((Cell(label), Cell("–"), *cells, Cell(page.number(_gap(centred, name))))))
-    return rows
+def _group_row(board: Board, name: str, group: Group) -> Row:
+    entries = board.entries[name][group.label]
+    gap = [_gap(Variant(candidate.refined), name) for candidate in group.candidates]
+    cells = (_entry(entries[key]) for key in board.keys(name))
+    return Row((Cell(group.label), Cell(str(len(group.candidates))), *cells, Cell(_mean_number(gap))), "strong")
+
+
+def _rival_row(board: Board, name: str, rival: Rival) -> Row | None:
+    """Return the line of what costs nothing; None where nothing is known of it on this set."""
+    values = rival.values.get(name)
+    if not values:
+        return None
+    entries = board.entries[name].get(rival.label, {})
+    plain = {key: Cell(page.percent(values[key])) if key in values else Cell("–") for key in board.keys(name)}
+    cells = [_entry(entries[key]) if key in entries else cell for key, cell in plain.items()]
+    gap = _gap(Variant(rival.base, rival.variant), name) if rival.variant else None
+    return Row((Cell(rival.label), Cell("–"), *cells, Cell(page.number(gap))))
 
 
 def _entry(entry: Entry) -> Cell:
@@ -76,7 +78,7 @@ def comparison_page(board: Board) -> Page:
     """Compose the page: ranking, tables, the grid, the recipes' equations, the runs."""
     tables = [Section(_heading(board, name), (table(board, name), *_drawing(board, name))) for name in board.sets]
     sections = (
-        Section("Ranking", (Text(verdict(board), lead=True), Text(ranked_on(board)))),
+        Section("Ranking", (Text(verdict(board), lead=True), Text(ranked_on(board)), verdict_points(board))),
         *tables,
         Section("The grid", (_grid(board),)),
         Section("The recipes", (_equations(board),)),
@@ -87,17 +89,49 @@ def comparison_page(board: Board) -> Page:
 
 
 def verdict(board: Board) -> str:
-    """Say which configuration is first, by how much, and how much of that is measurable."""
+    """Say whether any configuration beats the base, which is first, and how much of that is measurable."""
     best = board.ranked[0]
     sets, others = ", ".join(board.ranking_sets), [name for name in board.sets if name not in board.ranking_sets]
-    text = (
-        f"`{best.label}` is first on {sets}: {page.points(board.score(best))} points against base in the mean, "
+    text = "" if board.beats_base(best) else f"**{_none_beats(board)} the base measurably on {sets}.** "
+    text += (
+        f"{'First' if board.beats_base(best) else 'Nearest'} is `{best.label}`: "
+        f"{page.points(board.score(best))} points against base in the mean of the headlines, "
         f"{board.moved(best, board.ranking_sets)}"
     )
     if len(board.ranked) > 1:
         second = board.ranked[1]
         text += f"; next is `{second.label}` with {page.points(board.score(second))}"
-    return f"{text}." + (f" On {', '.join(others)}, {board.moved(best, others)} with it." if others else "")
+    free = [rival for rival in board.rivals if board.score(rival) > max(0.0, board.score(best))]
+    ahead = "".join(f" {rival.label.capitalize()}, which is free, stands before all of them." for rival in free)
+    return f"{text}.{ahead}" + (f" On {', '.join(others)}, {board.moved(best, others)} with it." if others else "")
+
+
+def _none_beats(board: Board) -> str:
+    return f"None of the {len(board.ranked)} configurations beats" if len(board.ranked) > 1 else "It does not beat"
+
+
+def verdict_points(board: Board) -> Points:
+    """Say for every configuration what the headlines of the evaluation sets did, over its seeds."""
+    names = [name for name in board.sets if name not in board.ranking_sets] or board.ranking_sets
+    return Points(tuple(_verdict_point(board, group, names) for group in board.ranked))
+
+
+def _verdict_point(board: Board, group: Group, names: Sequence[str]) -> tuple[str, Tone]:
+    seeds = len(group.candidates)
+    text = f"`{group.label}`, {'one seed' if seeds == 1 else f'{seeds} seeds'}: "
+    verdicts = board.verdicts(group, names)
+    text += conclusion(verdicts)
+    objections = dict.fromkeys(
+        f"{entry.before.label}: {entry.objection}"
+        for name in names
+        for entry in board.entries[name][group.label].values()
+        if entry.objection
+    )
+    text += "".join(f" Not counted: {one}." for one in objections)
+    if seeds == 1:
+        text += " What another seed would give is not known."
+    tone: Tone = "still" if "rose" in verdicts and "fell" in verdicts else next(iter({*verdicts} - {"still"}), "still")
+    return text, tone
 
 
 def ranked_on(board: Board) -> str:
@@ -175,7 +209,8 @@ def _runs(board: Board) -> Table:
 
 def terminal_table(board: Board) -> str:
     """Render the ranking and its table as plain text, intervals left out."""
-    parts = [textwrap.fill(page.plain_text(text), 100) for text in (verdict(board), ranked_on(board))]
+    texts = [verdict(board), ranked_on(board), *(text for text, _ in verdict_points(board).items)]
+    parts = [textwrap.fill(page.plain_text(text), 100) for text in texts]
     for name in board.sets:
         wide = table(board, name)
         rows = tuple(Row(tuple(Cell(cell.text) for cell in row.cells)) for row in wide.rows)

@@ -113,7 +113,7 @@ def probe_sets(
                 "C": probe.strength,
                 "num_test": len(test),
             }
-            items[one.name][measured.measure.correct] = probe.top1.values.astype(np.uint8)
+            items[one.name][measured.measure.items] = probe.top1.values.astype(np.uint8)
             items[one.name][measured.measure.image_index] = probe.top1.image_index
     return block, items
 
@@ -125,9 +125,8 @@ def _measured(set_name: str, task: str, top1: Mean) -> Measured:
         label=f"linear probe {task} top-1",
         kind="linear_probe",
         value=top1.value,
-        test="mcnemar",
+        is_tested=True,
         items=f"linear_probe.{task}.correct",
-        correct=f"linear_probe.{task}.correct",
         image_index=f"linear_probe.{task}.image_index",
         task=task,
     )

@@ -24,6 +24,7 @@ from pipeline_lib import metrics
 from pipeline_lib.evaluate.embedding import EmbeddedSet
 from pipeline_lib.evaluate.measured import Measured
 from pipeline_lib.evaluate.settings import EvaluateSettings
+from pipeline_lib.metrics import Ranks
 from pipeline_lib.results.measure import DIRECTIONS, Measure, Unit
 from pipeline_lib.results.statistics import Mean
 
@@ -111,9 +112,7 @@ def score(
     items: Items = {}
     if is_captioned(embedded):
         with watch("retrieval"):
-            block["measures"], items = _retrieval(
-                embedded.name, directions, embedded.text_image_index, settings.recall_at
-            )
+            block["measures"], items = retrieval(directions, embedded, settings.recall_at)
         if sum(duplicates(embedded).values()):
             with watch("retrieval_distinct"):
                 block["retrieval_distinct"] = _retrieval_distinct(directions, embedded, settings.recall_at)
@@ -121,7 +120,7 @@ def score(
         with watch("zero_shot"):
             block["classes"] = {}
             for name in embedded.tasks:
-                measured, block["classes"][name], of_task = _zero_shot(directions, embedded, name)
+                measured, block["classes"][name], of_task = zero_shot(directions, embedded, name)
                 block["measures"] += measured
                 items |= of_task
     with watch("gap"):
@@ -130,12 +129,20 @@ def score(
 
 
 def common_items(embedded: EmbeddedSet) -> Items:
-    """Return the per-item arrays that every variant has alike: the image of each caption and of each label."""
-    items: Items = {"text_image_index": embedded.text_image_index.numpy()} if is_captioned(embedded) else {}
+    """Return the per-item arrays that every variant has alike: the image of each caption and label, its content."""
+    items: Items = {"image_unit": image_units(embedded)}
+    if is_captioned(embedded):
+        items["text_image_index"] = embedded.text_image_index.numpy()
     for name, task in embedded.tasks.items():
         items[f"zero_shot.{name}.label"] = task.labels[task.rows].numpy()
         items[f"zero_shot.{name}.image_index"] = task.rows.numpy()
     return items
+
+
+def image_units(embedded: EmbeddedSet) -> np.ndarray:
+    """Return for each image the row of the first one of its content: [N] int64. Intervals and tests take it as one."""
+    first: dict[str, int] = {}
+    return np.array([first.setdefault(sha256, row) for row, sha256 in enumerate(embedded.image_hashes)], dtype=np.int64)
 
 
 def is_captioned(embedded: EmbeddedSet) -> bool:
@@ -154,34 +161,91 @@ def duplicates(embedded: EmbeddedSet) -> dict[str, int]:
 # ---- retrieval ----
 
 
+class Queries(NamedTuple):
+    """What a set is searched with: the captions' images as rows, and the image that each query is resampled with."""
+
+    text_image_index: torch.Tensor  # [M] int64
+    units: dict[str, np.ndarray]  # direction -> [queries] int64
+
+    @classmethod
+    def of(cls, text_image_index: torch.Tensor, image_unit: np.ndarray) -> Queries:
+        """Make the queries of both directions from the unit of each image [N]."""
+        return cls(
+            text_image_index,
+            {"image_to_text": image_unit, "text_to_image": image_unit[text_image_index.numpy()]},
+        )
+
+
+def retrieval(directions: Directions, embedded: EmbeddedSet, ks: Sequence[int]) -> tuple[list[Measured], Items]:
+    """Return the measures of both directions of retrieval, the headline of each first, and their per-item arrays."""
+    queries = Queries.of(embedded.text_image_index, image_units(embedded))
+    return _retrieval(embedded.name, directions, queries, ks)
+
+
 def _retrieval(
-    set_name: str, directions: Directions, text_image_index: torch.Tensor, ks: Sequence[int]
+    set_name: str, directions: Directions, queries: Queries, ks: Sequence[int]
 ) -> tuple[list[Measured], Items]:
-    both = metrics.retrieval_ranks(directions.image, directions.text, text_image_index)
-    image_of = {"image_to_text": np.arange(len(directions.image)), "text_to_image": text_image_index.numpy()}
+    both = metrics.retrieval_ranks(directions.image, directions.text, queries.text_image_index)
+    by_lot = _ranks_by_lot(queries.text_image_index, len(directions.image))
     measured: list[Measured] = []
     items: Items = {}
-    for (direction, image_index), ranks in zip(image_of.items(), both, strict=True):
+    for (direction, unit), ranks, lot in zip(queries.units.items(), both, by_lot, strict=True):
+        candidates = {"image_to_text": len(directions.text), "text_to_image": len(directions.image)}[direction]
+        scores, chance = (one.log_rank_score(candidates) for one in (ranks, lot))
+        measured.append(_log_rank(set_name, direction, Mean(scores.numpy(), unit), chance.mean().item()))
+        items[measured[-1].measure.items] = scores.numpy()
         for k in sorted({1, *ks}):
             hits = ranks.hit_at(k).numpy()
-            measured.append(_recall(set_name, direction, k, Mean(hits, image_index)))
+            measured.append(_recall(set_name, direction, k, Mean(hits, unit), lot.hit_at(k).mean().item()))
             items[measured[-1].measure.items] = hits.astype(np.float32)
         places = ranks.expected().numpy()
-        measured.append(_median_rank(set_name, direction, float(np.median(places))))
+        measured.append(_rank(set_name, direction, "median", float(np.median(places))))
+        measured.append(_rank(set_name, direction, "geometric mean", ranks.log_place().mean().exp().item()))
         items[f"{direction}_rank"] = places.astype(np.float32)
     return measured, items
 
 
-def _recall(set_name: str, direction: str, k: int, mean: Mean) -> Measured:
-    """Return recall at k; at 1 it is a headline, the others get an interval and no test."""
+def _ranks_by_lot(text_image_index: torch.Tensor, num_images: int) -> tuple[Ranks, Ranks]:
+    """Return the ranks of a model that says the same of everything, image to text and text to image."""
+    own = torch.bincount(text_image_index, minlength=num_images)
+    captions = torch.ones_like(text_image_index)
+    return (
+        Ranks(torch.zeros_like(own), torch.full_like(own, len(captions)), own),
+        Ranks(torch.zeros_like(captions), num_images * captions, captions),
+    )
+
+
+def _log_rank(set_name: str, direction: str, mean: Mean, chance: float) -> Measured:
+    """Return the mean log-rank score, the headline: it sees most, as `python -m pipeline_lib.calibrate` shows.
+
+    It counts as risen only where R@1 did not fall with it: it weighs far places as well, which few look at.
+    """
     measure = Measure(
         set_name,
-        key=f"{direction}_recall_at_{k}",
+        key=f"{direction}_log_rank",
+        label=f"{DIRECTIONS[direction]} log rank",
+        kind="log_rank",
+        value=mean.value,
+        is_headline=True,
+        is_tested=True,
+        chance=chance,
+        not_against=_recall_key(direction, 1),
+        unit=UNITS[direction],
+        items=f"{direction}_log_rank",
+        direction=direction,
+    )
+    return Measured(measure, mean)
+
+
+def _recall(set_name: str, direction: str, k: int, mean: Mean, chance: float) -> Measured:
+    """Return recall at k, with an interval and no test: of a small set it is too coarse to see much by."""
+    measure = Measure(
+        set_name,
+        key=_recall_key(direction, k),
         label=f"{DIRECTIONS[direction]} R@{k}",
         kind="recall",
         value=mean.value,
-        is_headline=k == 1,
-        test="sign_flips" if k == 1 else None,
+        chance=chance,
         unit=UNITS[direction],
         items=f"{direction}_hit_at_{k}",
         direction=direction,
@@ -190,10 +254,14 @@ def _recall(set_name: str, direction: str, k: int, mean: Mean) -> Measured:
     return Measured(measure, mean)
 
 
-def _median_rank(set_name: str, direction: str, value: float) -> Measured:
-    key, label = f"{direction}_median_rank", f"{DIRECTIONS[direction]} median rank"
+def _recall_key(direction: str, k: int) -> str:
+    return f"{direction}_recall_at_{k}"
+
+
+def _rank(set_name: str, direction: str, average: str, value: float) -> Measured:
+    key, label = f"{direction}_{average.replace(' ', '_')}_rank", f"{DIRECTIONS[direction]} {average} rank"
     return Measured(
-        Measure(set_name, key, label, "median_rank", value, is_share=False, unit=UNITS[direction], direction=direction)
+        Measure(set_name, key, label, "rank", value, is_share=False, unit=UNITS[direction], direction=direction)
     )
 
 
@@ -202,20 +270,19 @@ def _retrieval_distinct(directions: Directions, embedded: EmbeddedSet, ks: Seque
     images, texts = distinct_rows(embedded)
     index = torch.searchsorted(images, embedded.text_image_index[texts])
     subset = Directions(directions.image[images], directions.text[texts], directions.means)
-    measured, _ = _retrieval(embedded.name, subset, index, ks)
+    measured, _ = _retrieval(embedded.name, subset, Queries.of(index, images.numpy()), ks)
     return {
         "num_images": len(images),
         "num_captions": len(texts),
-        "measures": [_beside(one, images.numpy()) for one in measured],
+        "measures": [_beside(one) for one in measured],
     }
 
 
-def _beside(one: Measured, image_numbers: np.ndarray) -> Measured:
+def _beside(one: Measured) -> Measured:
     """Return a measure of some of the images, shown beside that of all: no headline, no metric, not compared."""
     key, label = f"distinct_{one.measure.key}", f"{one.measure.label} without repetitions"
-    measure = replace(one.measure, key=key, label=label, is_headline=False, is_metric=False, test=None, items="")
-    mean = None if one.mean is None else one.mean._replace(image_index=image_numbers[one.mean.image_index])
-    return Measured(measure, mean)
+    measure = replace(one.measure, key=key, label=label, is_headline=False, is_metric=False, is_tested=False, items="")
+    return Measured(measure, one.mean)
 
 
 def distinct_rows(embedded: EmbeddedSet) -> tuple[torch.Tensor, torch.Tensor]:
@@ -238,11 +305,11 @@ def distinct_rows(embedded: EmbeddedSet) -> tuple[torch.Tensor, torch.Tensor]:
 # ---- zero-shot ----
 
 
-def _zero_shot(directions: Directions, embedded: EmbeddedSet, name: str) -> tuple[list[Measured], Block, Items]:
+def zero_shot(directions: Directions, embedded: EmbeddedSet, name: str) -> tuple[list[Measured], Block, Items]:
     """Return the measures of a task, the ensemble's first; its accuracy by class; its per-item arrays."""
     task = embedded.tasks[name]
-    labels, image_index = task.labels[task.rows], task.rows.numpy()
-    image = directions.image if len(image_index) == len(task.labels) else directions.image[task.rows]
+    labels, image_index = task.labels[task.rows], image_units(embedded)[task.rows.numpy()]
+    image = directions.image if len(task.rows) == len(task.labels) else directions.image[task.rows]
     measured: list[Measured] = []
     classes: Block = {}
     items: Items = {}
@@ -256,20 +323,48 @@ def _zero_shot(directions: Directions, embedded: EmbeddedSet, name: str) -> tupl
             "mean_per_class": Mean(hits.numpy(), image_index, labels.numpy()),
             "top5": Mean(found.ranks.hit_at(5).numpy(), image_index),
         }
-        measured += [_accuracy(embedded.name, name, prompt, score, mean) for score, mean in means.items()]
+        without = without_a_model(labels, len(task.classnames))
+        measured += [
+            _accuracy(embedded.name, name, prompt, score, mean, without[score]) for score, mean in means.items()
+        ]
         error = metrics.expected_calibration_error(found.confidence, hits).item()
         measured.append(_calibration(embedded.name, name, prompt, error))
         arrays = f"zero_shot.{name}.{prompt}"
         items[f"{arrays}.hit_at_1"] = hits.numpy().astype(np.float32)
-        items[f"{arrays}.correct"] = (hits == 1).numpy().astype(np.uint8)
         items[f"{arrays}.prediction"] = found.prediction.numpy()
         if prompt == "ensemble":
             classes = _per_class(task.classnames, labels, hits, found.prediction)
     return measured, classes, items
 
 
-def _accuracy(set_name: str, task: str, prompt: str, score: str, mean: Mean) -> Measured:
-    """Return a zero-shot accuracy; the ensemble's top-1 is a headline. Models are compared by top-1 and class means."""
+class WithoutModel(NamedTuple):
+    """What an accuracy is without any model: by lot, and by always the same answer, the best one."""
+
+    chance: float
+    commonest: float | None
+
+
+def without_a_model(labels: torch.Tensor, num_classes: int) -> dict[str, WithoutModel]:
+    """Return what each score of a classification into K classes is without any model; labels [n] in [0, K).
+
+    >>> without_a_model(torch.tensor([0, 0, 0, 2]), 4)["top1"]  # by lot, and always class 0
+    WithoutModel(chance=0.25, commonest=0.75)
+    """
+    counts = torch.bincount(labels, minlength=num_classes)
+    present = int((counts > 0).sum())
+    return {
+        "top1": WithoutModel(1 / num_classes, counts.max().item() / len(labels)),
+        "mean_per_class": WithoutModel(1 / num_classes, 1 / present),
+        "top5": WithoutModel(min(5, num_classes) / num_classes, None),
+    }
+
+
+def _accuracy(set_name: str, task: str, prompt: str, score: str, mean: Mean, without: WithoutModel) -> Measured:
+    """Return a zero-shot accuracy. Models are compared by top-1 and class means.
+
+    The ensemble's top-1 is a headline, and the class mean must move with it: a model that gives the common classes
+    more often gains the one and not the other.
+    """
     of_ensemble, is_top1, is_class_mean = prompt == "ensemble", score == "top1", mean.group is not None
     is_compared = is_top1 or (is_class_mean and of_ensemble)
     measure = Measure(
@@ -280,9 +375,11 @@ def _accuracy(set_name: str, task: str, prompt: str, score: str, mean: Mean) -> 
         value=mean.value,
         is_headline=of_ensemble and is_top1,
         is_metric=of_ensemble or is_top1,
-        test="mcnemar" if of_ensemble and is_top1 else None,
+        is_tested=of_ensemble and is_top1,
+        chance=without.chance,
+        commonest=without.commonest,
+        agrees_with=_zero_shot_key(task, prompt, "mean_per_class") if of_ensemble and is_top1 else "",
         items=f"zero_shot.{task}.{prompt}.hit_at_1" if is_compared else "",
-        correct=f"zero_shot.{task}.{prompt}.correct" if is_top1 else "",
         image_index=f"zero_shot.{task}.image_index",
         group=f"zero_shot.{task}.label" if is_class_mean else "",
         task=task,
@@ -307,13 +404,26 @@ def _zero_shot_key(task: str, prompt: str, score: str) -> str:
 
 
 def _per_class(classnames: Sequence[str], labels: torch.Tensor, hits: torch.Tensor, prediction: torch.Tensor) -> Block:
-    """Return each class's accuracy, worst first, and the most frequent confusions; classes of one name are numbered."""
+    """Return each class's accuracy, worst first, the most frequent confusions, and how answers spread over classes.
+
+    Classes of one name are numbered.
+    """
     times = Counter(classnames)
     names = [name if times[name] == 1 else f"{name} ({number})" for number, name in enumerate(classnames)]
     accuracy = metrics.class_means(hits, labels, len(classnames)).tolist()
     counts = torch.bincount(labels, minlength=len(classnames)).tolist()
     order = sorted((c for c in range(len(counts)) if counts[c]), key=lambda c: (accuracy[c], c))
+    answers = torch.bincount(prediction, minlength=len(classnames))
+    favourite = int(answers.argmax())
     return {
+        "answers": {
+            "num_classes": len(classnames),
+            "num_present": len(order),
+            "num_given": int((answers > 0).sum()),
+            "favourite": names[favourite],
+            "favourite_share": answers[favourite].item() / len(labels),
+            "favourite_true_share": counts[favourite] / len(labels),
+        },
         "per_class": [{"class": names[c], "top1": accuracy[c], "num_images": counts[c]} for c in order],
         "confusions": [
             {"true": names[true], "predicted": names[predicted], "count": count}

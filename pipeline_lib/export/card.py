@@ -20,7 +20,12 @@ from pipeline_lib.results.folders import Variant
 from pipeline_lib.results.measure import Measure
 
 TASK = "zero-shot-image-classification"
-HUB_TASKS = {"zero_shot": TASK, "recall": "image-text-retrieval"}  # the hub's names, by kind of headline
+HUB_TASKS = {  # the hub's names, by kind of headline
+    "zero_shot": TASK,
+    "log_rank": "image-text-retrieval",
+    "recall": "image-text-retrieval",
+}
+METRICS = {"log_rank": "log_rank", "recall": "recall"}  # likewise; others are accuracies
 LICENCES = (  # the hub's names, by which many licences already begin
     *("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "openrail", "cc0-1.0"),
     *("cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0"),
@@ -98,7 +103,7 @@ def _results(subject: Subject) -> list[EvalResult]:
             task_type=HUB_TASKS[measure.kind],
             dataset_type=name,
             dataset_name=name,
-            metric_type=f"recall_at_{measure.k}" if measure.kind == "recall" else "accuracy",
+            metric_type=METRICS.get(measure.kind, "accuracy"),
             metric_name=measure.label,
             metric_value=round(100 * measured[name][measure.key], 2),
         )

@@ -81,6 +81,8 @@ def run(job: Job) -> dict[str, Any]:
     if job.world.is_main:
         moved = measured["weight_displacement"]
         facts = {"parameters": _made_with(job), "cache": cache_digest, "weight_displacement": moved}
+        if "val_loss_after" in measured:
+            facts["val_loss"] = {moment: measured[f"val_loss_{moment}"] for moment in ("before", "after")}
         digest = publish_refined(state, setup, checkpoints, job.paths, facts)
     job.world.barrier()
     return {"digest": digest, "metrics": measured} if job.world.is_main else {}

@@ -303,7 +303,7 @@ def wise_ft_curve(curves: Mapping[str, Sequence[tuple[float, float, float]]], *,
     """Draw zero-shot skill against retrieval along the line between the base's weights and the refined ones.
 
     Args:
-        curves: title -> (mix, change of mean zero-shot top-1, change of mean recall at 1), in points against the base.
+        curves: title -> (mix, change of mean zero-shot top-1, change of mean log rank), in points against the base.
         chosen: The mix to mark; None: none.
     """
 
@@ -321,7 +321,7 @@ def wise_ft_curve(curves: Mapping[str, Sequence[tuple[float, float, float]]], *,
             axes.margins(0.18)
             axes.set_title(title)
             axes.set_xlabel("zero-shot top-1 against base, points")
-            axes.set_ylabel("retrieval R@1 against base, points")
+            axes.set_ylabel("retrieval log rank against base, points")
 
         return draw
 

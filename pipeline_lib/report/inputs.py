@@ -18,6 +18,7 @@ from pipeline_lib.results.gap import Gap, compare_gaps
 from pipeline_lib.results.guards import check_pair, check_parameters, check_weights
 from pipeline_lib.results.paired import Paired, compare_measures, compare_probes
 from pipeline_lib.results.parameters import read_parameters
+from pipeline_lib.results.power import Resolution, resolution
 
 OPENMOJI = (
     "All emojis designed by OpenMoji (openmoji.org) – the open-source emoji and icon project. License: CC BY-SA 4.0"
@@ -47,7 +48,7 @@ class ReportInputs:
     def with_captions(self) -> list[str]:
         """Return the sets that have retrieval."""
         measures = {name: Variant(self.refined).measures(name) for name in self.sets}
-        return [name for name, found in measures.items() if any(measure.kind == "recall" for measure in found)]
+        return [name for name, found in measures.items() if any(measure.direction for measure in found)]
 
     @property
     def uses_openmoji(self) -> bool:
@@ -58,6 +59,14 @@ class ReportInputs:
     def comparison(self) -> list[Paired]:
         """Compare refined with base."""
         return compare_measures(Variant(self.base), Variant(self.refined), self.certainty, sets=self.sets)
+
+    @cached_property
+    def resolutions(self) -> list[Resolution]:
+        """Return what the comparison could have shown of each headline, at the level of Holm's first step."""
+        tested = [row.before for row in self.comparison if row.adjusted_p is not None]
+        level = (1 - self.certainty.confidence) / max(1, len(tested))
+        models = Variant(self.base), Variant(self.refined)
+        return [resolution(*models, measure, level, self.certainty.seed) for measure in tested]
 
     @cached_property
     def probes(self) -> list[Paired]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
-from pipeline_lib.report import drawings, examples, tables, verdict, wise_ft
+from pipeline_lib.report import advice, alarms, drawings, examples, tables, verdict, wise_ft
 from pipeline_lib.report.inputs import ReportInputs
-from pipeline_lib.report.page import Page, Section, to_terminal, write_page
+from pipeline_lib.report.page import Page, Section, plain_text, to_terminal, write_page
 
 STAGE = "report"
 HTML, MARKDOWN = "report.html", "report.md"
@@ -16,7 +17,10 @@ def compose_page(inputs: ReportInputs) -> Page:
     """Compose the page: verdict, tables, figures, examples, provenance."""
     sections = [
         Section("Verdict", verdict.section(inputs)),
-        Section("Before and after", (tables.before_after_table(inputs), *tables.detail_tables(inputs))),
+        Section(
+            "Before and after",
+            (tables.before_after_table(inputs), *tables.rivals_table(inputs), *tables.detail_tables(inputs)),
+        ),
         Section("The modality gap", tables.gap_tables(inputs)),
         Section("Figures", drawings.draw_figures(inputs)),
         Section("Examples", examples.show_examples(inputs)),
@@ -40,7 +44,7 @@ def run(inputs: ReportInputs, target: Path) -> Page:
 
 def sentence(inputs: ReportInputs) -> str:
     """Say the verdict in one sentence."""
-    return verdict.sentence(inputs.comparison)
+    return verdict.sentence(inputs)
 
 
 def summary(inputs: ReportInputs) -> dict[str, float | str]:
@@ -63,4 +67,7 @@ def summary(inputs: ReportInputs) -> dict[str, float | str]:
 
 def terminal_table(inputs: ReportInputs) -> str:
     """Render the verdict and the before/after table as plain text, at most 100 columns wide for usual names."""
-    return f"{sentence(inputs)}\n\n{to_terminal(tables.before_after_table(inputs))}"
+    warnings = [*alarms.breakdowns(inputs), *alarms.doubts(inputs)]
+    said = [sentence(inputs), *warnings, verdict.resolution_line(inputs), f"Next: {advice.next_step(inputs)}"]
+    lines = [textwrap.fill(plain_text(text), 100) for text in said if text]
+    return "\n\n".join(["\n".join(lines), to_terminal(tables.before_after_table(inputs))])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from pipeline_lib.core import artifacts, provenance
 from pipeline_lib.report import page
 from pipeline_lib.report.inputs import OPENMOJI, ReportInputs
@@ -50,6 +52,51 @@ def before_after_table(inputs: ReportInputs) -> Table:
         "difference over the same images. Headlines are set in bold and carry a p-value (Holm). Zero-shot uses the "
         "template ensemble unless it says otherwise.",
     )
+
+
+def rivals_table(inputs: ReportInputs) -> tuple[Any, ...]:
+    """Return the headlines of the refined model among what costs nothing, best first by their mean."""
+    measures = [measure for name in inputs.sets for measure in Variant(inputs.base).headlines(name)]
+    if not measures:
+        return ()
+    centred, refined = (
+        _headline_values(inputs, variant) for variant in (Variant(inputs.base, CENTRED), Variant(inputs.refined))
+    )
+    values: dict[str, list[float | None]] = {
+        "refined": [refined.get(m.name) for m in measures],
+        "base": [m.value for m in measures],
+        "base, mean-centred": [centred.get(m.name) for m in measures],
+        "chance": [m.chance for m in measures],
+        "the commonest class": [m.commonest for m in measures],
+    }
+    scores: dict[str, float] = {}
+    for name, row in values.items():
+        changes = [value - m.value for value, m in zip(row, measures, strict=True) if value is not None]
+        if changes:
+            scores[name] = float(np.mean(changes))
+    rows = tuple(
+        Row(
+            (
+                Cell(name),
+                *(Cell("–" if value is None else page.percent(value)) for value in values[name]),
+                Cell(page.points(scores[name])),
+            ),
+            "strong" if name == "refined" else "plain",
+        )
+        for name in sorted(scores, key=lambda name: -scores[name])
+    )
+    labels = [m.name if len(inputs.sets) > 1 else m.label for m in measures]
+    return (
+        Table(
+            ("against what is free, %", *labels, "mean minus base, points"),
+            rows,
+            note="Best first. Chance: answers by lot. The commonest class: always that answer.",
+        ),
+    )
+
+
+def _headline_values(inputs: ReportInputs, variant: Variant) -> dict[str, float]:
+    return {measure.name: measure.value for name in inputs.sets for measure in variant.headlines(name)}
 
 
 def _paired_row(row: Paired, label: str = "") -> Row:

@@ -5,32 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline_lib.report import figures, page
+from pipeline_lib.report import advice, alarms, figures, page
 from pipeline_lib.report.inputs import ReportInputs
-from pipeline_lib.report.page import Drawing, Points, Text
+from pipeline_lib.report.page import Drawing, Points, Text, Tone
 from pipeline_lib.report.tables import signed
-from pipeline_lib.results import statistics
+from pipeline_lib.results import power
 from pipeline_lib.results.certainty import Certainty
+from pipeline_lib.results.conclusion import conclusion
+from pipeline_lib.results.folders import Variant
 from pipeline_lib.results.gap import Gap
 from pipeline_lib.results.paired import Paired
 from pipeline_lib.results.statistics import Interval
 
 
-def sentence(comparison: Sequence[Paired]) -> str:
+def sentence(inputs: ReportInputs) -> str:
     """Say which headlines rose, fell, did not move, in one sentence that begins with the conclusion."""
-    verdicts = [row.verdict for row in comparison if row.adjusted_p is not None]
-    rose, fell, still = (verdicts.count(kind) for kind in ("rose", "fell", "still"))
-    if not verdicts:
-        return "Nothing to compare: no headline was measured on both models."
-    word = "Mixed" if rose and fell else "Better" if rose else "Worse" if fell else "No measurable change"
-    if still == len(verdicts):
-        return f"{word} in {'the one headline' if still == 1 else f'any of the {still} headlines'}."
-    if len({*verdicts}) == 1:
-        subject = "the one headline" if len(verdicts) == 1 else f"all {len(verdicts)} headlines"
-        return f"{word}: {subject} {verdicts[0]}."
-    kinds = ((rose, "rose"), (fell, "fell"), (still, "did not move measurably"))
-    said = [f"{count} {verb}" for count, verb in kinds if count]
-    return f"{word}: of {len(verdicts)} headlines, {', '.join(said[:-1])} and {said[-1]}."
+    if alarms.is_same_model(inputs):
+        return "No change: the refined model is the base, weight by weight."
+    found = conclusion([row.verdict for row in inputs.comparison if row.adjusted_p is not None])
+    return f"Broken, whatever rose: {found[0].lower()}{found[1:]}" if alarms.breakdowns(inputs) else found
 
 
 def section(inputs: ReportInputs) -> tuple[Any, ...]:
@@ -38,44 +31,94 @@ def section(inputs: ReportInputs) -> tuple[Any, ...]:
     headlines = [row for row in inputs.comparison if row.adjusted_p is not None]
     order = {"rose": 0, "fell": 1, "still": 2}
     ordered = sorted(headlines, key=lambda row: order[row.verdict])
-    points = Points(tuple((_point(row, inputs.certainty), row.verdict) for row in ordered))
+    points: list[tuple[str, Tone]] = [(_point(row, inputs), row.verdict) for row in ordered]
+    warnings: list[tuple[str, Tone]] = [(text, "fell") for text in (*alarms.breakdowns(inputs), *alarms.doubts(inputs))]
+    notes: list[tuple[str, Tone]] = [(text, "still") for text in alarms.left_out(inputs)]
     rows = [figures.Difference(row.before.name, _in_points(row.difference), row.verdict) for row in headlines]
     drawing = (Drawing(figures.differences(rows, confidence=page.level(inputs.certainty.confidence))),) if rows else ()
     return (
-        Text(sentence(inputs.comparison), lead=True),
-        points,
+        Text(sentence(inputs), lead=True),
+        Points((*warnings, *points, *notes)),
+        Text(f"**Next:** {advice.next_step(inputs)}"),
         *(Text(text) for text in (_gap_text(inputs), probe_verdict(inputs.probes), _training_note(inputs)) if text),
         *drawing,
         Text(
-            "How sure: both models saw the same items. Retrieval is tested by exact sign flips of each image's "
-            "difference, captions kept with theirs; accuracy by McNemar's exact test; p-values carry Holm's correction "
-            f"over all headlines. {_resolution(headlines, inputs.certainty)}This covers the choice of images, "
-            "not the luck of one training run: for that, refine with several seeds and compare them."
+            "How sure: both models saw the same items. Each headline is tested by exact sign flips of each image's "
+            "difference, captions kept with theirs, copies of an image as one (of one item an image that is McNemar's "
+            "exact test); p-values carry Holm's correction over all headlines. A headline rose only where it is also "
+            "above what no model at all gives, and where accuracy by class (or R@1) does not contradict. This is one "
+            "seed: it covers the choice of images, not the luck of a training run; for that, refine with several seeds "
+            "and compare them."
+        ),
+        *_resolution(inputs),
+    )
+
+
+def _point(row: Paired, inputs: ReportInputs) -> str:
+    verb = "did not move measurably" if row.verdict == "still" else row.verdict
+    text = (
+        f"{row.before.name} **{verb}**: {page.percent(row.before.interval.value)} → "
+        f"{page.percent(row.after.interval.value)}\u00a0%, {page.points(row.difference.value)} points "
+        f"({page.level(inputs.certainty.confidence)}: {page.points(row.difference.low)} to "
+        f"{page.points(row.difference.high)}), "
+        f"{page.p_clause(1.0 if row.adjusted_p is None else row.adjusted_p)}"
+    )
+    if row.objection:
+        text += f"; not counted, since {row.objection}"
+    return text + _beside(row, inputs)
+
+
+def _beside(row: Paired, inputs: ReportInputs) -> str:
+    """Return what else is worth saying of a headline: the typical place, or the class mean."""
+    if row.before.kind == "log_rank":
+        places = [_typical_place(Variant(one), row) for one in (inputs.base, inputs.refined)]
+        return f". The typical place of the own one: {places[0]:.1f} → {places[1]:.1f}"
+    wanted = (row.before.set_name, row.before.agrees_with)
+    partner = next((one for one in inputs.comparison if (one.before.set_name, one.before.key) == wanted), None)
+    if partner is None:
+        return ""
+    return (
+        f". Class mean: {page.percent(partner.before.value)} → {page.percent(partner.after.value)}\u00a0%, "
+        f"{page.points(partner.difference.value)} points ({page.points(partner.difference.low)} to "
+        f"{page.points(partner.difference.high)})"
+    )
+
+
+def _typical_place(variant: Variant, row: Paired) -> float:
+    key = f"{row.before.direction}_geometric_mean_rank"
+    return next(measure.value for measure in variant.measures(row.before.set_name) if measure.key == key)
+
+
+def _resolution(inputs: ReportInputs) -> tuple[Any, ...]:
+    """Return what this set could have shown: how often a true change of some points would have been found."""
+    if not inputs.resolutions:
+        return ()
+    rows = {
+        one.measure.name: [*(f"{100 * share:.0f}\u00a0%" for share in one.found), page.percent(one.smallest)]
+        for one in inputs.resolutions
+    }
+    header = (
+        "what this set could have shown",
+        *(f"{100 * effect:g} point{'s' if effect > 0.01 else ''} found in" for effect in power.EFFECTS),
+        "found in 80\u00a0%: points",
+    )
+    return (
+        page.grid(
+            header,
+            rows,
+            note="How often a true change of so many points would have been found, and the smallest that is found in "
+            "four cases of five; simulated on these very items, among so many headlines.",
         ),
     )
 
 
-def _point(row: Paired, settings: Certainty) -> str:
-    verb = "did not move measurably" if row.verdict == "still" else row.verdict
-    return (
-        f"{row.before.name} **{verb}**: {page.percent(row.before.interval.value)} → "
-        f"{page.percent(row.after.interval.value)}\u00a0%, {page.points(row.difference.value)} points "
-        f"({page.level(settings.confidence)}: {page.points(row.difference.low)} to "
-        f"{page.points(row.difference.high)}), "
-        f"{page.p_clause(1.0 if row.adjusted_p is None else row.adjusted_p)}"
-    )
-
-
-def _resolution(headlines: Sequence[Paired], settings: Certainty) -> str:
-    """Say how large a change would have been seen, where something did not move."""
-    widths = [(row.difference.high - row.difference.low) / 2 for row in headlines if row.verdict == "still"]
-    if not widths:
+def resolution_line(inputs: ReportInputs) -> str:
+    """Say in a line the least that is found in four cases of five, from headline to headline."""
+    smallest = [one.smallest for one in inputs.resolutions]
+    if not smallest:
         return ""
-    seen = statistics.detectable(max(widths), settings.confidence, len(headlines))
-    return (
-        f"With this many images and headlines, a true change of {page.percent(seen)} points would be found in four "
-        "cases of five (80\u00a0% power); smaller ones are likely to go unseen. "
-    )
+    ends = dict.fromkeys(page.percent(end) for end in (min(smallest), max(smallest)))
+    return f"A true change of {' to '.join(ends)} points would have been found in four cases of five."
 
 
 def _in_points(interval: Interval) -> tuple[float, float, float]:

@@ -72,5 +72,5 @@ def _wise_table(inputs: ReportInputs, curve: Curve) -> page.Table:
     rows = {
         f"{mix:g}": [page.points(x / 100), page.points(y / 100), page.number(gaps[mix])] for mix, x, y in _drawn(curve)
     }
-    header = ("share of refined weights", "zero-shot top-1, points", "retrieval R@1, points", "centroid distance")
+    header = ("share of refined weights", "zero-shot top-1, points", "retrieval log rank, points", "centroid distance")
     return page.grid(header, rows)

@@ -100,11 +100,14 @@ class Variant:
         return self.evaluation.items(set_name)[array_name(name, self.name)]
 
     def mean(self, measure: Measure) -> Mean:
-        """Return the items behind a measure: their values, the image of each, and for a mean over classes its class."""
+        """Return the items behind a measure: their values, the image of each, and for a mean over classes its class.
+
+        Images of one content are one, under the number of the first of them.
+        """
         values = self.array(measure.set_name, measure.items).astype(np.float64)
         items = self.evaluation.items(measure.set_name)  # images and classes of items are the same in every variant
         if measure.image_index:
             index = items[measure.image_index]
         else:
             index = items["text_image_index"] if measure.unit == "caption" else np.arange(len(values))
-        return Mean(values, index, items[measure.group] if measure.group else None)
+        return Mean(values, items["image_unit"][index], items[measure.group] if measure.group else None)

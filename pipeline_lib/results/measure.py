@@ -12,12 +12,11 @@ from typing import Any, Literal
 
 from pipeline_lib.results.statistics import Interval
 
-FORMAT = 2  # of results.json; in the first, numbers were known by the spelling of their names alone
+FORMAT = 3  # of results.json; before the third, nothing said what a number is without any model
 DIRECTIONS = {"image_to_text": "image → text", "text_to_image": "text → image"}  # of retrieval, and how each reads
 
-Kind = Literal["recall", "median_rank", "zero_shot", "calibration", "linear_probe"]
+Kind = Literal["log_rank", "recall", "rank", "zero_shot", "calibration", "linear_probe"]
 Unit = Literal["image", "caption"]
-Test = Literal["sign_flips", "mcnemar"]
 
 
 @dataclass(frozen=True)
@@ -57,17 +56,28 @@ class Measure:
     is_metric: bool = True
     """True: DVC's and MLflow's tables hold it. False: results.json and the report alone."""
 
-    test: Test | None = None
-    """What tells whether two models differ: sign flips by image, or McNemar's test on `correct`; None: nothing does."""
+    is_tested: bool = False
+    """True: two models are tested by it, with exact sign flips by image; for one item an image, of 0 and 1, that is
+    McNemar's exact test. False: a difference has an interval and no test.
+    """
+
+    chance: float | None = None
+    """What answers by lot give; None: not known."""
+
+    commonest: float | None = None
+    """What always the same answer gives, the best one: of an accuracy, the commonest class; None: not known."""
+
+    agrees_with: str = ""
+    """Key of the measure that must rise with it, measurably, before a rise counts; empty: none must."""
+
+    not_against: str = ""
+    """Key of the measure that must not fall measurably where a rise counts, nor rise where a fall does; empty: none."""
 
     unit: Unit = "image"
     """What each of its items is. Captions are resampled with their image."""
 
     items: str = ""
     """Array of the values that it is the mean of; empty: they are not kept, so that models are not compared by it."""
-
-    correct: str = ""
-    """Array of 0 and 1, as McNemar's test takes them; empty: it takes another test or none."""
 
     image_index: str = ""
     """Array with the image of each item, where not every image is one; empty: all images or captions, in order."""
@@ -108,6 +118,11 @@ class Measure:
     def name(self) -> str:
         """Return `set: label`, as figures and sentences name it."""
         return f"{self.set_name}: {self.label}"
+
+    @property
+    def floor(self) -> float:
+        """Return what no model at all reaches: by lot, or by always the same answer. 0 where neither is known."""
+        return max(self.chance or 0.0, self.commonest or 0.0)
 
     @property
     def has_interval(self) -> bool:

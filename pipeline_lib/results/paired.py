@@ -1,13 +1,16 @@
 """Two models on the same items: the difference of every measure with its interval, and whether it is measurable.
 
-Measures are means over items, so that two models are compared on the same items. Captions stay with their image in the
-bootstrap and in the exact test of sign flips; accuracies take McNemar's test. Holm's correction covers all headlines of
+Measures are means over items, so that two models are compared on the same items. Captions stay with their image, and an
+image with its copies, in the bootstrap and in the exact test of sign flips. Holm's correction covers all headlines of
 one comparison. Linear probes are no headlines: they are a family of their own. What takes no test gets an interval.
+
+A difference that the test finds is not yet good news. It counts as risen only where the number is above what no model
+at all gives, and only where the measure that must agree (`Measure.agrees_with`) rose with it: `objection` says why not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -16,7 +19,7 @@ from pipeline_lib.results import statistics
 from pipeline_lib.results.certainty import Certainty
 from pipeline_lib.results.folders import Variant
 from pipeline_lib.results.measure import Measure
-from pipeline_lib.results.statistics import Interval, Mean, PairedTest
+from pipeline_lib.results.statistics import Interval, Mean
 
 Verdict = Literal["rose", "fell", "still"]
 Chosen = Callable[[Variant, str], Iterable[Measure]]  # the measures of a set that are compared
@@ -32,6 +35,7 @@ class Paired:
     p_value: float | None = None  # of measures that take a test
     adjusted_p: float | None = None
     verdict: Verdict = "still"
+    objection: str = ""  # why a change that the test finds does not count, see `objection`
 
 
 def compare_measures(before: Variant, after: Variant, settings: Certainty, *, sets: Sequence[str]) -> list[Paired]:
@@ -55,30 +59,42 @@ def compare_probes(before: Variant, after: Variant, settings: Certainty, *, sets
 
 
 def _compare(before: Variant, after: Variant, settings: Certainty, sets: Sequence[str], chosen: Chosen) -> list[Paired]:
-    rows = [row for name in sets for row in _compare_on(before, after, settings, name, chosen)]
-    adjusted = iter(statistics.holm([row.p_value for row in rows if row.p_value is not None]))
-    alpha = 1 - settings.confidence
-    return [row if row.p_value is None else _judge(row, next(adjusted), alpha) for row in rows]
+    return judged([row for name in sets for row in _compare_on(before, after, settings, name, chosen)], settings)
 
 
 def _compare_on(before: Variant, after: Variant, settings: Certainty, set_name: str, chosen: Chosen) -> list[Paired]:
     others = {measure.key: measure for measure in chosen(after, set_name)}
     both = [measure for measure in chosen(before, set_name) if measure.items and measure.key in others]
-    if not both:
-        return []
-    found = statistics.paired_tests(
-        {measure.key: item_differences(before, after, measure) for measure in both},
-        before.evaluation.all_sets[set_name]["num_images"],
+    found = [(measure, others[measure.key], item_differences(before, after, measure)) for measure in both]
+    return unjudged(found, before.evaluation.all_sets[set_name]["num_images"], settings)
+
+
+def unjudged(found: Sequence[tuple[Measure, Measure, Mean]], num_images: int, settings: Certainty) -> list[Paired]:
+    """Return (before, after, item-wise difference) of one set's measures with intervals, and p-values where tested."""
+    found_intervals = statistics.intervals(
+        {measure.key: difference for measure, _, difference in found},
+        num_images,
         num_samples=settings.bootstrap_samples,
         confidence=settings.confidence,
         seed=settings.seed,
     )
-    rows = []
-    for measure in both:
-        test = found[measure.key]
-        p = _p_value(before, after, measure, test)
-        rows.append(Paired(measure, others[measure.key], Interval(test.difference, test.low, test.high), p))
-    return rows
+    return [
+        Paired(
+            measure,
+            after,
+            found_intervals[measure.key],
+            statistics.sign_flips_by_image(difference) if measure.is_tested else None,
+        )
+        for measure, after, difference in found
+    ]
+
+
+def judged(rows: Sequence[Paired], settings: Certainty) -> list[Paired]:
+    """Return the rows with verdicts: Holm's correction over all that are tested, then the objections."""
+    adjusted = iter(statistics.holm([row.p_value for row in rows if row.p_value is not None]))
+    by_name = {(row.before.set_name, row.before.key): row for row in rows}
+    alpha = 1 - settings.confidence
+    return [row if row.p_value is None else _judge(row, next(adjusted), alpha, by_name) for row in rows]
 
 
 def item_differences(before: Variant, after: Variant, measure: Measure) -> Mean:
@@ -96,18 +112,43 @@ def item_differences(before: Variant, after: Variant, measure: Measure) -> Mean:
     return first._replace(values=second.values - first.values)
 
 
-def _p_value(before: Variant, after: Variant, measure: Measure, flips: PairedTest) -> float | None:
-    if measure.test == "mcnemar":
-        return statistics.mcnemar(*(one.array(measure.set_name, measure.correct) for one in (before, after)))
-    return flips.p_value if measure.test == "sign_flips" else None
-
-
-def _judge(row: Paired, adjusted_p: float, alpha: float) -> Paired:
-    return replace(row, adjusted_p=adjusted_p, verdict=judge(row.difference, adjusted_p, alpha))
+def _judge(row: Paired, adjusted_p: float, alpha: float, rows: Mapping[tuple[str, str], Paired]) -> Paired:
+    verdict = judge(row.difference, adjusted_p, alpha)
+    others = {key: (one.before, one.difference) for (name, key), one in rows.items() if name == row.before.set_name}
+    found = objection(verdict, row.before, row.after, others)
+    return replace(row, adjusted_p=adjusted_p, verdict="still" if found else verdict, objection=found)
 
 
 def judge(difference: Interval, adjusted_p: float, alpha: float) -> Verdict:
-    """Return whether a number rose, fell or stands still, as far as one can tell at the level `alpha`."""
+    """Return whether a test finds that a number rose or fell at the level `alpha`; still: it does not."""
     if adjusted_p >= alpha:
         return "still"
     return "rose" if difference.value > 0 else "fell"
+
+
+def objection(verdict: Verdict, before: Measure, after: Measure, others: Mapping[str, tuple[Measure, Interval]]) -> str:
+    """Say why a change that the test finds does not count, as the end of a sentence; empty where it does.
+
+    Args:
+        verdict: What the test says.
+        before: What it was.
+        after: What is judged.
+        others: The differences of the set's measures by key; those that must agree with this one are among them.
+    """
+    if verdict == "still":
+        return ""
+    higher = after if verdict == "rose" else before
+    if 0 < higher.floor >= higher.interval.low:
+        return f"it {'is' if verdict == 'rose' else 'was'} not measurably above what {_no_model(higher)} gives"
+    if verdict == "rose" and before.agrees_with in others:
+        measure, difference = others[before.agrees_with]
+        if difference.low <= 0:
+            return f"{measure.label} did not rise measurably with it"
+    for measure, difference in (others[key] for key in (before.agrees_with, before.not_against) if key in others):
+        if difference.high < 0 if verdict == "rose" else difference.low > 0:
+            return f"{measure.label} {'fell' if verdict == 'rose' else 'rose'}"
+    return ""
+
+
+def _no_model(measure: Measure) -> str:
+    return "always answering the commonest class" if measure.floor == measure.commonest else "chance"

@@ -16,10 +16,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 BLOCK_COUNTS = 2**22  # counts of resamples held at a time: 32 MB
 SMALLEST_P = 1e-12
+NEGLIGIBLE = 1e-20  # of a characteristic function
 FRACTIONS, GRID = 2521, 2**20  # denominators below it are tried (2520 is a multiple of 1 to 10); most steps of a sum
 
 
@@ -27,7 +27,7 @@ class Mean(NamedTuple):
     """A statistic: the mean of values that belong to images, or the mean of its means within groups (classes)."""
 
     values: np.ndarray  # [n]
-    image_index: np.ndarray  # [n] integers: the image of each value
+    image_index: np.ndarray  # [n] integers: the image of each value, which is the unit that is resampled
     group: np.ndarray | None = None  # [n] integers: its class, for a mean over classes
 
     @property
@@ -45,15 +45,6 @@ class Interval(NamedTuple):
     value: float
     low: float
     high: float
-
-
-class PairedTest(NamedTuple):
-    """Refined minus base on the same items: the difference, its interval, and how likely chance alone is."""
-
-    difference: float
-    low: float
-    high: float
-    p_value: float
 
 
 def resample_counts(num_images: int, num_samples: int, seed: int) -> Iterator[np.ndarray]:
@@ -101,13 +92,9 @@ def _bootstrap_classes(mean: Mean, group: np.ndarray, num_samples: int, seed: in
     Of a class of n images n − 1 are drawn: the mean of these varies as a sample's mean does, that of n too little,
     which classes of few images make worth minding (Rao & Wu 1988). A class of one image says nothing of its spread;
     such classes are drawn as one, as if they were alike, which errs on the wide side (collapsed strata, Cochran 1977,
-    section 5A.12).
-
-    Raises:
-        ValueError: An image has several values.
+    section 5A.12). An image that stands several times in a class is drawn as one.
     """
-    if len(np.unique(mean.image_index)) != len(mean.image_index):
-        raise ValueError("a mean over classes needs one value per image")
+    values, group = _once_per_class(mean, group)
     sizes = np.bincount(group)
     stratum = np.where(sizes[group] == 1, len(sizes), group)  # all classes of one image are one stratum more
     order = np.argsort(stratum, kind="stable")
@@ -119,7 +106,7 @@ def _bootstrap_classes(mean: Mean, group: np.ndarray, num_samples: int, seed: in
     low, size, weight = (
         np.repeat(each, num_drawn) for each in (first, count, classes / (num_drawn * (sizes > 0).sum()))
     )
-    values, generator = mean.values[order].astype(np.float64), np.random.default_rng(seed)
+    values, generator = values[order], np.random.default_rng(seed)
     step = max(1, BLOCK_COUNTS // len(low))
     return np.concatenate(
         [
@@ -127,6 +114,21 @@ def _bootstrap_classes(mean: Mean, group: np.ndarray, num_samples: int, seed: in
             for start in range(0, num_samples, step)
         ]
     )
+
+
+def _once_per_class(mean: Mean, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return one value and the class of each image of each class, in the order of the items: float64 [n], [n].
+
+    An image that stands several times in a class gives their mean; all are then moved so that the mean over classes
+    stays what it is.
+    """
+    values, places = mean.values.astype(np.float64), np.stack([group, mean.image_index], 1)
+    _, first, row = np.unique(places, axis=0, return_index=True, return_inverse=True)
+    if len(first) == len(values):
+        return values, group
+    sums, counts = np.bincount(row.ravel(), values), np.bincount(row.ravel())
+    once = Mean(sums / counts, mean.image_index[first], group[first])
+    return once.values + (mean.value - once.value), group[first]
 
 
 def intervals(
@@ -145,32 +147,13 @@ def intervals(
     return {name: Interval(mean.value, *_percentiles(replicates[name], confidence)) for name, mean in means.items()}
 
 
-def paired_tests(
-    differences: Mapping[str, Mean], num_images: int, *, num_samples: int, confidence: float, seed: int
-) -> dict[str, PairedTest]:
-    """Return each mean difference of two models with its bootstrap interval and the p-value of `sign_flips` by image.
-
-    Args:
-        differences: By name, `Mean` over refined minus base of the same items.
-        num_images: Images of the set.
-        num_samples: Resamples, for the intervals.
-        confidence: Coverage of the intervals.
-        seed: Decides the resamples.
-    """
-    replicates = bootstrap(differences, num_images, num_samples=num_samples, seed=seed)
-    return {
-        name: PairedTest(mean.value, *_percentiles(replicates[name], confidence), _chance(mean))
-        for name, mean in differences.items()
-    }
-
-
 def _percentiles(replicates: np.ndarray, confidence: float) -> tuple[float, float]:
     tail = 50 * (1 - confidence)
     low, high = np.nanpercentile(replicates, [tail, 100 - tail])
     return float(low), float(high)
 
 
-def _chance(difference: Mean) -> float:
+def sign_flips_by_image(difference: Mean) -> float:
     """Return the p-value of a mean difference, in which the values of an image go together, each with its weight."""
     weights = 1.0 if difference.group is None else 1 / np.bincount(difference.group)[difference.group]
     return sign_flips(np.bincount(difference.image_index, difference.values * weights))
@@ -195,30 +178,54 @@ def sign_flips(differences: np.ndarray) -> float:
     if not len(steps):
         return 1.0
     total = int(np.abs(steps).sum())
-    period = 2 * total + 1
-    angles = 2 * np.pi * np.arange(total + 1) / period
-    transform = np.ones(total + 1)
-    for size, count in zip(*np.unique(np.abs(steps), return_counts=True), strict=True):
-        cosines = np.cos(size * angles)
-        transform *= cosines**count if count > 1 else cosines
-    chances = np.fft.irfft(transform, period)  # of sums 0, 1, …, total, −total, …, −1
+    chances = np.fft.irfft(
+        _cosine_product(np.abs(steps), total), 2 * total + 1
+    )  # of sums 0, 1, …, total, −total, …, −1
     beyond = abs(int(steps.sum()))
     share = 2 * chances[beyond : total + 1].sum() if beyond else 1.0
     return float(np.clip(round(share, 15), max(2.0 ** (1 - len(steps)), SMALLEST_P), 1.0))
 
 
+def _cosine_product(sizes: np.ndarray, total: int) -> np.ndarray:
+    """Return Π cos(t size) at t = 2π k / (2 total + 1) for k = 0 … total: [total + 1].
+
+    No factor is above 1, so what has become negligible is left at 0: soon little but the lowest t is left to compute.
+    """
+    product = np.zeros(total + 1)
+    left = np.arange(total + 1)
+    values = np.ones(total + 1)
+    distinct, counts = np.unique(sizes, return_counts=True)
+    for place in np.argsort(-counts * np.square(distinct.astype(np.float64)), kind="stable"):
+        values *= np.cos((2 * np.pi / (2 * total + 1)) * distinct[place] * left) ** counts[place]
+        kept = np.abs(values) > NEGLIGIBLE
+        if 2 * kept.sum() < len(kept):
+            left, values = left[kept], values[kept]
+    product[left] = values
+    return product
+
+
 def _on_grid(differences: np.ndarray) -> np.ndarray:
     """Return differences, none of them 0, as multiples of their common fraction, or of a fine grid without one."""
     distinct = np.unique(np.abs(differences))
-    for parts in range(1, FRACTIONS):
-        steps = distinct * parts
-        if np.abs(steps - steps.round()).max(initial=0) <= 1e-6 * parts:
-            if np.abs(differences).sum() * parts > GRID:
-                break
-            return (differences * parts).round().astype(np.int64)
-    total = max(2**14, 64 * len(differences))  # 64 steps in the mean: rounding is 0.5 % of a standard deviation
+    for parts in _common_parts(distinct):
+        if np.abs(differences).sum() * parts > GRID:
+            break
+        return (differences * parts).round().astype(np.int64)
+    total = max(
+        2**17, 64 * len(differences)
+    )  # 64 steps or more in the mean; a step is 1e-3 of the sum's spread, or less
     rounded = (differences * (total / np.abs(differences).sum())).round().astype(np.int64)
     return rounded[rounded != 0]
+
+
+def _common_parts(distinct: np.ndarray) -> Iterator[int]:
+    """Yield the numbers of parts below `FRACTIONS` of which all values are multiples; a few values rule most out."""
+    parts = np.arange(1, FRACTIONS)
+    steps = distinct[:8, None] * parts
+    for part in parts[(np.abs(steps - steps.round()) <= 1e-6 * parts).all(0)].tolist():
+        steps = distinct * part
+        if np.abs(steps - steps.round()).max(initial=0) <= 1e-6 * part:
+            yield part
 
 
 def distance_change(
@@ -256,39 +263,6 @@ def distance_change(
     ]
     value = difference([side.mean(0) for side in sides], 1)
     return Interval(float(value), *_percentiles(np.concatenate(blocks), confidence))
-
-
-def mcnemar(base_correct: np.ndarray, refined_correct: np.ndarray) -> float:
-    """Test two classifiers on the same items by McNemar's exact test: the two-sided p-value; 1 if they never differ.
-
-    Only the items on which exactly one is right count; under no difference each is a fair coin.
-    Source: McNemar 1947; Dietterich 1998 recommends it for classifiers.
-
-    >>> mcnemar(np.array([1, 1, 0, 0, 0, 0, 0]), np.array([1, 0, 1, 1, 1, 1, 1]))  # 1 against 5: 14 / 64
-    0.21875
-
-    Raises:
-        ValueError: The shapes differ.
-    """
-    if base_correct.shape != refined_correct.shape:
-        raise ValueError(f"the same items are needed, got {base_correct.shape} and {refined_correct.shape}")
-    base, refined = base_correct.astype(bool), refined_correct.astype(bool)
-    lost, gained = int((base & ~refined).sum()), int((~base & refined).sum())
-    return float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
-
-
-def detectable(half_width: float, confidence: float, num_tests: int, *, power: float = 0.8) -> float:
-    """Return the smallest change found with this power among so many tests, from the half-width of an interval.
-
-    The half-width is z(1 − α/2) standard errors; a change of z(1 − α/(2·tests)) + z(power) of them clears the level
-    that Holm's correction asks of the first. For one test at 95 % that is 1.43 half-widths.
-
-    >>> round(detectable(1.0, 0.95, 1), 2), round(detectable(1.0, 0.95, 4), 2)
-    (1.43, 1.7)
-    """
-    tail = (1 - confidence) / 2
-    level, found = stats.norm.ppf([1 - tail / num_tests, power])
-    return float(half_width * (level + found) / stats.norm.ppf(1 - tail))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -8,9 +8,9 @@ import numpy as np
 
 from pipeline_lib.results.folders import Evaluation, Variant
 
-# mix, change of mean zero-shot top-1, change of mean recall at 1, in points; None: not among the headlines
+# mix, change of mean zero-shot top-1, change of mean log rank, in points; None: not among the headlines
 Curve = list[tuple[float, float | None, float | None]]
-KINDS = ("zero_shot", "recall")  # of headlines, the axes of the curve
+AXES = (("zero_shot",), ("log_rank", "recall"))  # kinds of headlines: the two axes of the curve; others are on none
 
 
 def wise_curve(base: Evaluation, refined: Evaluation, sets: Sequence[str]) -> Curve:
@@ -19,8 +19,6 @@ def wise_curve(base: Evaluation, refined: Evaluation, sets: Sequence[str]) -> Cu
     Empty where there is no sweep, or `sets` have no headlines.
     """
     measures = [measure for name in sets for measure in Variant(base).headlines(name)]
-    if others := {measure.kind for measure in measures} - {*KINDS}:
-        raise ValueError(f"the sweep has no axis for headlines of kind {', '.join(sorted(others))}")
     models: dict[float, dict[str, dict[str, float]]] = {
         mix: {name: {m.key: m.value for m in Variant(end).headlines(name)} for name in sets}
         for mix, end in ((0.0, base), (1.0, refined))
@@ -29,7 +27,7 @@ def wise_curve(base: Evaluation, refined: Evaluation, sets: Sequence[str]) -> Cu
     curve: Curve = []
     for mix, scores in sorted(models.items()):
         zero_shot, retrieval = (
-            _mean([100 * (scores[m.set_name][m.key] - m.value) for m in measures if m.kind == kind]) for kind in KINDS
+            _mean([100 * (scores[m.set_name][m.key] - m.value) for m in measures if m.kind in kinds]) for kinds in AXES
         )
         if zero_shot is None and retrieval is None:
             return []

@@ -16,6 +16,7 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.numpy import load_file
+from scipy import stats
 
 from pipeline_lib import metrics, model
 from pipeline_lib.core import artifacts, config, runtime, shards
@@ -35,6 +36,7 @@ from stages import shard as shard_stage
 from tests.tiny_model import write_tiny_clip
 
 ROOT = Path(__file__).parents[2]
+RANKS = ("median", "geometric_mean")
 SETTINGS = dataclasses.replace(config.load(ROOT / "params.yaml", EvaluateSettings), bootstrap_samples=50)
 COLOURS = {"red": (200, 40, 40), "green": (40, 190, 60), "blue": (50, 60, 220)}
 
@@ -112,12 +114,16 @@ def test_items_are_what_the_headlines_are_means_of():
     block, items = scoring.score(one, SETTINGS)
     measures = by_key(block["measures"]).values()
     found = headline_values(measures)
-    assert set(found) == {"image_to_text_recall_at_1", "text_to_image_recall_at_1", "zero_shot_kind_top1"}
-    assert items["image_to_text_hit_at_1"].mean() == pytest.approx(found["image_to_text_recall_at_1"])
-    assert items["text_to_image_hit_at_1"].mean() == pytest.approx(found["text_to_image_recall_at_1"])
-    assert items["zero_shot.kind.ensemble.correct"].mean() == pytest.approx(found["zero_shot_kind_top1"])
+    assert set(found) == {"image_to_text_log_rank", "text_to_image_log_rank", "zero_shot_kind_top1"}
+    for key in ("image_to_text_log_rank", "text_to_image_log_rank"):
+        assert items[key].mean() == pytest.approx(found[key])
+    assert items["zero_shot.kind.ensemble.hit_at_1"].mean() == pytest.approx(found["zero_shot_kind_top1"])
     assert len(items["text_to_image_rank"]) == len(scoring.common_items(one)["text_image_index"]) == len(one.captions)
-    assert np.median(items["text_to_image_rank"]) == by_key(block["measures"])["text_to_image_median_rank"].value
+    ranks = {average: by_key(block["measures"])[f"text_to_image_{average}_rank"].value for average in RANKS}
+    assert ranks["median"] == np.median(items["text_to_image_rank"])
+    assert ranks["geometric_mean"] == pytest.approx(stats.gmean(items["text_to_image_rank"]))
+    score = 1 - np.log(items["text_to_image_rank"]) / np.log(one.num_images)
+    np.testing.assert_allclose(items["text_to_image_log_rank"], score, atol=1e-6)
     assert found.items() <= metric_values(measures, block["gap"]).items()
 
 
@@ -135,7 +141,7 @@ def test_images_without_a_label_are_left_out_of_the_task_and_of_nothing_else():
     assert top1.measure.value == pytest.approx(found.ranks.hit_at(1).mean().item())
     assert top1.mean.image_index.tolist() == common[top1.measure.image_index].tolist() == kept
     assert common["zero_shot.kind.label"].tolist() == task.labels[kept].tolist()
-    assert len(items["zero_shot.kind.ensemble.correct"]) == 27
+    assert len(items["zero_shot.kind.ensemble.hit_at_1"]) == 27
     assert len(items["image_to_text_rank"]) == 30
 
 
@@ -168,7 +174,7 @@ def test_a_set_has_blocks_only_for_what_it_carries():
     assert not any(key.startswith("image_to_text") for key in items)
     block, _ = scoring.score(make_set(with_task=False), SETTINGS)
     assert set(block) == {"measures", "gap"}
-    assert {one.measure.kind for one in block["measures"]} == {"recall", "median_rank"}
+    assert {one.measure.kind for one in block["measures"]} == {"log_rank", "recall", "rank"}
     block, _ = scoring.score(make_set(per_image=[0] + [1] * 29), SETTINGS)
     assert "recall" not in {one.measure.kind for one in block["measures"]}, (
         "an image without captions cannot be searched for"
@@ -197,7 +203,7 @@ def test_repeated_images_and_captions_are_counted_and_left_out_of_a_second_recal
     assert (scored["num_images"], scored["num_captions"]) == (28, 55)
     recall_at_1 = distinct["distinct_text_to_image_recall_at_1"]
     assert 0 <= recall_at_1.low < recall_at_1.high <= 1
-    assert not any(one.is_headline or one.is_metric or one.test or one.items for one in distinct.values())
+    assert not any(one.is_headline or one.is_metric or one.is_tested or one.items for one in distinct.values())
 
 
 def test_centring_takes_its_means_from_another_set_alone():
@@ -403,7 +409,7 @@ def test_both_ensembles_can_be_measured_beside_the_single_prompt(inside):
     measures = by_key(block["measures"])
     top1 = measures["zero_shot_class_imagenet_top1"].value
     assert metric_values(measures.values(), {})["zero_shot_class_imagenet_top1"] == top1
-    assert items["zero_shot.class.imagenet.correct"].mean() == pytest.approx(top1)
+    assert items["zero_shot.class.imagenet.hit_at_1"].mean() == pytest.approx(top1)
     assert set(headline_values(measures.values())) == {"zero_shot_class_top1"}, (
         "the set's own templates make the headline"
     )
@@ -513,7 +519,6 @@ def test_stage_writes_results_items_features_and_metrics(evaluated):
         assert set(flat) == {"eval", "colours", "val"}
         items = load_file(folder / "items/eval.safetensors")
         assert items["image_to_text_hit_at_1"].mean() == pytest.approx(flat["eval"]["image_to_text_recall_at_1"])
-        assert items["mean_centred.zero_shot.class.ensemble.correct"].dtype == np.uint8
         features = load_file(folder / "features/eval.safetensors")
         assert features["raw_image_features"].shape == (50, 16)
         assert features["raw_text_features"].shape == (75, 16)
@@ -586,8 +591,8 @@ def test_wise_ft_mixes_are_evaluated_on_every_set_and_leave_the_model_as_it_was(
     assert row["mix"] == 0.5
     assert set(row["sets"]) == {"eval", "colours", "val"}
     assert set(row["sets"]["eval"]) == {
-        "image_to_text_recall_at_1",
-        "text_to_image_recall_at_1",
+        "image_to_text_log_rank",
+        "text_to_image_log_rank",
         "zero_shot_class_top1",
     }
 
@@ -790,10 +795,10 @@ def test_two_processes_write_what_one_does(evaluated):
 def test_measures_get_their_intervals_everywhere():
     mean = Mean(np.array([1.0, 0.0]), np.arange(2))
     share = Measured(Measure("eval", "a", "A", "recall", mean.value, k=1), mean)
-    rank = Measured(Measure("eval", "b", "B", "median_rank", 3.0, is_share=False))
+    rank = Measured(Measure("eval", "b", "B", "rank", 3.0, is_share=False))
     block = with_intervals({"x": [rank, share], "y": {"z": share, "c": 3}, "d": [1]}, 2, SETTINGS)
     assert block["x"] == [
-        {"key": "b", "label": "B", "kind": "median_rank", "value": 3.0, "is_share": False},
+        {"key": "b", "label": "B", "kind": "rank", "value": 3.0, "is_share": False},
         block["y"]["z"],
     ]
     assert Measure.read("eval", block["y"]["z"]).interval == (0.5, 0.0, 1.0)

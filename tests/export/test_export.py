@@ -217,10 +217,10 @@ def test_a_mix_is_the_interpolation_that_was_evaluated(project, tmp_path):
 
 def test_the_card_of_a_mix_carries_the_numbers_of_the_sweep_or_says_that_there_are_none(project):
     rows = json.loads(Path("data/eval/refined/results.json").read_text())["wise_ft"]
-    value = next(row for row in rows if row["mix"] == 0.5)["sets"]["eval"]["image_to_text_recall_at_1"]
+    value = next(row for row in rows if row["mix"] == 0.5)["sets"]["eval"]["image_to_text_log_rank"]
     text = card.render_card(subject(mix=0.5), "mix")
     of_eval = text.split("| **eval**")[1].splitlines()
-    line = next(line for line in of_eval if line.startswith("| image → text R@1"))
+    line = next(line for line in of_eval if line.startswith("| image → text log rank"))
     assert line.split("|")[3].strip() == f"{100 * value:.1f}"
     assert "val (mixes may be chosen here)" in text
     unknown = card.render_card(subject(mix=0.3), "mix")
@@ -275,8 +275,8 @@ def test_the_card_has_the_front_matter_the_table_of_the_report_and_the_provenanc
     assert (parsed.data.library_name, parsed.data.pipeline_tag) == ("open_clip", "zero-shot-image-classification")
     table = report.terminal_table(read_inputs(Path("params.yaml")))
     assert table.splitlines()[0] in text
-    row = next(line for line in table.splitlines() if line.startswith("image → text R@1"))
-    cells = [cell for cell in row.replace("image → text R@1", "").split("  ") if cell.strip()]
+    row = next(line for line in table.splitlines() if line.startswith("image → text log rank"))
+    cells = [cell for cell in row.replace("image → text log rank", "").split("  ") if cell.strip()]
     assert all(cell.strip() in text for cell in cells)
     for folder in ("base", "shards", "teacher", "refined", "eval/base", "eval/refined"):
         assert artifacts.read_manifest(Path("data") / folder)["digest"] in text
@@ -435,8 +435,8 @@ def test_the_run_hangs_below_the_row_and_names_the_run_that_made_the_weights(log
     assert refine.data.tags["mlflow.parentRunId"] == row.info.run_id
     assert made.row == row.info.run_name
     assert [output.model_id for output in row.outputs.model_outputs] == [made.uri.rpartition("/")[2]]
-    recall = json.loads((folder / "data/eval/refined.json").read_text())["eval"]["image_to_text_recall_at_1"]
-    assert found.data.metrics["eval/image_to_text_recall_at_1"] == recall
+    recall = json.loads((folder / "data/eval/refined.json").read_text())["eval"]["image_to_text_log_rank"]
+    assert found.data.metrics["eval/image_to_text_log_rank"] == recall
     version = client.get_model_version_by_alias("tiny", "candidate")
     assert verdict in version.description
     assert (version.version, version.tags["weights_digest"]) == (int(made.version), found.data.tags["weights_digest"])

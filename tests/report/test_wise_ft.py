@@ -34,7 +34,7 @@ def test_the_mix_is_chosen_on_val_and_read_on_eval(project, monkeypatch):
     assert gaps == sorted(gaps, reverse=True), "the example's gap narrows with the mix"
 
 
-@pytest.mark.parametrize(("gone", "kind"), [("zero_shot", "retrieval"), ("recall", "zero-shot accuracy")])
+@pytest.mark.parametrize(("gone", "kind"), [("zero_shot", "retrieval"), ("log_rank", "zero-shot accuracy")])
 def test_the_mix_is_chosen_on_whatever_val_measures(project, monkeypatch, gone, kind):
     """A set of captions has no classes: its part `val` chooses by retrieval, and the evaluation sets by nothing."""
     inputs = example_results.read_report_inputs(project, monkeypatch)
@@ -42,7 +42,7 @@ def test_the_mix_is_chosen_on_whatever_val_measures(project, monkeypatch, gone, 
         block = evaluation.results["selection"]["val"]["variants"]["plain"]
         block["measures"] = [measure for measure in block["measures"] if measure["kind"] != gone]
     curve = wise_curve(inputs.base, inputs.refined, ["val"])
-    column = 1 if gone == "recall" else 2
+    column = 1 if gone == "log_rank" else 2
     assert all(point[3 - column] is None for point in curve)
     best = max(curve, key=lambda point: (point[column], -point[0]))[0]
     chosen, text, _ = ringed(monkeypatch, inputs)

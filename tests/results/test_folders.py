@@ -9,12 +9,12 @@ from pipeline_lib.results.folders import CENTRED, PLAIN, Evaluation, Variant
 from tests import example_results
 
 
-def test_headlines_are_recall_at_1_and_ensemble_top_1(evaluations):
+def test_headlines_are_log_ranks_and_ensemble_top_1(evaluations):
     found = {measure.key: measure for measure in Variant(evaluations[1]).headlines("eval")}
-    assert list(found) == ["image_to_text_recall_at_1", "text_to_image_recall_at_1", "zero_shot_shape_top1"]
+    assert list(found) == ["image_to_text_log_rank", "text_to_image_log_rank", "zero_shot_shape_top1"]
     stored = evaluations[1].results["sets"]["eval"]["variants"]["plain"]["measures"]
-    recall = found["image_to_text_recall_at_1"]
-    assert recall.interval._asdict().items() <= next(one for one in stored if one["key"] == recall.key).items()
+    rank = found["image_to_text_log_rank"]
+    assert rank.interval._asdict().items() <= next(one for one in stored if one["key"] == rank.key).items()
 
 
 def test_every_measure_is_the_mean_of_its_items(evaluations):
@@ -30,10 +30,24 @@ def test_every_measure_is_the_mean_of_its_items(evaluations):
 def test_captions_are_resampled_with_their_image(evaluations):
     variant = Variant(evaluations[0])
     recall = next(m for m in variant.measures("eval") if m.key == "text_to_image_recall_at_1")
-    images = example_results.SIZES["eval"]
-    np.testing.assert_array_equal(
-        variant.mean(recall).image_index, np.repeat(np.arange(images), example_results.PER_IMAGE)
-    )
+    unit = variant.evaluation.items("eval")["image_unit"]
+    np.testing.assert_array_equal(variant.mean(recall).image_index, np.repeat(unit, example_results.PER_IMAGE))
+
+
+def test_copies_of_an_image_are_resampled_as_one(evaluations):
+    variant = Variant(evaluations[0])
+    variant.evaluation.items("eval")  # read once, then kept
+    arrays = variant.evaluation.items("eval")
+    unit, known = arrays["image_unit"], arrays["image_unit"].copy()
+    try:
+        unit[5] = 2
+        for measure in variant.headlines("eval"):
+            found = variant.mean(measure).image_index
+            assert 5 not in found
+            per_image = example_results.PER_IMAGE if measure.unit == "caption" else 1
+            assert (found == 2).sum() == (unit == 2).sum() * per_image
+    finally:
+        unit[:] = known
 
 
 def test_missing_folder_is_named(tmp_path):

@@ -1,15 +1,19 @@
 """Two models on the same items: differences, tests and verdicts against slow recomputation from the written arrays."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from scipy import stats
 
 from pipeline_lib.core.errors import UserError
-from pipeline_lib.results import statistics
+from pipeline_lib.results import paired, statistics
 from pipeline_lib.results.certainty import Certainty
 from pipeline_lib.results.folders import Evaluation, Variant
+from pipeline_lib.results.measure import Measure
 from pipeline_lib.results.paired import compare_measures, compare_probes
+from pipeline_lib.results.statistics import Interval
 from tests import example_results
 
 
@@ -17,7 +21,7 @@ def test_differences_and_tests_equal_slow_ones(comparison, evaluations):
     items = [load_file(e.directory / "items/eval.safetensors") for e in evaluations]
     by_key = {row.before.key: row for row in comparison}
     row = by_key["zero_shot_shape_top1"]
-    before, after = (i["zero_shot.shape.ensemble.correct"].astype(int) for i in items)
+    before, after = (i["zero_shot.shape.ensemble.hit_at_1"].astype(int) for i in items)
     assert row.difference.value == pytest.approx((after - before).mean())
     gained, lost = ((after - before) == 1).sum(), ((after - before) == -1).sum()
     assert row.p_value == pytest.approx(stats.binomtest(int(gained), int(gained + lost)).pvalue)
@@ -53,10 +57,44 @@ def test_probes_are_a_family_of_their_own(evaluations, comparison, settings):
 def test_verdicts_follow_sign_and_significance(comparison):
     verdicts = {row.before.key: row.verdict for row in comparison if row.before.is_headline}
     assert verdicts == {
-        "image_to_text_recall_at_1": "rose",
-        "text_to_image_recall_at_1": "rose",
+        "image_to_text_log_rank": "rose",
+        "text_to_image_log_rank": "rose",
         "zero_shot_shape_top1": "fell",
     }
+
+
+def objection_to(verdict, *, value=0.5, chance=0.1, commonest=None, **differences):
+    """What is held against a change of a headline whose interval is value ± 0.1, given those of its partners."""
+    names = {"class_mean": "agrees_with", "recall": "not_against"}
+    measure = Measure("eval", "x", "x", "zero_shot", value, value - 0.1, value + 0.1, chance=chance)
+    measure = dataclasses.replace(measure, commonest=commonest, **{names[key]: key for key in differences})
+    others = {
+        key: (dataclasses.replace(measure, label=key), Interval(sum(ends) / 2, *ends))
+        for key, ends in differences.items()
+    }
+    return paired.objection(verdict, measure, measure, others)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "case", "says"),
+    [
+        ("rose", {}, ""),
+        ("rose", {"value": 0.15}, "it is not measurably above what chance gives"),
+        ("rose", {"commonest": 0.45}, "it is not measurably above what always answering the commonest class gives"),
+        ("fell", {"value": 0.15}, "it was not measurably above what chance gives"),
+        ("still", {"value": 0.15}, ""),
+        ("rose", {"class_mean": (0.01, 0.02)}, ""),
+        ("rose", {"class_mean": (-0.01, 0.02)}, "class_mean did not rise measurably with it"),
+        ("fell", {"class_mean": (-0.01, 0.02)}, ""),
+        ("fell", {"class_mean": (0.01, 0.02)}, "class_mean rose"),
+        ("rose", {"recall": (-0.01, 0.02)}, ""),
+        ("rose", {"recall": (-0.02, -0.01)}, "recall fell"),
+        ("fell", {"recall": (0.01, 0.02)}, "recall rose"),
+        ("rose", {"chance": None, "value": 0.05}, ""),
+    ],
+)
+def test_what_the_test_finds_counts_only_where_nothing_speaks_against_it(verdict, case, says):
+    assert objection_to(verdict, **case) == says
 
 
 def test_a_model_against_itself_does_not_move(evaluations, settings):
@@ -76,7 +114,7 @@ def test_p_values_need_no_resamples(evaluations, comparison):
     )
     p_values = {row.before.key: row.p_value for row in few}
     assert p_values == {row.before.key: row.p_value for row in comparison}
-    assert p_values["image_to_text_recall_at_1"] < 1e-4
+    assert p_values["image_to_text_log_rank"] < 1e-4
 
 
 def test_the_two_must_have_seen_the_same_items(evaluations, tmp_path, settings):

@@ -23,5 +23,5 @@ def test_wise_curve_is_measured_against_the_base_in_points(evaluations):
     for found, values in ((curve[2], mixed), (curve[4], after)):
         change = {key: 100 * (values[key] - before[key]) for key in before}
         assert found[1] == pytest.approx(change["zero_shot_shape_top1"])
-        assert found[2] == pytest.approx(np.mean([change[f"{d}_recall_at_1"] for d in DIRECTIONS]))
+        assert found[2] == pytest.approx(np.mean([change[f"{d}_log_rank"] for d in DIRECTIONS]))
     assert wise_curve(base, base, ["eval"]) == [], "no sweep"

@@ -1,0 +1,89 @@
+"""What no difference of headlines shows: nothing was trained, one class is answered, features collapsed, loss rose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pipeline_lib.report import page
+from pipeline_lib.report.inputs import ReportInputs
+from pipeline_lib.results.folders import Variant
+
+FEWER = 0.5  # of the base's classes or directions: below this share the loss is said
+FAVOURED = 0.5  # share of all answers that one class gets, and twice what it should
+LOSS_ROSE = 1.1  # times the loss on `val` before
+MODALITIES = {"effective_rank_image": "images", "effective_rank_text": "captions"}
+
+
+def is_same_model(inputs: ReportInputs) -> bool:
+    """Return whether the refined model has the base's weights."""
+    return inputs.base.results["weights_digest"] == inputs.refined.results["weights_digest"]
+
+
+def breakdowns(inputs: ReportInputs) -> list[str]:
+    """Return what is broken in the refined model, a sentence each; with any of them it is not to be used."""
+    found = [] if is_same_model(inputs) else [*_answers(inputs), *_collapsed(inputs)]
+    return [*found, *_val_loss(inputs)]
+
+
+def doubts(inputs: ReportInputs) -> list[str]:
+    """Return what makes the numbers themselves doubtful, a sentence each."""
+    found = []
+    if is_same_model(inputs):
+        found.append("The refined model has the weights of the base: nothing was trained.")
+    for row in inputs.comparison:
+        measure = row.before
+        if row.adjusted_p is not None and 0 < measure.floor >= measure.interval.low:
+            found.append(
+                f"The base itself is not measurably above what no model gives on {measure.name} "
+                f"({page.percent(measure.value)} against {page.percent(measure.floor)}\u00a0%): check that captions "
+                "and labels belong to their images."
+            )
+    return found
+
+
+def left_out(inputs: ReportInputs) -> list[str]:
+    """Return why images of the evaluated sets were left out, a sentence for each reason."""
+    return [
+        f"{count} image{'s' if count > 1 else ''} of {name} left out: {reason}."
+        for name, part in inputs.parts.items()
+        for reason, count in (part.manifest.get("filtered") or {}).items()
+    ]
+
+
+def _answers(inputs: ReportInputs) -> Iterator[str]:
+    for name in inputs.sets:
+        before, after = (Variant(one).block(name, "classes") for one in (inputs.base, inputs.refined))
+        for task, block in after.items():
+            was, now = before[task]["answers"], block["answers"]
+            given = f"{now['num_given']} of {now['num_classes']} classes are ever answered (before: {was['num_given']})"
+            few = now["num_given"] < FEWER * now["num_present"] and now["num_given"] < was["num_given"]
+            if few or now["num_given"] < FEWER * was["num_given"]:
+                yield f"On {name}: {task} only {given}."
+            share, true = now["favourite_share"], now["favourite_true_share"]
+            if share > max(FAVOURED, 2 * true) and share > was["favourite_share"]:
+                yield (
+                    f"On {name}: {task} answers drift to one class: {page.percent(share)}\u00a0% of them are "
+                    f"`{now['favourite']}`, which {page.percent(true)}\u00a0% of the images are."
+                )
+
+
+def _collapsed(inputs: ReportInputs) -> Iterator[str]:
+    for name in inputs.with_captions:
+        blocks: list[dict[str, Any]] = [Variant(one).block(name, "gap") for one in (inputs.base, inputs.refined)]
+        for key, modality in MODALITIES.items():
+            was, now = (block.get(key) for block in blocks)
+            if was is not None and now is not None and now < FEWER * was:
+                yield (
+                    f"The features of {modality} on {name} collapsed: they spread over {now:.0f} directions, before "
+                    f"over {was:.0f} (effective rank)."
+                )
+
+
+def _val_loss(inputs: ReportInputs) -> Iterator[str]:
+    losses = inputs.manifests["refine"].get("val_loss")
+    if losses and losses["after"] > LOSS_ROSE * losses["before"] + 0.01:
+        yield (
+            f"The loss on part val, which the run does not train on, rose from {page.number(losses['before'])} to "
+            f"{page.number(losses['after'])}."
+        )

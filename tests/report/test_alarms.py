@@ -1,0 +1,134 @@
+"""What the verdict says beside the headlines, and what it advises: each case made in the example project's results."""
+
+import dataclasses
+
+import pytest
+
+from pipeline_lib.report import advice, alarms, verdict
+from pipeline_lib.report import run as report
+from pipeline_lib.report.page import Text
+from tests import example_results
+
+
+@pytest.fixture
+def inputs(project, monkeypatch):
+    return example_results.read_report_inputs(project, monkeypatch)
+
+
+def of_set(evaluation, name="eval"):
+    return evaluation.results["sets"][name]["variants"]["plain"]
+
+
+def with_refine(inputs, **facts):
+    return dataclasses.replace(
+        inputs, manifests={**inputs.manifests, "refine": {**inputs.manifests["refine"], **facts}}
+    )
+
+
+def test_a_sound_model_raises_no_alarm(inputs):
+    assert alarms.breakdowns(inputs) == []
+    assert alarms.doubts(inputs) == []
+    assert verdict.sentence(inputs).startswith("Mixed: ")
+
+
+def test_a_model_that_answers_one_class_is_broken_whatever_rose(inputs):
+    answers = of_set(inputs.refined)["classes"]["shape"]["answers"]
+    answers |= {"num_given": 1, "favourite": "round", "favourite_share": 0.97, "favourite_true_share": 0.25}
+    few, drift = alarms.breakdowns(inputs)
+    assert few == "On eval: shape only 1 of 4 classes are ever answered (before: 4)."
+    assert drift.startswith("On eval: shape answers drift to one class: 97.0\u00a0% of them are `round`, which 25.0")
+    assert verdict.sentence(inputs).startswith("Broken, whatever rose: mixed: of 3 headlines")
+    assert advice.next_step(inputs).startswith("do not use this model; run again with `refine.learning_rate: 5e-06`")
+    assert few in report.terminal_table(inputs).replace("\n", " ")
+
+
+def test_collapsed_features_are_said(inputs):
+    of_set(inputs.refined)["gap"]["effective_rank_text"] = 1.2
+    (said,) = alarms.breakdowns(inputs)
+    assert said.startswith("The features of captions on eval collapsed: they spread over 1 directions, before over ")
+
+
+@pytest.mark.parametrize(("before", "after", "rose"), [(16.0, 71.0, True), (2.0, 2.1, False), (0.0, 0.005, False)])
+def test_a_loss_on_val_that_rose_is_said(inputs, before, after, rose):
+    inputs = with_refine(inputs, val_loss={"before": before, "after": after})
+    said = alarms.breakdowns(inputs)
+    assert bool(said) == rose
+    if rose:
+        assert said == ["The loss on part val, which the run does not train on, rose from 16.000 to 71.000."]
+
+
+def test_a_copy_of_the_base_is_no_refinement(inputs):
+    inputs.refined.results["weights_digest"] = inputs.base.results["weights_digest"]
+    assert verdict.sentence(inputs) == "No change: the refined model is the base, weight by weight."
+    assert alarms.doubts(inputs)[0] == "The refined model has the weights of the base: nothing was trained."
+    assert advice.next_step(inputs).startswith("train: the rate 5e-05 over ")
+
+
+def test_a_base_at_chance_makes_every_number_doubtful(inputs):
+    for evaluation in (inputs.base, inputs.refined):
+        for measure in of_set(evaluation)["measures"]:
+            measure["chance"] = 0.9 if measure.get("is_headline") else measure.get("chance")
+    assert len(alarms.doubts(inputs)) == 3
+    assert "check that captions and labels belong to their images" in alarms.doubts(inputs)[0]
+    assert advice.next_step(inputs).startswith("check that captions and labels belong to their images")
+    assert verdict.sentence(inputs) == "No measurable change in any of the 3 headlines."
+
+
+def test_images_left_out_are_counted_with_their_reason(inputs):
+    inputs.parts["eval"].manifest["filtered"] = {"the same picture is in refine": 1}
+    assert alarms.left_out(inputs) == ["1 image of eval left out: the same picture is in refine."]
+    points = next(block for block in verdict.section(inputs) if block.kind == "points")
+    assert points.items[-1] == ("1 image of eval left out: the same picture is in refine.", "still")
+
+
+def replaced(inputs, *verdicts, centring="still"):
+    """The same inputs with other verdicts of the headlines, and one for all against mean-centring."""
+    tested = iter(verdicts)
+    for row in inputs.comparison:
+        if row.adjusted_p is not None:
+            object.__setattr__(row, "verdict", next(tested))
+    for row in inputs.against_centring:
+        object.__setattr__(row, "verdict", centring)
+    return inputs
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "centring", "moved", "says"),
+    [
+        (("rose", "rose", "still"), "still", 0.01, "keep it, and refine with more seeds"),
+        (
+            ("fell", "still", "still"),
+            "still",
+            0.01,
+            "take mix 0.75, the best on val: `python -m pipeline_lib.export hub",
+        ),
+        (("still",) * 3, "fell", 0.01, "prefer mean-centring: it costs nothing"),
+        (("still",) * 3, "still", 1e-4, "raise the rate (`refine.learning_rate: 0.00015`)"),
+        (("still",) * 3, "still", 0.01, "test on more images: about "),
+    ],
+)
+def test_what_to_do_next_follows_from_what_was_measured(inputs, verdicts, centring, moved, says):
+    assert advice.next_step(
+        replaced(with_refine(inputs, weight_displacement=moved), *verdicts, centring=centring)
+    ).startswith(says)
+
+
+def test_the_number_of_images_that_would_do_grows_with_the_square(inputs):
+    inputs = replaced(with_refine(inputs, weight_displacement=0.01), *["still"] * 3)
+    worst = max(inputs.resolutions, key=lambda one: one.smallest)
+    needed = float(advice.next_step(inputs).split("about ")[1].split(" instead of 120 ")[0].replace(",", ""))
+    assert needed == pytest.approx(120 * (worst.smallest / 0.02) ** 2, rel=0.1)
+    for one in inputs.resolutions:
+        object.__setattr__(one, "smallest", 0.01)
+    assert advice.next_step(inputs).startswith("stop, or try another recipe")
+
+
+def test_the_verdict_says_what_the_set_could_have_shown(inputs):
+    blocks = verdict.section(inputs)
+    table = next(block for block in blocks if block.kind == "table")
+    assert [row.cells[0].text for row in table.rows] == [one.measure.name for one in inputs.resolutions]
+    for row, one in zip(table.rows, inputs.resolutions, strict=True):
+        assert [cell.text for cell in row.cells[1:4]] == [f"{100 * share:.0f}\u00a0%" for share in one.found]
+        assert list(one.found) == sorted(one.found)
+    assert any(isinstance(block, Text) and block.text.startswith("**Next:** ") for block in blocks)
+    assert "would have been found in four cases of five." in verdict.resolution_line(inputs)
