@@ -17,6 +17,7 @@ from pipeline_lib.sources.formats import open_evaluation_set, open_source
 from pipeline_lib.sources.samples import Source
 from pipeline_lib.sources.settings import DataSettings, EvaluationSet
 
+TAGS, MMVP_TYPES = ("Object", "Relation"), ("Orientation", "Camera Perspective")
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
@@ -126,6 +127,61 @@ def clip_benchmark(folder: Path, count: int = 12, retrieval: bool = False) -> Pa
     else:
         write(folder / "classnames.txt", "cat\nhot dog\n")
         write(folder / "zeroshot_classification_templates.txt", "a photo of a {c}.\nart of the {c}.\n")
+    return folder
+
+
+def sugarcrepe(folder: Path, count: int = 6, second: bool = False) -> Path:
+    """SugarCrepe's files: keys with gaps, images in several; with a `second` caption the lists of SugarCrepe++."""
+    for name, number in (("add_att", 7), ("swap_obj", 5)):
+        rows = {}
+        for n in range(number):
+            image = f"{n % count:012d}.jpg"
+            write(folder.parent / "coco/val2017" / image, image_file(n % count))
+            rows[str(3 * n)] = {"filename": image, "caption": f"{name} right {n} ", "negative_caption": f"wrong {n}"}
+        if second:
+            extra = [{"id": int(key), "caption2": f"also right {key}"} for key in rows]
+            rows = [{**more, **row} for more, row in zip(extra, rows.values(), strict=True)]
+        write(folder / f"{name}.json", json.dumps(rows))
+    return folder
+
+
+def winoground(folder: Path, count: int = 5) -> Path:
+    """Winoground's lines; images are named without their extension."""
+    lines = []
+    for n in range(count):
+        names, texts = [f"ex_{n}_img_{i}" for i in range(2)], [f"a dog {n} on a cat", f"a cat on a dog {n}"]
+        for i, name in enumerate(names):
+            write(folder / f"images/{name}.png", image_file(2 * n + i, "PNG"))
+        row = {
+            "id": 10 * n,
+            **{f"image_{i}": names[i] for i in range(2)},
+            **{f"caption_{i}": texts[i] for i in range(2)},
+        }
+        lines.append({**row, "tag": "Noun", "secondary_tag": "", "num_main_preds": 1, "collapsed_tag": TAGS[n % 2]})
+    write(folder / "examples.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def naturalbench(folder: Path, count: int = 4) -> Path:
+    """NaturalBench-Retrieval's list; one image is in two pairs."""
+    rows = []
+    for n in range(count):
+        names = [f"{n}.jpg", f"{max(n, 1) + 100}.jpg"]
+        for name in names:
+            write(folder / "images" / name, image_file(int(name[:-4])))
+        captions = {f"caption_{i}": f"side {i} of {n}" for i in range(2)}
+        rows.append({"index": n, "image_0": names[0], "image_1": names[1], **captions})
+    write(folder / "metadata.json", json.dumps(rows))
+    return folder
+
+
+def mmvp(folder: Path, count: int = 8) -> Path:
+    """MMVP-VLM's table, its rows in another order than the numbers, and a folder of images per type."""
+    rows = [(n, MMVP_TYPES[(n - 1) // 4 % 2], f"a statement, {n}") for n in range(1, count + 1)]
+    for number, kind, _ in rows:
+        write(folder / "MLLM_VLM Images" / kind / f"{number}.jpg", image_file(number))
+    lines = [f'{number},{kind},"{statement}"' for number, kind, statement in reversed(rows)]
+    write(folder / "Questions.csv", "\n".join(["Question ID,Type,Statement", *lines]) + "\n")
     return folder
 
 

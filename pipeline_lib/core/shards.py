@@ -2,6 +2,7 @@
 
     data/shards/<part>/00000.tar      <escaped key>.jpg (the image file, byte for byte), .json (captions, labels), .cls
     data/shards/<part>/00000.jsonl    a line per sample in tar order, see `IndexEntry`
+    data/shards/<part>/choices.jsonl  of a set of choices: which images and texts each is made of, see `core.choices`
     data/shards/<part>/manifest.json  shards with hashes and counts, tasks, where the part came from
 
 The index makes a tar randomly accessible: `file[offset:offset + size]` is the image file, read with `pread`, so that
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline_lib.core import artifacts
+from pipeline_lib.core.choices import TABLE, Choice, read_choices
 from pipeline_lib.core.errors import UserError
 
 STAGE = "shard"
@@ -191,6 +193,20 @@ class Part:
             )
             for record in self.manifest["shards"]
         ]
+
+    @cached_property
+    def choices(self) -> list[Choice]:
+        """Return the choices that are scored; none where the set is not one of choices.
+
+        Raises:
+            UserError: The table is not the one that the manifest lists.
+        """
+        listed, path = self.manifest["files"].get(TABLE), self.directory / TABLE
+        if listed is None:
+            return []
+        if not path.is_file() or artifacts.sha256_file(path) != listed["sha256"]:
+            raise UserError(f"{path}: missing or changed; run `dvc repro -f shard`")
+        return [choice for choice in read_choices(self.directory) if not choice.left_out]
 
     def entries(self) -> Iterator[IndexEntry]:
         """Yield all entries in order, one shard's index in memory at a time."""

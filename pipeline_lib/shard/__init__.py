@@ -7,6 +7,7 @@ records      what a job found and wrote
 workers      the processes that write shards
 set_writer   one set and its parts on the way into shards
 leakage      train/test leakage: what was trained on stays in no part that is evaluated
+choices      which choices of a set are scored, and why others are not
 manifests    what data/shards says of itself
 run          the order of it all, and what is written to data/shards/
 settings     section `shard` of params.yaml

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from pipeline_lib.core import artifacts
+from pipeline_lib.core.choices import TABLE, write_choices
 from pipeline_lib.core.shards import STAGE
 from pipeline_lib.shard import leakage
+from pipeline_lib.shard.choices import count_choices, settle_choices
 from pipeline_lib.shard.records import Record
 from pipeline_lib.shard.set_writer import SetWriter
 
@@ -21,15 +23,23 @@ QUARANTINE, FILTERED = LISTS = ("quarantine.jsonl", "filtered.jsonl")  # {"part"
 
 
 def write_manifests(output: Path, sets: Sequence[SetWriter]) -> dict[str, Any]:
-    """Write the manifests and the lists of what was left out below `output`; return the manifest of the whole."""
+    """Write the manifests and the lists of what was left out below `output`; return the manifest of the whole.
+
+    Raises:
+        UserError: The choices of a set cannot be scored.
+    """
     known: dict[str, str] = {}
     parts, numbers = {}, {}
     for writer, part in leakage.parts_in_order(sets):
-        facts = _part_facts(writer, part)
+        choices = settle_choices(writer, part) if writer.source.choices else []
+        facts = _part_facts(writer, part) | ({"choices": count_choices(choices)} if choices else {})
         folder = output / part
         hashes = {shard["index"]: shard["index_sha256"] for shard in facts["shards"]}
         if not facts["in_place"]:
             hashes |= {shard["file"]: shard["sha256"] for shard in facts["shards"]}
+        if choices:
+            write_choices(folder, choices)
+            hashes[TABLE] = artifacts.sha256_file(folder / TABLE)
         _remove_others(folder, hashes)
         parts[part] = artifacts.write_manifest(folder, STAGE, known=hashes, **facts)
         known |= {f"{part}/{name}": sha256 for name, sha256 in hashes.items()}
@@ -106,6 +116,7 @@ def _numbers(facts: Mapping[str, Any]) -> dict[str, int]:
         "dropped_captions": facts["dropped_captions"],
         "duplicate_images": facts["duplicates"]["images"],
         "duplicate_captions": facts["duplicates"]["captions"],
+        **{f"choices_{name}": count for name, count in facts.get("choices", {}).items()},
     }
 
 

@@ -19,10 +19,10 @@ class ShardSettings:
     """Images with more pixels (width x height) are quarantined, which keeps decompression bombs out."""
 
     max_caption_chars: AtLeastOne
-    """Samples with a longer caption are quarantined."""
+    """Samples with a longer caption are quarantined, and choices with a longer text left out."""
 
     max_bad_share: Share
-    """The stage fails if a larger share of a part's samples is quarantined."""
+    """The stage fails if a larger share of a part's samples is quarantined, or of a set's choices for their texts."""
 
     max_overlap_share: Share
     """The stage fails if a larger share of a part's images is also in an earlier training part or in what the base was

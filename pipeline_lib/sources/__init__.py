@@ -5,12 +5,14 @@ formats         the formats by name, and the two ways to open a set
 place           where a set lies, and how messages name it
 parts           which part a sample belongs to, by its key
 classes         class names and prompt templates beside a set
+choices         what the sets of choices between texts and images share
 known_answers   what models are known to score on a set, beside it
 tars            tars that others wrote, listed where they lie
 openmoji_*      the images and names of the default data set, from installed packages
 settings        section `data` of params.yaml
 
-The other files are a format each, by its name: clip_benchmark, coco, flickr, image_folder, jsonl, openmoji, webdataset.
+The other files are a format each, by its name: caption_choice, clip_benchmark, coco, flickr, image_folder, image_pairs,
+jsonl, openmoji, webdataset.
 
 To add a format, say `my_format`:
 

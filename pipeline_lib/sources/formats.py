@@ -11,7 +11,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pipeline_lib.core.errors import UserError
-from pipeline_lib.sources import clip_benchmark, coco, flickr, image_folder, jsonl, openmoji, webdataset
+from pipeline_lib.sources import (
+    caption_choice,
+    clip_benchmark,
+    coco,
+    flickr,
+    image_folder,
+    image_pairs,
+    jsonl,
+    openmoji,
+    webdataset,
+)
 from pipeline_lib.sources.place import Place
 from pipeline_lib.sources.samples import Source
 from pipeline_lib.sources.settings import DataSettings
@@ -24,6 +34,8 @@ FORMATS: Mapping[str, Callable[[Place], Source]] = {
     "image_folder": image_folder.open_set,
     "webdataset": webdataset.open_set,
     "clip_benchmark": clip_benchmark.open_set,
+    "caption_choice": caption_choice.open_set,
+    "image_pairs": image_pairs.open_set,
 }
 
 

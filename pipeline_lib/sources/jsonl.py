@@ -68,19 +68,27 @@ def _survey(path: Path) -> tuple[bool | None, dict[str, Task]]:
     return captioned, {task: Task(tuple(sorted(found))) for task, found in sorted(names.items())}
 
 
-def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (number of the line, its object), each with the name of an image."""
+def read_values(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield (number of the line, its value) of a file of JSON Lines, empty lines left out.
+
+    Raises:
+        UserError: A line is not JSON.
+    """
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{path}: line {number}: not JSON ({error})") from None
-            if not isinstance(row, dict) or not isinstance(row.get("image"), str):
-                raise UserError(f'{path}: line {number}: expected {{"image": "a.jpg", "captions": ["..."]}}')
-            yield number, row
+            if line.strip():
+                try:
+                    yield number, json.loads(line)
+                except ValueError as error:
+                    raise UserError(f"{path}: line {number}: not JSON ({error})") from None
+
+
+def _read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (number of the line, its object), each with the name of an image."""
+    for number, row in read_values(path):
+        if not isinstance(row, dict) or not isinstance(row.get("image"), str):
+            raise UserError(f'{path}: line {number}: expected {{"image": "a.jpg", "captions": ["..."]}}')
+        yield number, row
 
 
 def _key_and_captions(path: Path, number: int, row: Mapping[str, Any]) -> tuple[str, list[Any]]:

@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipeline_lib.core.choices import Choice
 from pipeline_lib.core.errors import UserError
 
 TEMPLATES = ("a photo of a {}", "a photo of the {}", "a picture of a {}", "an image of a {}")
@@ -152,6 +153,7 @@ class Source:
     samples: Samples
     captioned: bool  # whether a sample without a caption is a fault
     tasks: Mapping[str, Task] = field(default_factory=dict)
+    choices: Sequence[Choice] = ()  # of a set of choices: the images are keys of its samples
     rejected: Sequence[tuple[str, str]] = ()  # (key, reason): left out by the set's own rules
     tars: tuple[TarFile, ...] = ()  # not empty: `samples` lie in these tars, in this order
     facts: Mapping[str, Any] = field(default_factory=dict)  # format, licence, ...
@@ -159,12 +161,12 @@ class Source:
 
 def make_sample(key: str, image: ImageRef, extension: str, captions: Iterable[Any], **more: Any) -> Sample:
     """Make a sample whose captions are stripped; empty ones (and null) are dropped and counted."""
-    stripped = [_encodable(caption.strip()) if isinstance(caption, str) else "" for caption in captions]
+    stripped = [encodable(caption.strip()) if isinstance(caption, str) else "" for caption in captions]
     kept = tuple(caption for caption in stripped if caption)
-    return Sample(_encodable(key), image, extension, kept, empty_captions=len(stripped) - len(kept), **more)
+    return Sample(encodable(key), image, extension, kept, empty_captions=len(stripped) - len(kept), **more)
 
 
-def _encodable(text: str) -> str:
+def encodable(text: str) -> str:
     """Return `text` with what UTF-8 cannot hold (half of a surrogate pair, a broken file name) as an escape."""
     return text.encode("utf-8", "backslashreplace").decode()
 

@@ -12,25 +12,29 @@ from pipeline_lib.core.schema import AtLeastOne, block, section
 class EvaluationSet:
     """One more set to evaluate on, below `data.evaluation_root`."""
 
-    format: Literal["coco", "flickr", "jsonl", "image_folder", "webdataset", "clip_benchmark"]
+    format: Literal[
+        "coco", "flickr", "jsonl", "image_folder", "webdataset", "clip_benchmark", "caption_choice", "image_pairs"
+    ]
     """The layout of the set on disk. `pipeline_lib/sources/<format>.py` shows each layout with an example."""
 
     path: str
     """The folder or file that holds the set, relative to `data.evaluation_root`."""
 
     images: str | None = None
-    """The image folder of `coco`, `flickr` and `jsonl`, relative to the set's folder. `null` looks in the format's
-    usual places; the other formats take only `null`.
+    """The image folder of `coco`, `flickr`, `jsonl`, `caption_choice` and `image_pairs`, relative to the set's folder.
+    `null` looks in the format's usual places; the other formats take only `null`.
     """
 
     split: str | None = None
     """Which samples of the set are used. For `clip_benchmark` it is the folder `train` or `test`, and `null` means
     `test`. For `coco`, `flickr`, `jsonl` and `image_folder` it is the name of a list file in the set's folder with a
-    key or image name per line, and `null` means all samples. `webdataset` takes only `null`.
+    key or image name per line, and `null` means all samples. The other formats take only `null`.
     """
 
     limit: AtLeastOne | None = None
-    """Only the first N samples are used, for a trial run. `null` means all."""
+    """Only the first N samples (of `caption_choice` and `image_pairs`: choices) are used, for a trial run. `null` means
+    all.
+    """
 
 
 @section("data")

@@ -23,6 +23,8 @@ from tests.small_sets import (
     img2dataset,
     jsonl,
     open_for_evaluation,
+    sugarcrepe,
+    winoground,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +37,10 @@ SETS = {
     "image_folder": image_folder,
     "webdataset": img2dataset,
     "clip_benchmark": clip_benchmark,
+    "caption_choice": sugarcrepe,
+    "image_pairs": winoground,
 }
+EVALUATED_ONLY = ("caption_choice", "clip_benchmark", "image_pairs")
 
 
 def block_to_paste(name: str) -> dict:
@@ -68,19 +73,22 @@ def test_a_pasted_block_opens_the_set(name, tmp_path, monkeypatch):
     assert source.facts["format"] == name
 
 
-def test_a_pasted_block_of_evaluation_sets_opens_them(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", EVALUATED_ONLY)
+def test_a_pasted_block_of_evaluation_sets_opens_them(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    [name] = formats_of(EvaluationSet) - formats_of(DataSettings)
+    assert set(EVALUATED_ONLY) == formats_of(EvaluationSet) - formats_of(DataSettings)
     rest = config.raw_section(ROOT / "params.yaml", "data")
     section = schema.build(DataSettings, {**rest, **block_to_paste(name)}, "data")
     for each, chosen in section.evaluation.items():
         folder = Path(section.evaluation_root, chosen.path)
         shutil.rmtree(folder, ignore_errors=True)
         SETS[name](folder)
-        shutil.copytree(folder / "test", folder / "train")
-        assert len(list(open_evaluation_set(section, each).samples)) == 12
-        shutil.rmtree(folder / ("test" if chosen.split == "train" else "train"))  # the other one is not read
-        assert len(list(open_evaluation_set(section, each).samples)) == 12
+        if name == "clip_benchmark":  # the other split is not read
+            (folder / "test").rename(folder / (chosen.split or "test"))
+        source = open_evaluation_set(section, each)
+        assert len(list(source.samples)) == {"clip_benchmark": 12, "caption_choice": 6, "image_pairs": 10}[name]
+        assert bool(source.choices) == (name != "clip_benchmark")
+        assert next(iter(source.samples)).image.read()
 
 
 @pytest.mark.parametrize("name", sorted(formats_of(EvaluationSet) & formats_of(DataSettings)))

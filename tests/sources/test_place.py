@@ -29,6 +29,8 @@ UNUSED = {
     "image_folder": ("images", "annotations"),
     "webdataset": ("images", "annotations", "split"),
     "clip_benchmark": ("images",),
+    "caption_choice": ("split",),
+    "image_pairs": ("split",),
     "openmoji": ("images", "annotations"),
 }
 

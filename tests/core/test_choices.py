@@ -1,0 +1,51 @@
+"""The relation table: read as it was written, and never another one."""
+
+import pytest
+
+from pipeline_lib.core import artifacts
+from pipeline_lib.core.choices import TABLE, Choice, read_choices, write_choices
+from pipeline_lib.core.errors import UserError
+from pipeline_lib.core.shards import Part
+
+ONE = Choice(key="a/0", images=("i",), captions=("right", "too"), negatives=("wrong",), groups=("g", "h"))
+PAIR = Choice(key="1", images=("i", "j"), captions=("of i", "of j"))
+GONE = Choice(key="2", images=("k",), captions=("c",), negatives=("n",), left_out="its image `k` was left out")
+
+
+def part(folder) -> Part:
+    return Part(folder, artifacts.read_manifest(folder))
+
+
+def test_what_is_written_is_read(tmp_path):
+    write_choices(tmp_path, [ONE, PAIR, GONE])
+    assert list(read_choices(tmp_path)) == [ONE, PAIR, GONE]
+    artifacts.write_manifest(tmp_path, "shard")
+    assert part(tmp_path).choices == [ONE, PAIR]
+
+
+def test_a_part_without_a_table_has_no_choices(tmp_path):
+    artifacts.write_manifest(tmp_path, "shard")
+    assert part(tmp_path).choices == []
+
+
+@pytest.mark.parametrize("change", [lambda path: path.unlink(), lambda path: path.write_text(path.read_text().upper())])
+def test_another_table_than_the_listed_one_is_refused(tmp_path, change):
+    write_choices(tmp_path, [ONE])
+    artifacts.write_manifest(tmp_path, "shard")
+    change(tmp_path / TABLE)
+    with pytest.raises(UserError, match=r"choices.jsonl: missing or changed; run `dvc repro -f shard`"):
+        _ = part(tmp_path).choices
+
+
+@pytest.mark.parametrize(
+    ("choice", "hopeless"),
+    [
+        (ONE, False),
+        (PAIR, False),
+        (Choice(key="", images=("i",), captions=("a", "b"), negatives=("c", "b")), True),
+        (Choice(key="", images=("i", "j"), captions=("a", "a")), True),
+        (Choice(key="", images=("i", "i"), captions=("a", "b")), True),
+    ],
+)
+def test_no_model_can_tell_apart_what_is_the_same(choice, hopeless):
+    assert choice.is_unanswerable == hopeless
