@@ -515,6 +515,75 @@ def retrieval_recall(
     }
 
 
+# ---- choices between texts and images ----
+
+
+def cosines(
+    first_features: torch.Tensor, second_features: torch.Tensor, first_index: torch.Tensor, second_index: torch.Tensor
+) -> torch.Tensor:
+    """Cosine of each pair of rows: [P]. Pairs with equal features have equal cosines, bit by bit, so that ties show.
+
+    Args:
+        first_features: [N, D].
+        second_features: [M, D].
+        first_index: [P] integers, rows of `first_features`.
+        second_index: [P] integers, rows of `second_features`.
+
+    Raises:
+        ValueError: The widths differ, or the indices are not as many.
+    """
+    first, second = _unit_rows(first_features, "first_features"), _unit_rows(second_features, "second_features")
+    if first.shape[1] != second.shape[1] or first_index.shape != second_index.shape:
+        raise ValueError(
+            f"expected features of one width and as many indices, got {list(first.shape)} and {list(second.shape)}, "
+            f"{list(first_index.shape)} and {list(second_index.shape)}"
+        )
+    (first, _, first_row), (second, _, second_row) = _distinct_rows(first), _distinct_rows(second)
+    pairs = torch.stack([first_row[first_index], second_row[second_index]], 1)
+    pairs, pair_of = pairs.unique(dim=0, return_inverse=True)
+    found = torch.empty(len(pairs), dtype=first.dtype, device=first.device)
+    for rows in _row_blocks(len(pairs), first.shape[1]):
+        found[rows] = (first[pairs[rows, 0]] * second[pairs[rows, 1]]).sum(1)
+    return found[pair_of]
+
+
+def choice_hits(right: torch.Tensor, wrong: torch.Tensor) -> torch.Tensor:
+    """Whether every right candidate scores strictly above every wrong one: [..., P] and [..., Q] -> bool [...].
+
+    Source: SugarCrepe, Hsieh et al., NeurIPS 2023 (arXiv 2306.14610), with one of each; SugarCrepe++, Dumpala et al.,
+    NeurIPS 2024 (arXiv 2406.11171), with two right ones (ITT). A tie is wrong.
+
+    >>> choice_hits(torch.tensor([[0.3, 0.2], [0.3, 0.1]]), torch.tensor([[0.1], [0.1]]))
+    tensor([ True, False])
+    """
+    return right.amin(-1) > wrong.amax(-1)
+
+
+class PairHits(NamedTuple):
+    """Whether two images and two captions are matched rightly: bool [C] each."""
+
+    text: torch.Tensor  # of each image, its own caption scores strictly above the other
+    image: torch.Tensor  # of each caption, its own image scores strictly above the other
+    group: torch.Tensor  # both
+
+
+def pair_hits(cosines: torch.Tensor) -> PairHits:
+    """Match two images and two captions: cosines [C, 2 images, 2 captions], own ones on the diagonal.
+
+    Source: Winoground, Thrush et al., CVPR 2022 (arXiv 2204.03162). Chance, the four cosines drawn
+    alike, is 1/4, 1/4 and, since both own ones must be the two largest, 1/6. A tie is wrong.
+
+    >>> pair_hits(torch.tensor([[[0.4, 0.3], [0.1, 0.2]]]))
+    PairHits(text=tensor([True]), image=tensor([False]), group=tensor([False]))
+    """
+    if cosines.ndim != 3 or cosines.shape[1:] != (2, 2):
+        raise ValueError(f"cosines must be [C, 2, 2], got {list(cosines.shape)}")
+    own, other = cosines.diagonal(dim1=1, dim2=2), cosines.flip(2).diagonal(dim1=1, dim2=2)  # [C, image] each
+    text = (own > other).all(1)
+    image = (own > other.flip(1)).all(1)
+    return PairHits(text, image, text & image)
+
+
 # ---- zero-shot classification ----
 
 

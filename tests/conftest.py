@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline_lib.core import config
 from pipeline_lib.refine.settings import RefineSettings
-from tests import tiny_project
+from tests import small_sets, tiny_project
 from tests.tiny_model import write_tiny_clip
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -83,3 +83,24 @@ def _cached(_sharded, tmp_path_factory):
 def cached(_cached, tmp_path):
     """A private copy of a tiny project in which `base`, `shard` and `cache_teacher` have run."""
     return shutil.copytree(_cached, tmp_path / "cached")
+
+
+@pytest.fixture(scope="session")
+def chosen(tmp_path_factory):
+    """A tiny project with a set of choices in every published layout, run to its evaluation; one image is missing."""
+    project = tiny_project.make_project(tmp_path_factory.mktemp("chosen") / "project", num_samples=48)
+    more = project / "more"
+    small_sets.sugarcrepe(more / "crepe")
+    small_sets.sugarcrepe(more / "crepe_pp", second=True)
+    small_sets.winoground(more / "wino")
+    small_sets.naturalbench(more / "natural")
+    small_sets.mmvp(more / "mmvp")
+    (more / "mmvp/MLLM_VLM Images/Orientation/3.jpg").unlink()
+    kinds = {"crepe": "caption_choice", "crepe_pp": "caption_choice"} | dict.fromkeys(
+        ("wino", "natural", "mmvp"), "image_pairs"
+    )
+    sets = {name: {"format": kind, "path": name} for name, kind in kinds.items()}
+    tiny_project.write_params(project, data__evaluation=sets, shard__max_bad_share=0.2, evaluate__wise_ft=[0.5])
+    for name in tiny_project.STAGES[:-1]:
+        run_stage(name, project)
+    return project

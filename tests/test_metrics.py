@@ -448,3 +448,50 @@ def test_confusions_are_sorted_by_how_often():
     prediction = torch.tensor([2, 2, 1, 0, 1, 0])
     assert metrics.confusions(prediction, labels) == [(0, 2, 2), (0, 1, 1), (1, 0, 1), (2, 0, 1)]
     assert metrics.confusions(labels, labels) == []
+
+
+# ---- choices ----
+
+
+def test_cosines_equal_a_slow_loop_and_ties_are_bitwise(small_blocks):
+    image, text = random_pairs(dtype=torch.float32)
+    text[7] = text[2]
+    generator = torch.Generator().manual_seed(1)
+    first, second = torch.randint(13, (2, 60), generator=generator)
+    found = metrics.cosines(image, text, first, second)
+    x, y = unit(image.double()), unit(text.double())
+    expected = [dot(x[i], y[j]) for i, j in zip(first.tolist(), second.tolist(), strict=True)]
+    assert found.tolist() == pytest.approx(expected, abs=1e-6)
+    rows = torch.arange(13)
+    twins = [metrics.cosines(image, text, rows, torch.full_like(rows, twin)) for twin in (2, 7)]
+    assert torch.equal(*twins)
+    with pytest.raises(ValueError, match="as many indices"):
+        metrics.cosines(image, text, first, second[:-1])
+    with pytest.raises(ValueError, match="features of one width"):
+        metrics.cosines(image, text[:, :-1], first, second)
+
+
+def test_a_choice_is_right_only_if_every_right_one_is_strictly_above_every_wrong_one():
+    right = torch.tensor([[0.3, 0.2], [0.3, 0.2], [0.3, 0.1], [0.2, 0.2]])
+    wrong = torch.tensor([[0.1, 0.1], [0.1, 0.2], [0.2, 0.0], [0.1, 0.0]])
+    assert metrics.choice_hits(right, wrong).tolist() == [True, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("cosines", "expected"),  # rows are images, columns captions
+    [
+        ([[0.4, 0.1], [0.2, 0.3]], (True, True, True)),
+        ([[0.4, 0.3], [0.1, 0.2]], (True, False, False)),
+        ([[0.4, 0.1], [0.3, 0.2]], (False, True, False)),
+        ([[0.1, 0.4], [0.3, 0.2]], (False, False, False)),
+        ([[0.4, 0.2], [0.2, 0.2]], (False, False, False)),
+        ([[0.4, 0.4], [0.1, 0.5]], (False, True, False)),
+    ],
+)
+def test_pairs_by_hand(cosines, expected):
+    found = metrics.pair_hits(torch.tensor([cosines]))
+    assert tuple(bool(hits) for hits in found) == expected
+    swapped = metrics.pair_hits(torch.tensor([cosines]).flip(1, 2))
+    assert tuple(bool(hits) for hits in swapped) == expected, "which pair is called the first does not matter"
+    with pytest.raises(ValueError, match=r"cosines must be \[C, 2, 2\]"):
+        metrics.pair_hits(torch.tensor(cosines))

@@ -2,7 +2,8 @@
 
 inputs          the model and what it is evaluated on; the guard: one refined from this base
 embedding       the only part that runs the model: images, captions and prompts of a set -> `EmbeddedSet`
-scoring         retrieval, zero-shot, gap suite, mean-centred variant -> measures and per-item arrays
+scoring         retrieval, zero-shot, choices, gap suite, mean-centred variant -> measures and per-item arrays
+choices         accuracy of choices between texts, text, image and group score of pairs
 measured        measures beside their items, until their intervals are known
 probes          linear probes on the frozen image features
 wise_ft         models between the base and the refined one, by their weights

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline_lib import model, terminal
 from pipeline_lib.core import artifacts, runtime
+from pipeline_lib.core.choices import Choice
 from pipeline_lib.core.distributed import World
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.core.shards import IndexEntry, Part, Shard
@@ -50,6 +51,16 @@ class EmbeddedTask:
 
 
 @dataclass(frozen=True)
+class EmbeddedChoices:
+    """The choices of a set: T distinct texts, none of them a caption of an image; each image and text by its row."""
+
+    choices: Sequence[Choice]
+    image_row: Mapping[str, int]  # by key of the image, into the set's image features
+    text_row: Mapping[str, int]  # by text
+    raw_text_features: torch.Tensor  # [T, D] float32
+
+
+@dataclass(frozen=True)
 class EmbeddedSet:
     """A set as the model sees it: N images, M captions, D features, all on the CPU. Everything is scored from this."""
 
@@ -62,6 +73,7 @@ class EmbeddedSet:
     raw_text_features: torch.Tensor  # [M, D] float32
     logit_scale: float
     tasks: dict[str, EmbeddedTask]
+    choices: EmbeddedChoices | None = None
 
     @property
     def num_images(self) -> int:
@@ -85,20 +97,23 @@ class Embedder:
     _of_images: dict[str, torch.Tensor] = field(init=False, default_factory=dict)  # of whole parts, by name
 
     def embed(self, part: Part) -> EmbeddedSet:
-        """Embed all images, captions and prompts of a part.
+        """Embed all images, captions, texts of choices and prompts of a part.
 
         Raises:
             UserError: Images do not decode, or the features are constant, zero or not finite.
         """
         entries = [entry for _, entry in _places(part)]
         captions = [caption for entry in entries for caption in entry.captions]
+        asked = list(dict.fromkeys(text for choice in part.choices for text in choice.texts))
         prompts = {name: self._prompts(name, task) for name, task in _labelled_tasks(part, entries).items()}
         new = [t for kinds in prompts.values() for texts in kinds.values() for t in texts if t not in self._of_prompt]
         raw_image_features = self.embed_images(part)
-        raw_text_features = self._once(f"{part.name}.texts", lambda: self._embed_texts(part, [*captions, *new]))
-        self._of_prompt.update(zip(new, raw_text_features[len(captions) :].clone(), strict=True))
+        raw_text_features = self._once(f"{part.name}.texts", lambda: self._embed_texts(part, [*captions, *asked, *new]))
+        raw_captions, raw_asked, raw_new = raw_text_features.split([len(captions), len(asked), len(new)])
+        self._of_prompt.update(zip(new, raw_new.clone(), strict=True))
         tasks = {name: self._task(part, entries, name, kinds) for name, kinds in prompts.items()}
-        return self._set(part, entries, raw_image_features, raw_text_features[: len(captions)], tasks)
+        found = self._set(part, entries, raw_image_features, raw_captions, tasks)
+        return replace(found, choices=_embedded_choices(part, entries, asked, raw_asked)) if part.choices else found
 
     def embed_sample(self, part: Part, count: int) -> EmbeddedSet:
         """Embed `count` images of a part, the same ones in every run, and their captions; no tasks.
@@ -291,6 +306,13 @@ def _collate(items: Sequence[np.ndarray | str]) -> tuple[torch.Tensor, list[str]
 def _places(part: Part) -> list[tuple[Shard, IndexEntry]]:
     """List every entry of a part in order, with the shard that its image lies in."""
     return [(shard, entry) for shard in part.shards for entry in shard.samples()]
+
+
+def _embedded_choices(
+    part: Part, entries: Sequence[IndexEntry], texts: Sequence[str], raw_text_features: torch.Tensor
+) -> EmbeddedChoices:
+    image_row = {entry.key: row for row, entry in enumerate(entries)}
+    return EmbeddedChoices(part.choices, image_row, {text: row for row, text in enumerate(texts)}, raw_text_features)
 
 
 def _labelled_tasks(part: Part, entries: Sequence[IndexEntry]) -> dict[str, Any]:

@@ -170,6 +170,7 @@ def _score_set(
         "num_images": one.num_images,
         "num_captions": len(one.captions),
         "duplicates": scoring.duplicates(one),
+        **({"num_choices": len(one.choices.choices)} if one.choices else {}),
     }
     with watch("intervals"):
         return {**facts, "variants": with_intervals(variants, one.num_images, settings)}, items

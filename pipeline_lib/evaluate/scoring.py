@@ -1,4 +1,4 @@
-"""What an embedded set scores: retrieval, zero-shot classification and the modality gap, as the model is and centred.
+"""What an embedded set scores: retrieval, zero-shot, choices and the modality gap, as the model is and centred.
 
 Pure functions of an `EmbeddedSet`. A block of results is a nested dict in which a `Measured` is a measure beside the
 items that it is the mean of; `with_intervals` replaces each by what results.json stores, in one pass over the
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from pipeline_lib import metrics
+from pipeline_lib.evaluate import choices
 from pipeline_lib.evaluate.embedding import EmbeddedSet
 from pipeline_lib.evaluate.measured import Measured
 from pipeline_lib.evaluate.settings import EvaluateSettings
@@ -74,15 +75,22 @@ class Directions:
         image, text = embedded.raw_image_features, embedded.raw_text_features
         if means is not None:
             image = metrics.mean_centre(image, means.image)
-            text = metrics.mean_centre(text, means.text) if len(text) else text
-        return cls(image, text, means)
+        return cls(image, _centred_texts(text, means), means)
+
+    def texts(self, raw_text_features: torch.Tensor) -> torch.Tensor:
+        """Return other texts [T, D], centred like captions."""
+        return _centred_texts(raw_text_features, self.means)
 
     def classes(self, raw_prompt_features: torch.Tensor) -> torch.Tensor:
         """Return class directions [K, D] from prompts [K, P, D], centred like captions."""
-        prompts = raw_prompt_features
-        if self.means is not None:
-            prompts = metrics.mean_centre(prompts.flatten(0, 1), self.means.text).reshape(prompts.shape)
+        prompts = self.texts(raw_prompt_features.flatten(0, 1)).reshape(raw_prompt_features.shape)
         return metrics.class_embeddings(prompts)
+
+
+def _centred_texts(raw_text_features: torch.Tensor, means: Means | None) -> torch.Tensor:
+    if means is None or not len(raw_text_features):
+        return raw_text_features
+    return metrics.mean_centre(raw_text_features, means.text)
 
 
 def modality_means(centring: EmbeddedSet) -> Means:
@@ -123,20 +131,26 @@ def score(
                 measured, block["classes"][name], of_task = zero_shot(directions, embedded, name)
                 block["measures"] += measured
                 items |= of_task
+    if embedded.choices:
+        with watch("choices"):
+            texts = directions.texts(embedded.choices.raw_text_features)
+            measured, of_choices = choices.score_choices(embedded.name, embedded.choices, directions.image, texts)
+            block["measures"] += measured
+            items |= of_choices
     with watch("gap"):
         block["gap"] = _gap(directions, embedded, settings.seed)
     return block, items
 
 
 def common_items(embedded: EmbeddedSet) -> Items:
-    """Return the per-item arrays that every variant has alike: the image of each caption and label, its content."""
+    """Return the per-item arrays that every variant has alike: the image of each caption, label and choice, its content."""
     items: Items = {"image_unit": image_units(embedded)}
     if is_captioned(embedded):
         items["text_image_index"] = embedded.text_image_index.numpy()
     for name, task in embedded.tasks.items():
         items[f"zero_shot.{name}.label"] = task.labels[task.rows].numpy()
         items[f"zero_shot.{name}.image_index"] = task.rows.numpy()
-    return items
+    return items | (choices.common_items(embedded.choices) if embedded.choices else {})
 
 
 def image_units(embedded: EmbeddedSet) -> np.ndarray:

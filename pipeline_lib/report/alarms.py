@@ -33,7 +33,7 @@ def doubts(inputs: ReportInputs) -> list[str]:
         found.append("The refined model has the weights of the base: nothing was trained.")
     for row in inputs.comparison:
         measure = row.before
-        if row.adjusted_p is not None and 0 < measure.floor >= measure.interval.low:
+        if row.adjusted_p is not None and measure.kind != "choice" and 0 < measure.floor >= measure.interval.low:
             found.append(
                 f"The base itself is not measurably above what no model gives on {measure.name} "
                 f"({page.percent(measure.value)} against {page.percent(measure.floor)}\u00a0%): check that captions "

@@ -15,7 +15,7 @@ from pipeline_lib.results.statistics import Interval
 FORMAT = 3  # of results.json; before the third, nothing said what a number is without any model
 DIRECTIONS = {"image_to_text": "image → text", "text_to_image": "text → image"}  # of retrieval, and how each reads
 
-Kind = Literal["log_rank", "recall", "rank", "zero_shot", "calibration", "linear_probe"]
+Kind = Literal["log_rank", "recall", "rank", "zero_shot", "calibration", "linear_probe", "choice"]
 Unit = Literal["image", "caption"]
 
 
@@ -92,13 +92,13 @@ class Measure:
     """Of a recall: how many places count."""
 
     task: str = ""
-    """Of a classification: the name of the task."""
+    """Of a classification: the name of the task. Of a choice: the group that it is measured on; empty: on all."""
 
     prompt: str = ""
     """Of a zero-shot classification: `ensemble`, `single` or `imagenet`."""
 
     score: str = ""
-    """Of a zero-shot classification: what is measured, such as `top1`."""
+    """Of a zero-shot classification or a choice: what is measured, such as `top1` or `image_pairs_text_score`."""
 
     @classmethod
     def read(cls, set_name: str, stored: Mapping[str, Any]) -> Measure:

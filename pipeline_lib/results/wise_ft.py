@@ -16,7 +16,7 @@ AXES = (("zero_shot",), ("log_rank", "recall"))  # kinds of headlines: the two a
 def wise_curve(base: Evaluation, refined: Evaluation, sets: Sequence[str]) -> Curve:
     """Return the WiSE-FT sweep on `sets` against the base, both ends included, by mix.
 
-    Empty where there is no sweep, or `sets` have no headlines.
+    Empty where there is no sweep, or `sets` have no headlines of these kinds; others, such as choices, are on no axis.
     """
     measures = [measure for name in sets for measure in Variant(base).headlines(name)]
     models: dict[float, dict[str, dict[str, float]]] = {

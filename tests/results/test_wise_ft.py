@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline_lib.results.folders import Variant
-from pipeline_lib.results.measure import DIRECTIONS
+from pipeline_lib.results.measure import DIRECTIONS, Measure
 from pipeline_lib.results.wise_ft import best_mix, wise_curve
 
 
@@ -25,3 +25,12 @@ def test_wise_curve_is_measured_against_the_base_in_points(evaluations):
         assert found[1] == pytest.approx(change["zero_shot_shape_top1"])
         assert found[2] == pytest.approx(np.mean([change[f"{d}_log_rank"] for d in DIRECTIONS]))
     assert wise_curve(base, base, ["eval"]) == [], "no sweep"
+
+
+def test_headlines_of_other_kinds_are_on_no_axis(evaluations, monkeypatch):
+    base, refined = evaluations
+    expected = wise_curve(base, refined, ["eval"])
+    headlines = Variant.headlines
+    choice = Measure("eval", "choice", "caption choice", "choice", 0.5, is_headline=True)
+    monkeypatch.setattr(Variant, "headlines", lambda self, name: [*headlines(self, name), choice])
+    assert wise_curve(base, refined, ["eval"]) == expected
