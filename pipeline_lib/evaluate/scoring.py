@@ -143,7 +143,7 @@ def score(
 
 
 def common_items(embedded: EmbeddedSet) -> Items:
-    """Return the per-item arrays that every variant has alike: the image of each caption, label and choice, its content."""
+    """Return the arrays that every variant has alike: the image of each caption, label and choice, and its content."""
     items: Items = {"image_unit": image_units(embedded)}
     if is_captioned(embedded):
         items["text_image_index"] = embedded.text_image_index.numpy()

@@ -24,6 +24,7 @@ HUB_TASKS = {  # the hub's names, by kind of headline
     "zero_shot": TASK,
     "log_rank": "image-text-retrieval",
     "recall": "image-text-retrieval",
+    "choice": "image-text-matching",
 }
 METRICS = {"log_rank": "log_rank", "recall": "recall"}  # likewise; others are accuracies
 LICENCES = (  # the hub's names, by which many licences already begin

@@ -8,6 +8,7 @@ shown comes from files of earlier stages; the output holds no time, host or path
     inputs      what is read, and the checks that it belongs together
     verdict     the conclusion in sentences
     tables      before and after, gap, data, provenance
+    choices     choices between texts and images, with their chance and by group
     drawings    figures of features, recall and training
     examples    images whose rank changed most
     wise_ft     the curve between base and refined

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
+from typing import Any
 
-from pipeline_lib.report import advice, alarms, drawings, examples, tables, verdict, wise_ft
+from pipeline_lib.report import advice, alarms, choices, drawings, examples, tables, verdict, wise_ft
 from pipeline_lib.report.inputs import ReportInputs
 from pipeline_lib.report.page import Page, Section, plain_text, to_terminal, write_page
 
@@ -17,10 +18,7 @@ def compose_page(inputs: ReportInputs) -> Page:
     """Compose the page: verdict, tables, figures, examples, provenance."""
     sections = [
         Section("Verdict", verdict.section(inputs)),
-        Section(
-            "Before and after",
-            (tables.before_after_table(inputs), *tables.rivals_table(inputs), *tables.detail_tables(inputs)),
-        ),
+        Section("Before and after", _before_and_after(inputs)),
         Section("The modality gap", tables.gap_tables(inputs)),
         Section("Figures", drawings.draw_figures(inputs)),
         Section("Examples", examples.show_examples(inputs)),
@@ -33,6 +31,15 @@ def compose_page(inputs: ReportInputs) -> Page:
         f"{name} ({inputs.refined.sets[name]['num_images']:,} images)" for name in inputs.sets
     )
     return Page(inputs.title or first, subtitle, tuple(section for section in sections if section.blocks))
+
+
+def _before_and_after(inputs: ReportInputs) -> tuple[Any, ...]:
+    return (
+        tables.before_after_table(inputs),
+        *tables.rivals_table(inputs),
+        *choices.show_groups(inputs),
+        *tables.detail_tables(inputs),
+    )
 
 
 def run(inputs: ReportInputs, target: Path) -> Page:

@@ -40,11 +40,14 @@ GAP_LABELS = {
 
 
 def before_after_table(inputs: ReportInputs) -> Table:
-    """Return every share measured per item, base and refined, with the paired difference; headlines lead."""
+    """Return every share measured per item, base and refined, with the paired difference; headlines lead.
+
+    Groups of choices have a table of their own.
+    """
     rows: list[Row] = []
     for name in inputs.sets:
         rows.append(page.group(_set_title(inputs, name)))
-        rows += [_paired_row(row) for row in inputs.comparison if row.before.set_name == name]
+        rows += [paired_row(row) for row in inputs.comparison if row.before.set_name == name and not _of_group(row)]
     return Table(
         ("percent", "base", "refined", "difference", "p"),
         tuple(rows),
@@ -99,7 +102,12 @@ def _headline_values(inputs: ReportInputs, variant: Variant) -> dict[str, float]
     return {measure.name: measure.value for name in inputs.sets for measure in variant.headlines(name)}
 
 
-def _paired_row(row: Paired, label: str = "") -> Row:
+def _of_group(row: Paired) -> bool:
+    return row.before.kind == "choice" and bool(row.before.task)
+
+
+def paired_row(row: Paired, label: str = "") -> Row:
+    """Return a measure before and after, with the paired difference and, of a headline, the p-value."""
     cells = (
         Cell(label or row.before.label),
         share(row.before.interval),
@@ -121,7 +129,8 @@ def share(interval: Interval) -> Cell:
 
 def _set_title(inputs: ReportInputs, name: str) -> str:
     counts = inputs.refined.sets[name]
-    texts = f", {counts['num_captions']:,} captions" if counts.get("num_captions") else ""
+    kinds = {"captions": counts.get("num_captions"), "choices": counts.get("num_choices")}
+    texts = "".join(f", {count:,} {kind}" for kind, count in kinds.items() if count)
     return f"{name} ({counts['num_images']:,} images{texts})"
 
 
@@ -229,7 +238,7 @@ def _gap_note(inputs: ReportInputs, name: str) -> str:
 
 def probe_tables(inputs: ReportInputs) -> tuple[Any, ...]:
     """Return what the image tower still knows."""
-    rows = [_paired_row(row, f"{row.before.set_name}: {row.before.task}") for row in inputs.probes]
+    rows = [paired_row(row, f"{row.before.set_name}: {row.before.task}") for row in inputs.probes]
     if not rows:
         return ()
     explain = (

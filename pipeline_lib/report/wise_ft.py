@@ -48,7 +48,8 @@ def _chosen_mix(sets: str, curve: Curve, chosen: float | None, kind: str, select
     )
     if chosen is None:
         text = (
-            f"No mix is named the best: there is no other part to choose it on, and {sets} should judge it, not choose."
+            "No mix is named the best: no other part measures zero-shot or retrieval to choose it by, and "
+            f"{sets} should judge it, not choose."
         )
     elif chosen == 0:
         text = f"No mix has a better {kind} than the base itself (ringed), chosen on {selection}."

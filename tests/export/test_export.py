@@ -229,6 +229,17 @@ def test_the_card_of_a_mix_carries_the_numbers_of_the_sweep_or_says_that_there_a
     assert "model-index" not in unknown
 
 
+def test_the_card_has_the_headlines_of_choices(chosen):
+    with inside(chosen):
+        results = yaml.safe_load(card.render_card(subject(), "my-clip").split("---")[1])["model-index"][0]["results"]
+        flat = artifacts.read_json(Path("data/eval/refined.json"))
+    found = {one["dataset"]["name"]: one for one in results if one["task"]["type"] == "image-text-matching"}
+    assert found.keys() == {"crepe", "crepe_pp", "wino", "natural", "mmvp"}
+    (metric,) = found["wino"]["metrics"]
+    assert (metric["type"], metric["name"]) == ("accuracy", "group score")
+    assert metric["value"] == round(100 * flat["wino"]["image_pairs_group_score"], 2)
+
+
 @pytest.mark.parametrize(
     ("which", "mix", "message"),
     [("refined", 0.0, "--model base"), ("refined", 1.5, "between 0 and 1"), ("base", 0.5, "leave --model away")],

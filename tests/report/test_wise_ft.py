@@ -56,7 +56,10 @@ def test_no_mix_is_named_where_there_is_nothing_to_choose_it_on(project, monkeyp
         evaluation.results["selection"] = {}
     chosen, text, _ = ringed(monkeypatch, inputs)
     assert chosen is None
-    assert text.startswith("No mix is named the best: there is no other part to choose it on, and eval should judge")
+    assert text.startswith(
+        "No mix is named the best: no other part measures zero-shot or retrieval to choose it by, and"
+    )
+    assert "eval should judge it, not choose" in text
 
 
 @pytest.mark.parametrize(
