@@ -1,7 +1,7 @@
 """Evaluate the base or the refined model: data/base, data/refined and data/shards -> data/eval/<model>/.
 
-Retrieval, zero-shot classification, modality gap, linear probe and WiSE-FT mixes with intervals, per-item results and
-features, and the flat numbers in data/eval/<model>.json.
+Retrieval, zero-shot classification, modality gap, linear probe, few-shot curves and WiSE-FT mixes with intervals,
+per-item results and features, and the flat numbers in data/eval/<model>.json.
 
     python -m stages.evaluate [base|refined]
 """

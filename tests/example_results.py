@@ -110,6 +110,7 @@ def embed(part, gain, loss, luck):
     return EmbeddedSet(
         name=part.name,
         digest=part.digest,
+        keys=tuple(entry.key for entry in entries),
         image_hashes=tuple(entry.sha256 for entry in entries),
         captions=tuple(caption for entry in entries for caption in entry.captions),
         text_image_index=index,

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import log_loss
 from torch.nn.functional import normalize
 
 from pipeline_lib import metrics
@@ -422,6 +423,48 @@ def test_features_that_are_not_finite_are_refused_everywhere(bad):
             measure()
     with pytest.raises(ValueError, match="class_features: 2 of 12 rows are not finite"):
         metrics.classify(good, metrics.class_embeddings(broken[:, None]), index, 1.0)
+
+
+def zero_shot_case(count=60, classes=5, width=6, noise=2.0, seed=0):
+    """Images around their class's direction, class directions, labels."""
+    generator = torch.Generator().manual_seed(seed)
+    class_features = torch.randn(classes, width, generator=generator)
+    labels = torch.arange(count) % classes
+    return class_features[labels] + noise * torch.randn(count, width, generator=generator), class_features, labels
+
+
+def test_likelihood_is_scikit_learns_log_loss(small_blocks):
+    image, classes, labels = zero_shot_case()
+    probs = (20 * normalize(image, dim=1).double() @ normalize(classes, dim=1).double().T).softmax(1)
+    expected = log_loss(labels, probs, labels=range(5))
+    assert metrics.negative_log_likelihood(image, classes, labels, 20.0) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.5, 5.0, 80.0])
+def test_the_refitted_temperature_is_the_best_of_a_grid(scale):
+    case = zero_shot_case()
+    found = metrics.refit_temperature(*case, scale)
+    grid = np.exp(np.linspace(-math.log(100), math.log(100), 1501))
+    losses = [metrics.negative_log_likelihood(*case, scale / temperature) for temperature in grid]
+    assert found == pytest.approx(grid[np.argmin(losses)], rel=math.log(100) / 750)
+    loss = metrics.negative_log_likelihood(*case, scale / found)
+    assert loss <= min(losses)
+    assert loss <= metrics.negative_log_likelihood(*case, scale)
+    assert metrics.refit_temperature(*case, scale / found) == pytest.approx(1, abs=1e-3)
+
+
+def test_one_temperature_changes_no_prediction():
+    case = zero_shot_case()
+    plain, refitted = (metrics.classify(*case, 80.0 / t) for t in (1.0, metrics.refit_temperature(*case, 80.0)))
+    assert torch.equal(plain.prediction, refitted.prediction)
+    assert torch.equal(plain.ranks.hit_at(1), refitted.ranks.hit_at(1))
+    assert not torch.allclose(plain.confidence, refitted.confidence)
+
+
+@pytest.mark.parametrize(("labels", "low", "high"), [([0, 1], 0.0099, 0.04), ([1, 0], 99, 101)])
+def test_a_temperature_without_a_best_value_stays_within_its_bounds(labels, low, high):
+    """All right: the surer the better, until rounding sees no difference. All wrong: as unsure as can be."""
+    assert low < metrics.refit_temperature(torch.eye(2), torch.eye(2), torch.tensor(labels), 1.0) < high
 
 
 def test_calibration_error_equals_binning_by_hand():

@@ -79,6 +79,7 @@ DEFAULTS = {
     "refine.learning_rate": 1e-3,
     "evaluate.bootstrap_samples": 50,
     "evaluate.linear_probe": False,
+    "evaluate.few_shot": None,
     "evaluate.wise_ft": [],
     "runtime.num_workers": 0,
     "runtime.num_threads": 1,

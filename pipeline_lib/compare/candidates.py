@@ -16,7 +16,7 @@ from pipeline_lib.results.folders import Evaluation
 from pipeline_lib.results.guards import check_pair, check_parameters, check_weights
 from pipeline_lib.results.parameters import dotted_keys, read_parameters
 
-APART = ("refine.seed", "evaluate.linear_probe", "evaluate.wise_ft")
+APART = ("refine.seed", "evaluate.linear_probe", "evaluate.few_shot", "evaluate.wise_ft")  # and the keys below them
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,12 @@ class Candidate:
 
         What is null is left out, so that a key that older parameters lack is one that is null.
         """
-        values = {key: _plain(value) for key, value in dotted_keys(self.parameters).items() if key not in APART}
+        values = {key: _plain(value) for key, value in dotted_keys(self.parameters).items() if not _is_apart(key)}
         return {key: value for key, value in values.items() if value is not None}
+
+
+def _is_apart(key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in APART)
 
 
 @dataclass(frozen=True)

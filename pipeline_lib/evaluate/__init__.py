@@ -6,6 +6,9 @@ scoring         retrieval, zero-shot, choices, gap suite, mean-centred variant -
 choices         accuracy of choices between texts, text, image and group score of pairs
 measured        measures beside their items, until their intervals are known
 probes          linear probes on the frozen image features
+few_shot        the same from a few images of each class, with and without the prompts
+calibration     calibration with the temperature refitted
+class_groups    zero-shot on the classes that the training captions seldom name, and on the others
 wise_ft         models between the base and the refined one, by their weights
 known_answers   the base model's numbers, held against what it is known to score
 run             the order of it all, and what is written to data/eval/<model>/

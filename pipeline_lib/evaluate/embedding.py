@@ -66,6 +66,7 @@ class EmbeddedSet:
 
     name: str
     digest: str  # of the set's manifest
+    keys: tuple[str, ...]  # [N]
     image_hashes: tuple[str, ...]  # [N]
     captions: tuple[str, ...]  # [M], in the order of their images
     text_image_index: torch.Tensor  # [M] int64, each caption's image
@@ -144,6 +145,7 @@ class Embedder:
         return EmbeddedSet(
             name=part.name,
             digest=part.digest,
+            keys=tuple(entry.key for entry in entries),
             image_hashes=tuple(entry.sha256 for entry in entries),
             captions=tuple(caption for entry in entries for caption in entry.captions),
             text_image_index=torch.arange(len(entries)).repeat_interleave(counts),

@@ -1,4 +1,7 @@
-"""Linear probes on the frozen image features: can the classes still be told apart, whatever the prompts say?"""
+"""Linear probes on the frozen image features: can the classes still be told apart, whatever the prompts say?
+
+What a task is learned from (`TrainingData`, `learn_from`) serves the few-shot curves too.
+"""
 
 from __future__ import annotations
 
@@ -28,18 +31,23 @@ class Labelled(NamedTuple):
 
     features: np.ndarray  # [n, D]
     labels: np.ndarray  # [n]
+    keys: np.ndarray  # [n] of the samples
 
     def at(self, rows: np.ndarray) -> Labelled:
         """Return some of them."""
-        return Labelled(self.features[rows], self.labels[rows])
+        return Labelled(*(each[rows] for each in self))
+
+    def joined(self, other: Labelled) -> Labelled:
+        """Return these and others."""
+        return Labelled(*(np.concatenate(both) for both in zip(self, other, strict=True)))
 
 
 class TrainingData(NamedTuple):
-    """What the probe of a task learns from."""
+    """What a task is learned from."""
 
     classnames: tuple[str, ...]
     train: Labelled
-    validation: Labelled  # the strength is chosen on it
+    validation: Labelled  # strengths are chosen on it
     sources: list[str]  # the parts that they are
 
 
@@ -52,7 +60,7 @@ class Probe(NamedTuple):
 
 
 def training_data(embedder: Embedder, inputs: EvaluationInputs, selection: EmbeddedSet) -> dict[str, TrainingData]:
-    """Return what each task's probe learns from: the training part and the selection part, where both have its labels.
+    """Return what each task is learned from: the training part and the selection part, where both have its labels.
 
     Tasks that no evaluated set has are left out.
     """
@@ -73,8 +81,8 @@ def training_data(embedder: Embedder, inputs: EvaluationInputs, selection: Embed
     return {
         name: TrainingData(
             task.classnames,
-            _labelled(images, labels(entries, name)),
-            _labelled(selection.raw_image_features, task.labels),
+            _labelled(images, labels(entries, name), [entry.key for entry in entries]),
+            _labelled(selection.raw_image_features, task.labels, selection.keys),
             [part.name, selection.name],
         )
         for name, task in shared.items()
@@ -86,32 +94,25 @@ def probe_sets(
 ) -> tuple[Block, dict[str, Items]]:
     """Probe every task of every set.
 
-    A set whose task has no training data is split: a quarter trains, a quarter chooses the strength, half is tested.
-
     Returns:
         {set: {task: {"measure", "trained_on", "num_train", "C", "num_test"}}}, and per-item arrays by set.
     """
     block: Block = {}
     items: dict[str, Items] = {one.name: {} for one in sets}
     for one in sets:
-        for name, task in one.tasks.items():
-            data = _labelled(one.raw_image_features, task.labels)
-            if name in training and training[name].classnames == task.classnames:
-                learned_from, test = training[name], np.arange(len(data.labels))
-            else:
-                learned_from, test = _divided(data, task.classnames, one.name, settings.seed)
-            sizes = [len(part.labels) for part in (learned_from.train, learned_from.validation, data.at(test))]
-            if min(sizes) == 0 or len(np.unique(learned_from.train.labels)) < 2:
+        for name in one.tasks:
+            learned_from, test, image_index = learn_from(one, name, training, settings.seed)
+            if not is_enough(learned_from, test):
                 log.warning("%s: too few images per class of `%s` for a linear probe", one.name, name)
                 continue
-            probe = linear_probe(learned_from.train, learned_from.validation, data.at(test), task.rows.numpy()[test])
+            probe = linear_probe(learned_from.train, learned_from.validation, test, image_index)
             measured = _measured(one.name, name, probe.top1)
             block.setdefault(one.name, {})[name] = {
                 **with_intervals({"measure": measured}, one.num_images, settings),
                 "trained_on": learned_from.sources,
                 "num_train": probe.num_train,
                 "C": probe.strength,
-                "num_test": len(test),
+                "num_test": len(image_index),
             }
             items[one.name][measured.measure.items] = probe.top1.values.astype(np.uint8)
             items[one.name][measured.measure.image_index] = probe.top1.image_index
@@ -133,10 +134,32 @@ def _measured(set_name: str, task: str, top1: Mean) -> Measured:
     return Measured(measure, top1)
 
 
-def _labelled(raw_features: torch.Tensor, labels: torch.Tensor) -> Labelled:
+def learn_from(
+    one: EmbeddedSet, name: str, training: Mapping[str, TrainingData], seed: int
+) -> tuple[TrainingData, Labelled, np.ndarray]:
+    """Return what a task of a set is learned from, what is tested on, and the latter's numbers in the set.
+
+    A set whose task has no training data is split: a quarter trains, a quarter chooses strengths, half is tested.
+    """
+    task = one.tasks[name]
+    data = _labelled(one.raw_image_features, task.labels, one.keys)
+    if name in training and training[name].classnames == task.classnames:
+        learned_from, test = training[name], np.arange(len(data.labels))
+    else:
+        learned_from, test = _divided(data, task.classnames, one.name, seed)
+    return learned_from, data.at(test), task.rows.numpy()[test]
+
+
+def is_enough(learned_from: TrainingData, test: Labelled) -> bool:
+    """Return whether there is something to learn, to choose strengths on and to test."""
+    sizes = [len(part.labels) for part in (learned_from.train, learned_from.validation, test)]
+    return min(sizes) > 0 and len(np.unique(learned_from.train.labels)) > 1
+
+
+def _labelled(raw_features: torch.Tensor, labels: torch.Tensor, keys: Sequence[str]) -> Labelled:
     """Return unit features of the images that have a label, which is not −1."""
     rows = (labels >= 0).nonzero()[:, 0]
-    return Labelled(l2_normalize(raw_features[rows]).numpy(), labels[rows].numpy())
+    return Labelled(l2_normalize(raw_features[rows]).numpy(), labels[rows].numpy(), np.array(keys, dtype=object)[rows])
 
 
 def _divided(data: Labelled, classnames: tuple[str, ...], set_name: str, seed: int) -> tuple[TrainingData, np.ndarray]:
@@ -158,10 +181,14 @@ def linear_probe(train: Labelled, validation: Labelled, test: Labelled, test_ind
         test: What the accuracy is measured on.
         test_index: [n] image number of each test item, for the resampling.
     """
-    accuracy = [logistic_regression(*train, strength=c).score(*validation) for c in STRENGTHS]
+    accuracy = [
+        logistic_regression(train.features, train.labels, strength=c).score(validation.features, validation.labels)
+        for c in STRENGTHS
+    ]
     strength = STRENGTHS[int(np.argmax(accuracy))]
-    joined = Labelled(*(np.concatenate(both) for both in zip(train, validation, strict=True)))
-    correct = logistic_regression(*joined, strength=strength).predict(test.features) == test.labels
+    joined = train.joined(validation)
+    probe = logistic_regression(joined.features, joined.labels, strength=strength)
+    correct = probe.predict(test.features) == test.labels
     return Probe(Mean(correct.astype(np.float64), test_index), strength, len(joined.labels))
 
 

@@ -29,11 +29,10 @@ from pipeline_lib.core import artifacts, provenance, runtime
 from pipeline_lib.core.distributed import World
 from pipeline_lib.core.paths import Paths
 from pipeline_lib.core.runtime import RuntimeSettings
-from pipeline_lib.evaluate import known_answers, probes, scoring, wise_ft
+from pipeline_lib.evaluate import calibration, class_groups, few_shot, known_answers, probes, scoring, wise_ft
 from pipeline_lib.evaluate.embedding import EmbeddedSet, Embedder
 from pipeline_lib.evaluate.inputs import EvaluationInputs, open_inputs, open_model
-from pipeline_lib.evaluate.measured import headline_values, metric_values, with_intervals
-from pipeline_lib.evaluate.probes import TrainingData
+from pipeline_lib.evaluate.measured import Measured, headline_values, metric_values, with_intervals
 from pipeline_lib.evaluate.scoring import Block, Items, Stopwatch
 from pipeline_lib.evaluate.settings import EvaluateSettings
 from pipeline_lib.results.folders import CENTRED, PLAIN, array_name
@@ -67,6 +66,7 @@ def evaluate(embedder: Embedder, name: str, inputs: EvaluationInputs, settings: 
         `results` with {"format", "model", "weights_digest", "sets": {set: facts and "variants": {"plain": block,
         "mean_centred": block}}, "selection": {selection part: the same, plain}, "centring": {"part", "num_images",
         "num_captions"}, "linear_probe": {set: {task: {"measure", …}}},
+        "few_shot": {set: {task: {"measures", …}}}, "class_groups": {set: {task: {"rare", "counts"}}},
         "wise_ft": [{"mix", "sets": {set: {headline: value}}, "metrics": {set: {name: value}}}]}, and the arrays. None
         on all processes but the first.
 
@@ -77,7 +77,8 @@ def evaluate(embedder: Embedder, name: str, inputs: EvaluationInputs, settings: 
     with watch("embed"):
         embedded = [embedder.embed(part) for part in inputs.all_sets]
     with watch("linear_probe"):
-        training = probes.training_data(embedder, inputs, embedded[0]) if settings.linear_probe else {}
+        learns = settings.linear_probe or settings.shots
+        training = probes.training_data(embedder, inputs, embedded[0]) if learns else {}
     with watch("centring"):
         centring = _centring(embedder, inputs, embedded[0])
     with watch("wise_ft"):
@@ -87,9 +88,16 @@ def evaluate(embedder: Embedder, name: str, inputs: EvaluationInputs, settings: 
     scored = _score(embedded, centring, settings, watch)
     weights = embedder.clip.facts["weights_digest"]
     scored.results = {"format": FORMAT, "model": name, "weights_digest": weights, **scored.results}
+    with watch("calibration"):
+        _add_recalibrated(scored, embedded, inputs, settings)
+    with watch("class_groups"):
+        _add_class_groups(scored, embedded[1:], inputs, settings)
     if settings.linear_probe:
         with watch("linear_probe"):
-            _add_probes(scored, embedded[1:], training, settings)
+            _add_items(scored, "linear_probe", probes.probe_sets(embedded[1:], training, settings))
+    if settings.shots:
+        with watch("few_shot"):
+            _add_items(scored, "few_shot", few_shot.few_shot_sets(embedded[1:], training, settings))
     if mixes:
         scored.results["wise_ft"] = mixes
     if name == "base":
@@ -99,12 +107,41 @@ def evaluate(embedder: Embedder, name: str, inputs: EvaluationInputs, settings: 
     return scored
 
 
-def _add_probes(
-    scored: Evaluated, sets: Sequence[EmbeddedSet], training: Mapping[str, TrainingData], settings: EvaluateSettings
-) -> None:
-    scored.results["linear_probe"], items = probes.probe_sets(sets, training, settings)
+def _add_items(scored: Evaluated, name: str, found: tuple[Block, Mapping[str, Items]]) -> None:
+    """Add a block of results, and its per-item arrays by set."""
+    scored.results[name], items = found
     for set_name, arrays in items.items():
         scored.items[set_name] |= arrays
+
+
+def _add_measures(
+    scored: Evaluated, one: EmbeddedSet, measured: Sequence[Measured], settings: EvaluateSettings
+) -> None:
+    """Add measures to those of a set as it is, with intervals from the same resamples."""
+    stored = with_intervals(list(measured), one.num_images, settings)
+    scored.results["sets"][one.name]["variants"][PLAIN]["measures"] += stored
+
+
+def _add_recalibrated(
+    scored: Evaluated, embedded: Sequence[EmbeddedSet], inputs: EvaluationInputs, settings: EvaluateSettings
+) -> None:
+    selection, *sets = embedded
+    base_scale = inputs.base_weights["logit_scale"].exp().item() if inputs.base_weights else None
+    for one in sets:
+        found = calibration.recalibrated(one, selection, seed=settings.seed, base_scale=base_scale)
+        _add_measures(scored, one, found, settings)
+
+
+def _add_class_groups(
+    scored: Evaluated, sets: Sequence[EmbeddedSet], inputs: EvaluationInputs, settings: EvaluateSettings
+) -> None:
+    counts_of = class_groups.group_classes(sets, inputs.training)
+    scored.results["class_groups"] = {}
+    for one in sets:
+        measured, items, facts = class_groups.grouped(one, scored.items[one.name], counts_of)
+        _add_measures(scored, one, measured, settings)
+        scored.items[one.name] |= items
+        scored.results["class_groups"] |= {one.name: facts} if facts else {}
 
 
 def _check_known_answers(scored: Evaluated, inputs: EvaluationInputs, facts: Mapping[str, Any]) -> None:
@@ -205,7 +242,10 @@ def flat_metrics(results: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         plain, centred = one["variants"][PLAIN], one["variants"].get(CENTRED)
         values = metric_values(_read(name, plain["measures"]), plain["gap"])
         probes_of_set = results.get("linear_probe", {}).get(name, {}).values()
-        values |= metric_values(_read(name, [probe["measure"] for probe in probes_of_set]), {})
+        curves_of_set = results.get("few_shot", {}).get(name, {}).values()
+        learned = [probe["measure"] for probe in probes_of_set]
+        learned += [point for curves in curves_of_set for point in curves["measures"]]
+        values |= metric_values(_read(name, learned), {})
         if centred is not None:
             also = headline_values(_read(name, centred["measures"]))
             also |= {key: value for key, value in centred["gap"].items() if key in FLAT_GAP}

@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pipeline_lib.core.schema import AtLeastOne, Share, section
+from pipeline_lib.core.schema import AtLeastOne, Share, block, section
 from pipeline_lib.results.certainty import Certainty
+
+
+@block
+class FewShotSettings:
+    """How many labelled images per class are learned from, and how often they are drawn."""
+
+    shots: tuple[AtLeastOne, ...]
+    """Numbers of images per class, the points of the curves beside zero-shot. An empty list measures none."""
+
+    draws: AtLeastOne
+    """How often the images are drawn. Scores are means over the draws, which are the same for base and refined."""
 
 
 @section("evaluate")
@@ -32,7 +43,17 @@ class EvaluateSettings(Certainty):
     linear_probe: bool
     """True trains a linear classifier on the frozen image features wherever there are labels."""
 
+    few_shot: FewShotSettings | None
+    """Few-shot curves wherever there are labels: Gaussian discriminant analysis on top of zero-shot, and a logistic
+    probe, learned from a few images of each class. Null measures none.
+    """
+
     wise_ft: tuple[Share, ...]
     """Mixes of base and refined weights that are evaluated, each the share of the refined weights: 0.5 is half and
     half. An empty list evaluates none.
     """
+
+    @property
+    def shots(self) -> tuple[int, ...]:
+        """Return the points of the few-shot curves beside zero-shot, in their order; none where there are no curves."""
+        return tuple(sorted({*self.few_shot.shots})) if self.few_shot else ()

@@ -43,7 +43,7 @@ def sweep(embedder: Embedder, inputs: EvaluationInputs, settings: EvaluateSettin
 
 
 def score_mix(embedded: Sequence[EmbeddedSet], settings: EvaluateSettings) -> Block:
-    """Score the sets that a mix has embedded: {"sets": {set: headlines}, "metrics": {set: every metric}}."""
+    """Score the sets that a mix has embedded: {"sets": {set: headlines}, "metrics": {set: all scores}}."""
     row: Block = {"sets": {}, "metrics": {}}
     for one in embedded:
         block, _ = scoring.score(one, settings)

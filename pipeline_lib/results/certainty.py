@@ -18,6 +18,6 @@ class Certainty:
     """
 
     seed: Count
-    """Seed of the resampling, and of the halves on which linear probes and the separability of the modalities are
-    measured.
+    """Seed of the resampling, of the halves on which linear probes, temperatures and the separability of the modalities
+    are measured, and of the images that few-shot curves draw.
     """

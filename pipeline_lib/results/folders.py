@@ -95,6 +95,11 @@ class Variant:
         for probe in (self.evaluation.results.get("linear_probe") or {}).get(set_name, {}).values():
             yield Measure.read(set_name, probe["measure"])
 
+    def few_shot(self, set_name: str) -> Iterator[Measure]:
+        """Yield the points of the few-shot curves on a set, task by task, in the order of their shots."""
+        for curves in (self.evaluation.results.get("few_shot") or {}).get(set_name, {}).values():
+            yield from (Measure.read(set_name, stored) for stored in curves["measures"])
+
     def array(self, set_name: str, name: str) -> Array:
         """Return a per-item array of this variant."""
         return self.evaluation.items(set_name)[array_name(name, self.name)]

@@ -15,7 +15,19 @@ from pipeline_lib.results.statistics import Interval
 FORMAT = 3  # of results.json; before the third, nothing said what a number is without any model
 DIRECTIONS = {"image_to_text": "image → text", "text_to_image": "text → image"}  # of retrieval, and how each reads
 
-Kind = Literal["log_rank", "recall", "rank", "zero_shot", "calibration", "linear_probe", "choice"]
+FEW_SHOT = {"zero_shot": "zero-shot", "gda": "GDA", "probe": "logistic probe"}  # methods, and how each reads
+
+Kind = Literal[
+    "log_rank",
+    "recall",
+    "rank",
+    "zero_shot",
+    "calibration",
+    "temperature",
+    "linear_probe",
+    "few_shot",
+    "choice",
+]
 Unit = Literal["image", "caption"]
 
 
@@ -99,6 +111,12 @@ class Measure:
 
     score: str = ""
     """Of a zero-shot classification or a choice: what is measured, such as `top1` or `image_pairs_text_score`."""
+
+    method: str = ""
+    """Of a few-shot classification: a key of `FEW_SHOT`."""
+
+    shots: int = 0
+    """Of a few-shot classification: how many images of each class it learned from."""
 
     @classmethod
     def read(cls, set_name: str, stored: Mapping[str, Any]) -> Measure:

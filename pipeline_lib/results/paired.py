@@ -58,6 +58,11 @@ def compare_probes(before: Variant, after: Variant, settings: Certainty, *, sets
     return _compare(before, after, settings, sets, Variant.probes)
 
 
+def compare_few_shot(before: Variant, after: Variant, settings: Certainty, *, sets: Sequence[str]) -> list[Paired]:
+    """Compare every point of the few-shot curves that both have; none takes a test."""
+    return _compare(before, after, settings, sets, Variant.few_shot)
+
+
 def _compare(before: Variant, after: Variant, settings: Certainty, sets: Sequence[str], chosen: Chosen) -> list[Paired]:
     return judged([row for name in sets for row in _compare_on(before, after, settings, name, chosen)], settings)
 

@@ -30,7 +30,7 @@ from pipeline_lib.report.run import run as write_report
 from tests.bench.inputs import Report, paths_of
 from tests.tiny_project import ROOT
 
-MODEL_RUNS = ("embed", "linear_probe", "centring", "wise_ft")  # they run the model or train on its features
+MODEL_RUNS = ("embed", "linear_probe", "few_shot", "centring", "wise_ft")  # they run the model or train on its features
 GOAL = 1 / 1.1  # all others together take less than a tenth of the embedding
 WIDTH, CAPTIONS, GIGABYTES = 512, 5, 2.0
 
@@ -128,9 +128,8 @@ def features(images: int) -> EmbeddedSet:
     names = tuple(map(str, range(100)))
     task = EmbeddedTask(names, torch.arange(images) % 100, {"single": prompts[:, :1], "ensemble": prompts})
     hashes = ("0", "0", *map(str, range(2, images)))
-    return EmbeddedSet(
-        "coco", "", hashes, tuple(map(str, range(len(index)))), index, image, text, 100.0, {"class": task}
-    )
+    keys, captions = tuple(map(str, range(images))), tuple(map(str, range(len(index))))
+    return EmbeddedSet("coco", "", keys, hashes, captions, index, image, text, 100.0, {"class": task})
 
 
 def peak_gigabytes() -> float:

@@ -85,7 +85,7 @@ def test_groups_are_told_apart_by_what_differs(candidates):
 
 def test_what_is_measured_beside_the_compared_numbers_makes_no_other_configuration(candidates):
     """A sweep or probes for one seed only: still two seeds of one configuration, named by what changes results."""
-    candidates[0].parameters["evaluate"] |= {"wise_ft": [], "linear_probe": False}
+    candidates[0].parameters["evaluate"] |= {"wise_ft": [], "linear_probe": False, "few_shot": None}
     candidates[1].parameters["evaluate"] |= {"wise_ft": [0.5], "linear_probe": True}
     [group] = compare.group(candidates[:2])
     assert [c.name for c in group.candidates] == ["refine-0", "refine-1"]

@@ -55,6 +55,7 @@ def make_set(*, images=30, per_image=2, width=8, seed=0, name="eval", captions=N
     return EmbeddedSet(
         name=name,
         digest="0" * 64,
+        keys=tuple(f"key{i}" for i in range(images)),
         image_hashes=tuple(hashes or (f"sha{i}" for i in range(images))),
         captions=tuple(captions or (f"caption {i}" for i in range(len(index)))),
         text_image_index=index,
@@ -247,7 +248,7 @@ def test_linear_probe_equals_scikit_learn_with_the_chosen_strength():
     centres = generator.normal(size=(3, 20))
     labels = generator.integers(3, size=240)
     features = centres[labels] + 3 * generator.normal(size=(240, 20))
-    train, validation, test = (Labelled(features[rows], labels[rows]) for rows in np.split(np.arange(240), [80, 140]))
+    train, validation, test = (Labelled(features[x], labels[x], x) for x in np.split(np.arange(240), [80, 140]))
     probe = probes.linear_probe(train, validation, test, np.arange(140, 240))
     scaler = StandardScaler().fit(train.features)
     accuracies = {
@@ -584,6 +585,21 @@ def test_linear_probe_says_what_it_was_trained_on(evaluated):
     assert probe["eval"]["class"]["measure"]["value"] > 0.6  # colour is linear in a random network's features
 
 
+def test_curves_and_temperatures_say_what_they_are_learned_from(evaluated):
+    for name in ("base", "refined"):
+        results = artifacts.read_json(evaluated / f"data/eval/{name}/results.json")
+        flat = artifacts.read_json(evaluated / f"data/eval/{name}.json")
+        assert results["few_shot"]["eval"]["class"]["drawn_from"] == ["refine", "val"]
+        assert results["few_shot"]["colours"]["class"]["drawn_from"] == ["half of colours"]
+        for set_name, source in (("eval", "val"), ("colours", "the other half")):
+            found = by_key(results["sets"][set_name]["variants"]["plain"]["measures"])
+            assert found["zero_shot_class_temperature"].label == f"zero-shot class temperature, refitted on {source}"
+            assert {"few_shot_class_gda_16", "zero_shot_class_ece_refitted"} <= flat[set_name].keys()
+            assert "zero_shot_class_ece_base_scale" not in flat[set_name], "the logit scale is the base's"
+        assert not any("few_shot" in key or "refitted" in key for key in flat["val"])
+        assert results["class_groups"] == {}, "three classes are too few"
+
+
 def test_wise_ft_mixes_are_evaluated_on_every_set_and_leave_the_model_as_it_was(evaluated):
     base, refined = (artifacts.read_json(evaluated / f"data/eval/{m}/results.json") for m in ("base", "refined"))
     assert "wise_ft" not in base
@@ -610,7 +626,9 @@ def test_the_ends_of_the_wise_ft_sweep_are_the_two_models(evaluated, monkeypatch
         for set_name, values in row["sets"].items():
             measures = variant.measures(set_name)
             assert values == pytest.approx(headline_values(measures))
-            assert row["metrics"][set_name] == pytest.approx(metric_values(measures, variant.block(set_name, "gap")))
+            expected = metric_values(measures, variant.block(set_name, "gap"))
+            expected = {key: value for key, value in expected.items() if not key.endswith("_ece_refitted")}
+            assert row["metrics"][set_name] == pytest.approx(expected), "temperatures are not swept"
 
 
 def test_stage_gives_the_same_bytes_again(evaluated, monkeypatch):
@@ -679,7 +697,7 @@ def test_the_log_says_how_long_each_part_took(evaluated, monkeypatch, caplog):
     (line,) = [line for line in caplog.messages if "time of each part" in line]
     found = dict(re.findall(r"(\w+) ([\d.]+) s(?:, |$)", line))
     assert line.startswith("base: time of each part: ")
-    assert {"embed", "retrieval", "zero_shot", "gap", "intervals", "linear_probe"} <= found.keys()
+    assert {"embed", "retrieval", "zero_shot", "gap", "intervals", "linear_probe", "few_shot"} <= found.keys()
     assert list(map(float, found.values())) == sorted(map(float, found.values()), reverse=True)
 
 

@@ -55,13 +55,17 @@ def test_every_measure_has_the_name_under_which_evaluation_logs_it(evaluations):
     for evaluation in evaluations:
         flat = artifacts.read_json(evaluation.directory.with_suffix(".json"))
         for set_name in evaluation.all_sets:
-            measures = [*Variant(evaluation).measures(set_name), *Variant(evaluation).probes(set_name)]
+            variant = Variant(evaluation)
+            measures = [*variant.measures(set_name), *variant.probes(set_name), *variant.few_shot(set_name)]
             logged = {measure.key: measure.value for measure in measures if measure.is_metric}
             assert {"zero_shot_shape_top1", "zero_shot_shape_single_top1", "image_to_text_recall_at_5"} <= set(logged)
             assert logged.items() <= flat[set_name].items()
-            assert {measure.key for measure in measures if not measure.is_metric} == {
-                f"zero_shot_shape_single_{score}" for score in ("mean_per_class", "top5", "ece")
-            }
+            rest = {measure.key for measure in measures if not measure.is_metric and measure.kind != "few_shot"}
+            assert rest == {f"zero_shot_shape_single_{score}" for score in ("mean_per_class", "top5", "ece")} | (
+                {"zero_shot_shape_temperature"} if set_name in evaluation.sets else set()
+            )
+            curves = [measure.key for measure in measures if measure.is_metric and measure.kind == "few_shot"]
+            assert curves == (["few_shot_shape_gda_16"] if set_name in evaluation.sets else [])
 
 
 # ---- a new measure ----
