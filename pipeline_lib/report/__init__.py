@@ -11,6 +11,7 @@ shown comes from files of earlier stages; the output holds no time, host or path
     choices     choices between texts and images, with their chance and by group
     drawings    figures of features, recall and training
     examples    images whose rank changed most
+    few_shot    the curves from a few images of each class
     wise_ft     the curve between base and refined
     figures     every figure, from arrays
     canvas      what a figure is, rendered as SVG and PNG

@@ -18,6 +18,7 @@ Array = np.ndarray[Any, Any]
 Interval = tuple[float, float, float]  # value, low, high
 MODEL_COLOURS = {"base": "base", "mean-centred": "centred", "refined": "refined"}
 LINE_STYLES: dict[str, Any] = {"base": "-", "mean-centred": (0, (3, 1.5)), "refined": "-"}
+METHOD_STYLES: Sequence[tuple[Any, str]] = (("-", "o"), ((0, (3, 1.5)), "s"))  # lines and marks, in turn
 MAX_POINTS = 250  # pairs drawn in the projection; beyond this a cloud is a blot
 MAX_STEPS = 1000  # points of a training curve
 
@@ -296,6 +297,44 @@ def training_curves(steps: Array, terms: Mapping[str, Array]) -> Figure:
         + (" The thick line is a running mean." if len(steps) >= 60 else ""),
         tuple(panel(name) for name in terms),
         (4.4, 2.6),
+    )
+
+
+def few_shot_curves(curves: Mapping[str, Mapping[str, Mapping[str, Mapping[int, float]]]]) -> Figure:
+    """Draw accuracy against the number of labelled images of each class, per task, base against refined.
+
+    Args:
+        curves: title -> model -> method -> images per class -> accuracy (shares, not percent).
+    """
+
+    def panel(title: str) -> Panel:
+        def draw(axes: Axes) -> None:
+            shots = sorted({n for methods in curves[title].values() for line in methods.values() for n in line})
+            for model, methods in curves[title].items():
+                for (method, line), (style, marker) in zip(methods.items(), METHOD_STYLES, strict=False):
+                    axes.plot(
+                        [shots.index(n) for n in line],
+                        [100 * share for share in line.values()],
+                        color=COLOURS[MODEL_COLOURS[model]],
+                        linestyle=style,
+                        marker=marker,
+                        markersize=4.5,
+                        label=f"{model}, {method}",
+                    )
+            axes.set_xticks(range(len(shots)), [str(n) for n in shots])
+            axes.set(title=title, xlabel="images of each class", ylabel="top-1, %")
+            axes.grid(axis="y")
+            axes.legend(loc="upper left")
+
+        return draw
+
+    return Figure(
+        "few_shot",
+        "From a few images of each class",
+        "Top-1 accuracy with so many labelled images of each class, as a mean over draws that are the same for both "
+        "models; 0 is zero-shot. Solid, from 0 on: GDA on top of the prompts; dashed: a logistic probe without them. "
+        "Where the refined line lies below the base's, the image features know less than before.",
+        tuple(panel(title) for title in curves),
     )
 
 

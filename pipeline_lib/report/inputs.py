@@ -16,7 +16,7 @@ from pipeline_lib.results.certainty import Certainty
 from pipeline_lib.results.folders import CENTRED, Evaluation, Variant
 from pipeline_lib.results.gap import Gap, compare_gaps
 from pipeline_lib.results.guards import check_pair, check_parameters, check_weights
-from pipeline_lib.results.paired import Paired, compare_measures, compare_probes
+from pipeline_lib.results.paired import Paired, compare_few_shot, compare_measures, compare_probes
 from pipeline_lib.results.parameters import read_parameters
 from pipeline_lib.results.power import Resolution, resolution
 
@@ -72,6 +72,11 @@ class ReportInputs:
     def probes(self) -> list[Paired]:
         """Compare the linear probes of refined and base."""
         return compare_probes(Variant(self.base), Variant(self.refined), self.certainty, sets=self.sets)
+
+    @cached_property
+    def few_shot(self) -> list[Paired]:
+        """Compare the points of the few-shot curves of refined and base."""
+        return compare_few_shot(Variant(self.base), Variant(self.refined), self.certainty, sets=self.sets)
 
     @cached_property
     def gaps(self) -> dict[str, Gap]:

@@ -6,7 +6,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from pipeline_lib.report import advice, alarms, choices, drawings, examples, tables, verdict, wise_ft
+from pipeline_lib.report import advice, alarms, choices, drawings, examples, few_shot, tables, verdict, wise_ft
 from pipeline_lib.report.inputs import ReportInputs
 from pipeline_lib.report.page import Page, Section, plain_text, to_terminal, write_page
 
@@ -22,7 +22,10 @@ def compose_page(inputs: ReportInputs) -> Page:
         Section("The modality gap", tables.gap_tables(inputs)),
         Section("Figures", drawings.draw_figures(inputs)),
         Section("Examples", examples.show_examples(inputs)),
-        Section("What was forgotten", (*tables.probe_tables(inputs), *wise_ft.show_curve(inputs))),
+        Section(
+            "What was forgotten",
+            (*tables.probe_tables(inputs), *few_shot.show_curves(inputs), *wise_ft.show_curve(inputs)),
+        ),
         Section("What was measured on", tables.data_table(inputs)),
         Section("Provenance", tables.provenance_tables(inputs)),
     ]

@@ -188,7 +188,7 @@ def _number(measure: Measure) -> tuple[str, str]:
     """Return what the row of a measure is called, and its number."""
     if measure.is_share:
         return f"{measure.label}, %", page.percent(measure.value)
-    return measure.label, page.number(measure.value, 1)
+    return measure.label, page.number(measure.value, 2 if measure.kind == "temperature" else 1)
 
 
 def gap_tables(inputs: ReportInputs) -> tuple[Any, ...]:

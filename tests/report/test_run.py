@@ -66,7 +66,10 @@ def test_every_image_of_the_markdown_is_there(written):
     files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix in {".png", ".jpg"}}
     assert set(named) == files
     figures = {Path(name).stem for name in files if name.endswith(".png")}
-    assert figures == {"differences", "projection", "cosines", "gap_spectrum", "recall_eval", "training", "wise_ft"}
+    assert figures == {"differences", "projection", "cosines", "gap_spectrum", "recall_eval", "training"} | {
+        "few_shot",
+        "wise_ft",
+    }
 
 
 def test_terminal_table_fits_100_columns(written):
@@ -106,10 +109,10 @@ def test_sets_without_captions_labels_or_centring_still_get_a_page(tmp_path, mon
         assert "Mean-centring, which costs nothing" not in text
 
 
-def test_no_sweep_no_probe_no_examples_no_history(project, monkeypatch):
+def test_no_sweep_no_probe_no_curves_no_examples_no_history(project, monkeypatch):
     inputs = example_results.read_report_inputs(project, monkeypatch, history=[], num_examples=0)
     for evaluation in (inputs.base, inputs.refined):
-        evaluation.results["wise_ft"], evaluation.results["linear_probe"] = [], {}
+        evaluation.results |= {"wise_ft": [], "linear_probe": {}, "few_shot": {}}
     titles = [section.title for section in report.compose_page(inputs).sections]
     assert "Examples" not in titles
     assert "What was forgotten" not in titles
@@ -149,7 +152,8 @@ def test_stage_writes_the_folder_and_prints_the_table(project, monkeypatch, caps
     stage.main()
     assert artifacts.read_manifest(Path("data/report"), stage="report")
     drawn = {"differences.png", "projection.png", "cosines.png", "gap_spectrum.png", "recall_eval.png", "training.png"}
-    assert {name for name, folder in logged if folder == "figures"} == drawn | {"wise_ft.png"}, "MLflow has the figures"
+    drawn |= {"few_shot.png", "wise_ft.png"}
+    assert {name for name, folder in logged if folder == "figures"} == drawn, "MLflow has the figures"
     plots = yaml.safe_load((example_results.ROOT / "dvc.yaml").read_text())["plots"]
     assert "${paths.report}/figures" in plots, "and DVC"
     assert "Mixed: of 3 headlines" in capsys.readouterr().out
