@@ -35,6 +35,22 @@ def text_digest(text: str) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
+def prompts_digest(classnames: Sequence[str], templates: Sequence[str]) -> str:
+    """Return the hex SHA-256 of what a zero-shot accuracy depends on beside model and images.
+
+    Public benchmarks of the same weights on the same images differ by up to 21 points where class names or templates
+    differ, so a known answer may name the beginning of this digest.
+
+    Args:
+        classnames: Names in the order of the labels.
+        templates: Prompt templates in order, each with `{}` where the class name goes.
+
+    >>> prompts_digest(["cat", "hot dog"], ["a photo of a {}."])[:12]
+    '24e4ce56aea6'
+    """
+    return artifacts.digest({"classnames": list(classnames), "templates": list(templates)})
+
+
 def check_names(parts: Sequence[str], evaluation: Iterable[str]) -> None:
     """Refuse names of parts and evaluation sets that cannot be folders side by side.
 
@@ -175,8 +191,8 @@ class Part:
         return self.manifest["max_image_pixels"]
 
     @property
-    def tasks(self) -> Mapping[str, Mapping[str, Sequence[str]]]:
-        """Return {task: {"classnames": [...], "templates": [...]}}; templates hold {}."""
+    def tasks(self) -> Mapping[str, Mapping[str, Any]]:
+        """Return {task: {"classnames": [...], "templates": [...], "prompts": `prompts_digest`}}; templates hold {}."""
         return self.manifest["tasks"]
 
     @cached_property

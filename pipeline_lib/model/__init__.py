@@ -9,7 +9,8 @@ folder       open_clip directories: load, create, save
 towers       locked whole or in part, with less memory, for training
 published    architectures, published weights, vocabulary and prompt templates that open_clip knows
 
-`export.served_model`, which MLflow runs without this package, imports open_clip too.
+`export.served_model`, which MLflow runs without this package, imports open_clip too, and `sources.imagenet` reads the
+names of ImageNet's classes there.
 """
 
 from pipeline_lib.model.clip import SCALARS, Clip

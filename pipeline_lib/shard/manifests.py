@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline_lib.core import artifacts
 from pipeline_lib.core.choices import TABLE, write_choices
-from pipeline_lib.core.shards import STAGE
+from pipeline_lib.core.shards import STAGE, prompts_digest
 from pipeline_lib.shard import leakage
 from pipeline_lib.shard.choices import count_choices, settle_choices
 from pipeline_lib.shard.records import Record
@@ -87,7 +87,10 @@ def _part_facts(writer: SetWriter, part: str) -> dict[str, Any]:
             "images": num_samples - len(np.unique(images)),
             "captions": num_captions - len(np.unique(captions)),
         },
-        "tasks": {name: dataclasses.asdict(task) for name, task in writer.source.tasks.items()},
+        "tasks": {
+            name: dataclasses.asdict(task) | {"prompts": prompts_digest(task.classnames, task.templates)}
+            for name, task in writer.source.tasks.items()
+        },
         "source": dict(writer.source.facts),
         **({"known_answers": answers} if answers else {}),
     }

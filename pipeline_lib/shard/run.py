@@ -72,7 +72,9 @@ def run(
 def _set_writer(
     data: DataSettings, source: Source, parts: Mapping[str, float | str], work: Path, settings: ShardSettings
 ) -> SetWriter:
-    rules = Rules(work=work, settings=settings, captioned=source.captioned, tasks=source.tasks)
+    rules = Rules(
+        work=work, settings=settings, captioned=source.captioned, labelled=source.labelled, tasks=source.tasks
+    )
     splitter = Splitter(parts, source.samples.folder, source.name)
     answers = {part: known_answers.read_known_answers(data, part) for part in splitter.parts}
     return SetWriter(source=source, splitter=splitter, rules=rules, known_answers=answers)

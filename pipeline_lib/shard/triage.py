@@ -19,6 +19,7 @@ class Rules:
     work: Path
     settings: ShardSettings
     captioned: bool  # whether a sample without a caption is a fault
+    labelled: bool = False  # whether a sample without a label is a fault
     tasks: Mapping[str, Task]
 
     @property
@@ -54,6 +55,8 @@ def triage(sample: Sample, record: Record, rules: Rules, excluded: Mapping[tuple
 def _text_fault(sample: Sample, rules: Rules) -> str | None:
     if rules.captioned and not sample.captions:
         return "no caption" if sample.empty_captions == 0 else "only empty captions"
+    if rules.labelled and not sample.labels:
+        return "no label"
     if any(len(caption) > rules.settings.max_caption_chars for caption in sample.captions):
         return "a caption is longer than shard.max_caption_chars"
     return None

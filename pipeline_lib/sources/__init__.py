@@ -4,8 +4,9 @@ samples         what a set is made of: a `Source`, its samples, each with texts 
 formats         the formats by name, and the two ways to open a set
 place           where a set lies, and how messages name it
 parts           which part a sample belongs to, by its key
-classes         class names and prompt templates beside a set
+classes         class names and prompt templates beside a set; which class folder is which label
 choices         what the sets of choices between texts and images share
+imagenet        ImageNet's classes: the WordNet id and the name of each
 known_answers   what models are known to score on a set, beside it
 tars            tars that others wrote, listed where they lie
 openmoji_*      the images and names of the default data set, from installed packages

@@ -152,6 +152,7 @@ class Source:
     name: str  # how messages call it: `data` or `data.evaluation.<name>`
     samples: Samples
     captioned: bool  # whether a sample without a caption is a fault
+    labelled: bool = False  # whether a sample without a label is a fault
     tasks: Mapping[str, Task] = field(default_factory=dict)
     choices: Sequence[Choice] = ()  # of a set of choices: the images are keys of its samples
     rejected: Sequence[tuple[str, str]] = ()  # (key, reason): left out by the set's own rules
@@ -176,15 +177,16 @@ def extension_of(name: str) -> str:
     return os.path.splitext(name)[1][1:].lower()
 
 
-def read_lines(path: Path) -> list[str]:
-    """Return the lines of a UTF-8 text, stripped, without empty ones.
+def read_lines(path: Path, *, keep_empty: bool = False) -> list[str]:
+    """Return the lines of a UTF-8 text, stripped; empty ones are left out unless they are kept.
 
     Raises:
         UserError: The file is missing or is not UTF-8.
     """
     try:
-        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    return [line for line in lines if line or keep_empty]

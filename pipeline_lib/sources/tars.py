@@ -52,7 +52,7 @@ def find_tars(folder: Path) -> list[Path]:
 
 
 def make_tar_source(place: Place, tars: Sequence[TarFile], tasks: Mapping[str, Task]) -> Source:
-    """Make the `Source` of samples that lie in `tars`; without `tasks` each needs a caption."""
+    """Make the `Source` of samples that lie in `tars`; with `tasks` each needs a label, without them a caption."""
     chosen = tuple(tars if place.limit is None else _first_samples(tars, place.limit))
 
     def make() -> Iterator[Sample]:
@@ -60,7 +60,7 @@ def make_tar_source(place: Place, tars: Sequence[TarFile], tasks: Mapping[str, T
             yield from list_tar(tar.path, tasks, tar.limit).samples
 
     samples = Samples(make, place.folder, place.limit)
-    return Source(name=place.name, samples=samples, captioned=not tasks, tasks=tasks, tars=chosen)
+    return Source(name=place.name, samples=samples, captioned=not tasks, labelled=bool(tasks), tasks=tasks, tars=chosen)
 
 
 def _first_samples(tars: Iterable[TarFile], limit: int) -> Iterator[TarFile]:

@@ -100,6 +100,19 @@ def test_clip_benchmark_sets(retrieval):
     else:
         assert [e.labels for e in entries[:3]] == [{"class": 0}, {"class": 1}, {"class": 1}]
         assert part.tasks["class"]["templates"] == ["a photo of a {}.", "art of the {}."]
+        prompts = shards.prompts_digest(("cat", "hot dog"), ("a photo of a {}.", "art of the {}."))
+        assert part.tasks["class"]["prompts"] == prompts
+    assert part.manifest["source"] == {"format": "clip_benchmark", "folder": "cb"}
+
+
+def test_an_image_without_a_label_is_quarantined_in_a_set_of_labels():
+    """As those of a set whose labels are in .npy files: all of it would be accepted, and nothing measured."""
+    clip_benchmark(Path("cb"))
+    tar(Path("cb/test/3.tar"), {"s0000003.webp": image_file(3, "WEBP"), "s0000003.npy": b"NUMPY"})
+    with pytest.raises(UserError, match=r"1 of the 12 samples of part `other` are bad.*s0000003: no label"):
+        write_shards(evaluation("clip_benchmark", "cb"))
+    write_shards(evaluation("clip_benchmark", "cb"), max_bad_share=0.1)
+    assert listed("quarantine.jsonl") == [{"part": "other", "key": "s0000003", "reason": "no label"}]
 
 
 def test_tars_of_img2dataset_serve_several_parts_in_place():
