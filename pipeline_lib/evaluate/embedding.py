@@ -167,10 +167,7 @@ class Embedder:
 
     def _prompts(self, name: str, task: Any) -> dict[str, list[str]]:
         """List the texts of each kind of prompts, class after class."""
-        own = list(task["templates"]) if self.ensemble in ("set", "both") else []
-        kinds = {"single": [self.prompt], "ensemble": own or model.imagenet_templates()}
-        if self.ensemble == "both" and own:
-            kinds["imagenet"] = model.imagenet_templates()
+        kinds = prompt_templates(task["templates"], self.ensemble, self.prompt)
         for template in kinds["single"]:
             if template.count("{}") != 1:
                 raise UserError(f"evaluate.prompt: {template!r} must hold {{}} once, for the class name of `{name}`")
@@ -320,6 +317,19 @@ def _embedded_choices(
 def _labelled_tasks(part: Part, entries: Sequence[IndexEntry]) -> dict[str, Any]:
     """Return the tasks of a part for which some image has a label."""
     return {name: task for name, task in part.tasks.items() if any(name in entry.labels for entry in entries)}
+
+
+def prompt_templates(own: Sequence[str], ensemble: str, single: str) -> dict[str, list[str]]:
+    """Return the templates of each kind of zero-shot prompts: `single`, `ensemble`, perhaps `imagenet`.
+
+    Args:
+        own: Those of the set; there may be none.
+        ensemble: `set`: the set's own where it has them; `openai`: open_clip's for ImageNet; `both`.
+        single: The one template of `single`.
+    """
+    of_set = list(own) if ensemble in ("set", "both") else []
+    kinds = {"single": [single], "ensemble": of_set or model.imagenet_templates()}
+    return kinds | ({"imagenet": model.imagenet_templates()} if ensemble == "both" and of_set else {})
 
 
 def labels(entries: Sequence[IndexEntry], task: str) -> torch.Tensor:

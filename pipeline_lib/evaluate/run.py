@@ -67,11 +67,12 @@ def evaluate(embedder: Embedder, name: str, inputs: EvaluationInputs, settings: 
         "mean_centred": block}}, "selection": {selection part: the same, plain}, "centring": {"part", "num_images",
         "num_captions"}, "linear_probe": {set: {task: {"measure", …}}},
         "few_shot": {set: {task: {"measures", …}}}, "class_groups": {set: {task: {"rare", "counts"}}},
-        "wise_ft": [{"mix", "sets": {set: {headline: value}}, "metrics": {set: {name: value}}}]}, and the arrays. None
-        on all processes but the first.
+        "wise_ft": [{"mix", "sets": {set: {headline: value}}, "metrics": {set: {name: value}}}],
+        "known_answers": {"met", "missed": rows of `known_answers.check_known_answers`}}, and the arrays. None on all
+        processes but the first.
 
     Raises:
-        UserError: Images cannot be read, features mean nothing, or a known answer is missed.
+        UserError: Images cannot be read, features mean nothing, or a known answer beside a set is missed.
     """
     watch = Stopwatch()
     with watch("embed"):
@@ -101,7 +102,7 @@ def evaluate(embedder: Embedder, name: str, inputs: EvaluationInputs, settings: 
     if mixes:
         scored.results["wise_ft"] = mixes
     if name == "base":
-        _check_known_answers(scored, inputs, embedder.clip.facts)
+        _check_known_answers(scored, inputs, embedder.clip.facts, settings)
     scored.seconds = watch.seconds
     _log_times(name, watch.seconds)
     return scored
@@ -144,10 +145,20 @@ def _add_class_groups(
         scored.results["class_groups"] |= {one.name: facts} if facts else {}
 
 
-def _check_known_answers(scored: Evaluated, inputs: EvaluationInputs, facts: Mapping[str, Any]) -> None:
-    numbers = flat_metrics(scored.results)
+def _check_known_answers(
+    scored: Evaluated, inputs: EvaluationInputs, facts: Mapping[str, Any], settings: EvaluateSettings
+) -> None:
+    numbers, results = flat_metrics(scored.results), {**scored.results["selection"], **scored.results["sets"]}
+    rows = []
     for part in inputs.all_sets:
-        known_answers.check_known_answers(part, numbers[part.name], facts)
+        measures = _read(part.name, results[part.name]["variants"][PLAIN]["measures"])
+        prompts = known_answers.prompts_by_metric(part, measures, settings)
+        rows += known_answers.check_known_answers(part, numbers[part.name], prompts, facts)
+    if rows:
+        scored.results["known_answers"] = {
+            name: [{key: value for key, value in row.items() if key != "met"} for row in rows if row["met"] is met]
+            for name, met in (("met", True), ("missed", False))
+        }
 
 
 def _log_times(name: str, seconds: Mapping[str, float]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -276,7 +276,33 @@ def data_table(inputs: ReportInputs) -> tuple[Any, ...]:
             note="Identical ones count as wrong answers of each other, which lowers recall for every model alike. "
             "Filtered: left out on purpose, images that were trained on among them. Quarantined: unreadable.",
         ),
+        *_known_answers(inputs.base.results.get("known_answers") or {}),
     )
+
+
+def _known_answers(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[Any, ...]:
+    """Return what the base is known to score on the sets, and what it scored; nothing where nothing is known."""
+    rows = [
+        Row(
+            (
+                Cell(f"{row['set']}: {row['metric'].replace('_', ' ')}"),
+                Cell(page.number(row["value"], 4)),
+                Cell(f"{page.number(row['expected'], 4)} ± {row['tolerance']:g}"),
+                Cell(verdict, tone="fell" if verdict == "missed" else ""),
+                Cell(row["source"]),
+            )
+        )
+        for verdict in ("missed", "met")
+        for row in found.get(verdict, ())
+    ]
+    missed = len(found.get("missed", ()))
+    warning = Text(
+        f"**The base model misses {missed} of {len(rows)} known scores**, published ones of sets that are recognised. "
+        "Check its weights and their activation, the preprocessing and the data before you trust the other numbers.",
+        lead=True,
+    )
+    table = Table(("known of the base", "measured", "expected", "", "from"), tuple(rows), text_columns=(0, 3, 4))
+    return (*((warning,) if missed else ()), *((table,) if rows else ()))
 
 
 def provenance_tables(inputs: ReportInputs) -> tuple[Any, ...]:

@@ -22,7 +22,7 @@ from pipeline_lib import metrics, model
 from pipeline_lib.core import artifacts, config, runtime, shards
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.core.paths import Paths
-from pipeline_lib.evaluate import probes, run, scoring, wise_ft
+from pipeline_lib.evaluate import probes, published, run, scoring, wise_ft
 from pipeline_lib.evaluate.embedding import EmbeddedSet, EmbeddedTask, Embedder
 from pipeline_lib.evaluate.inputs import EvaluationInputs, open_inputs, open_model
 from pipeline_lib.evaluate.measured import Measured, headline_values, metric_values, with_intervals
@@ -665,8 +665,8 @@ def test_a_stopped_evaluation_goes_on_from_what_was_embedded(evaluated, monkeypa
     assert first == second
 
 
-def test_known_answers_beside_a_set_are_held_to_the_base_model(evaluated, tmp_path, monkeypatch):
-    """From the file beside the set to the end of the stage: shard takes it along, evaluate compares."""
+def test_known_answers_beside_a_set_are_held_to_the_base_model(evaluated, tmp_path, monkeypatch, caplog):
+    """From the file beside the set, or the table of published ones, to the end of the stage."""
     root = tmp_path / "project"
     shutil.copytree(evaluated, root)
     monkeypatch.chdir(root)
@@ -674,10 +674,27 @@ def test_known_answers_beside_a_set_are_held_to_the_base_model(evaluated, tmp_pa
     answer = {"value": measured["colours"]["zero_shot_class_top1"], "tolerance": 1e-6}
     recall = {"value": measured["eval"]["text_to_image_recall_at_1"], "tolerance": 1e-6}
     other = {"value": 0.9, "tolerance": 0.0, "model": "ViT-L-14/openai"}
-    Path("more/colours/known_answers.json").write_text(json.dumps({"zero_shot_class_top1": [answer, other]}))
     Path("photos/eval.known_answers.json").write_text(json.dumps({"text_to_image_recall_at_1": recall}))
+    colours = {"zero_shot_class_top1": [answer | {"prompts": "0" * 8}, answer, other]}
+    Path("more/colours/known_answers.json").write_text(json.dumps(colours))
     shard_stage.main()
+    manifest = shards.read_part(Path("data/shards/colours")).manifest
+    published_of = {"num_images": manifest["num_samples"], "prompts": manifest["tasks"]["class"]["prompts"]}
+    weights = artifacts.read_json(Path("data/eval/base/results.json"))["weights_digest"]
+    wrong = {"model": weights, "value": 1.5, "tolerance": 0.003, "runs": {"a table": 1.5}}
+    table = {"sets": {"hues": {**published_of, "answers": {"zero_shot_class_top1": [wrong]}}}}
+    monkeypatch.setattr(published, "read_table", lambda: table)
     evaluate_stage.main(Path("params.yaml"), "base")
+    found = artifacts.read_json(Path("data/eval/base/results.json"))["known_answers"]
+    row = {"set": "colours", "metric": "zero_shot_class_top1", "value": answer["value"]}
+    published_row = row | {"expected": 1.5, "tolerance": 0.003, "source": "published: hues"}
+    assert found["missed"] == [published_row], "a published score stops nothing"
+    assert [(one["set"], one["source"]) for one in found["met"]] == [
+        ("eval", "known_answers.json"),
+        ("colours", "known_answers.json"),
+    ]
+    assert "known answer of zero_shot_class_top1 is skipped: it is for prompts 00000000, measured was" in caplog.text
+    assert "is published to score 1.5 ± 0.003 on hues" in caplog.text
     digest = shards.read_part(Path("data/shards/colours")).digest
     Path("photos/eval.known_answers.json").write_text(json.dumps({"text_to_image_recall_at_1": recall | {"value": 2}}))
     shard_stage.main()

@@ -13,8 +13,10 @@ from tests.small_sets import coco, data, image_folder, write
 
 def test_known_answers_stand_beside_the_set_they_are_of(tmp_path):
     folder, answer = image_folder(tmp_path / "clothes"), {"value": 0.9, "tolerance": 0.01}
+    pins = {"model": "12345678", "prompts": "0a0a0a0a", "num_images": 6}
     write(
-        folder / "known_answers.json", json.dumps({"zero_shot_class_top1": [answer, {**answer, "model": "12345678"}]})
+        folder / "known_answers.json",
+        json.dumps({"zero_shot_class_top1": [answer, {**answer, **pins}]}),
     )
     file = coco(tmp_path / "coco") / "annotations/captions_val2017.json"
     write(file.with_name("captions_val2017.known_answers.json"), json.dumps({"alignment": answer}))
@@ -27,7 +29,7 @@ def test_known_answers_stand_beside_the_set_they_are_of(tmp_path):
     }
     found = data(tmp_path / "own", "flickr", evaluation_root=str(tmp_path), evaluation=sets)
     assert {name: known_answers.read_known_answers(found, name) for name in (*sets, "eval", "val")} == {
-        "folder": {"zero_shot_class_top1": [answer | {"model": None}, answer | {"model": "12345678"}]},
+        "folder": {"zero_shot_class_top1": [answer | {"model": None}, answer | pins]},
         "file": {"alignment": [answer | {"model": None}]},
         "cut": {},  # of the whole set, so not of a part of it
         "none": {},
@@ -52,6 +54,15 @@ def test_known_answers_stand_beside_the_set_they_are_of(tmp_path):
             "alignment: expected `value` and `tolerance`",
         ),
         ('{"alignment": [{"value": 0.5, "tolerance": 1, "model": "1"}]}', "alignment: `model` must be"),
+        (
+            '{"alignment": {"value": 0.5, "tolerance": 1, "prompts": "0a0a0a0"}}',
+            "alignment: `prompts` must be the first",
+        ),
+        ('{"alignment": {"value": 0.5, "tolerance": 1, "prompts": "cat, dog"}}', "alignment: `prompts` must be"),
+        (
+            '{"alignment": {"value": 0.5, "tolerance": 1, "num_images": true}}',
+            "alignment: `num_images` must be a whole",
+        ),
     ],
 )
 def test_what_is_no_known_answer(tmp_path, content, message):
