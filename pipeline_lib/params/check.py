@@ -40,4 +40,16 @@ def _check_parts(data: DataSettings, selection: str, params_file: Path) -> None:
             f"{', '.join(parts) or 'none'}; add it (`refine: 0.8`)"
         )
     check_names(parts, data.evaluation)
-    evaluated_sets([*parts, *data.evaluation], selection, str(params_file))
+    evaluated = evaluated_sets([*parts, *data.evaluation], selection, str(params_file))
+    for name, chosen in data.evaluation.items():
+        others = [other for other in evaluated if other != name]
+        if chosen.shift_of is not None and chosen.shift_of not in others:
+            raise UserError(
+                f"{params_file}: data.evaluation.{name}.shift_of: no other evaluated set or part is called "
+                f"`{chosen.shift_of}`; there are {', '.join(others) or 'none'}"
+            )
+        if chosen.shift_of is not None and name not in evaluated:
+            raise UserError(
+                f"{params_file}: data.evaluation.{name}.shift_of: choices are made on this set "
+                "(evaluate.selection), so the report does not show it; write null"
+            )

@@ -19,6 +19,7 @@ from pipeline_lib.results.guards import check_pair, check_parameters, check_weig
 from pipeline_lib.results.paired import Paired, compare_few_shot, compare_measures, compare_probes
 from pipeline_lib.results.parameters import read_parameters
 from pipeline_lib.results.power import Resolution, resolution
+from pipeline_lib.results.shifts import Shifts, compare_shifts
 
 OPENMOJI = (
     "All emojis designed by OpenMoji (openmoji.org) – the open-source emoji and icon project. License: CC BY-SA 4.0"
@@ -67,6 +68,13 @@ class ReportInputs:
         level = (1 - self.certainty.confidence) / max(1, len(tested))
         models = Variant(self.base), Variant(self.refined)
         return [resolution(*models, measure, level, self.certainty.seed) for measure in tested]
+
+    @cached_property
+    def shifts(self) -> list[Shifts]:
+        """Gather the changes of zero-shot accuracy on sets and on their shifts (`data.evaluation.<name>.shift_of`)."""
+        declared = {name: chosen.get("shift_of") for name, chosen in self.parameters["data"]["evaluation"].items()}
+        shift_of = {name: source for name, source in declared.items() if source}
+        return compare_shifts(Variant(self.base), Variant(self.refined), self.comparison, shift_of, self.certainty)
 
     @cached_property
     def probes(self) -> list[Paired]:

@@ -40,6 +40,7 @@ def _before_and_after(inputs: ReportInputs) -> tuple[Any, ...]:
     return (
         tables.before_after_table(inputs),
         *tables.rivals_table(inputs),
+        *tables.shift_tables(inputs),
         *choices.show_groups(inputs),
         *tables.detail_tables(inputs),
     )

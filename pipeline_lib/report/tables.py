@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from pipeline_lib.results.folders import CENTRED, Variant
 from pipeline_lib.results.measure import Measure
 from pipeline_lib.results.paired import Paired
 from pipeline_lib.results.parameters import dotted_keys
+from pipeline_lib.results.shifts import Shifts
 from pipeline_lib.results.statistics import Interval
 
 WORST_CLASSES = 10
@@ -120,6 +122,33 @@ def paired_row(row: Paired, label: str = "") -> Row:
         Cell("" if row.adjusted_p is None else page.p_value(row.adjusted_p)),
     )
     return Row(cells, "strong" if row.before.is_headline else "plain")
+
+
+def shift_tables(inputs: ReportInputs) -> tuple[Table, ...]:
+    """Return, for each set that has shifts, the change of zero-shot accuracy on it, on each of them, and on average."""
+    return tuple(_shift_table(found, inputs.certainty.confidence) for found in inputs.shifts)
+
+
+def _shift_table(found: Shifts, confidence: float) -> Table:
+    before, after = (
+        page.percent(fmean(getattr(row, side).value for row in found.shifts)) for side in ("before", "after")
+    )
+    change = Cell(page.points(found.mean.value), (page.points(found.mean.low), page.points(found.mean.high)))
+    mean = Row((Cell(f"mean of {len(found.shifts)} shifts"), Cell(before), Cell(after), change, Cell("")), "strong")
+    rows = [paired_row(row, row.before.set_name) for row in (found.source, *found.shifts)]
+    return Table(
+        (
+            f"Shifts of {found.source.before.set_name}, {found.source.before.label}, %",
+            "base",
+            "refined",
+            "difference",
+            "p",
+        ),
+        (*rows, *([mean] if len(found.shifts) > 1 else [])),
+        note="The first row is the set itself, the others are its shifts. The interval of the mean "
+        f"({page.level(confidence)}) takes the shifts as they are and resamples the images of each by themselves; no p "
+        "is given, as it is no headline.",
+    )
 
 
 def share(interval: Interval) -> Cell:

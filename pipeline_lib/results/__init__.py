@@ -6,6 +6,7 @@ guards       whether evaluations, models and params.yaml belong together
 parameters   the parameters that decide results
 paired       two models on the same items
 gap          the modality gap of two models
+shifts       zero-shot accuracy on a set and on its shifts
 wise_ft      the curve between base and refined weights
 statistics   bootstrap, exact tests, correction for many tests
 certainty    settings of the intervals

@@ -147,6 +147,29 @@ def intervals(
     return {name: Interval(mean.value, *_percentiles(replicates[name], confidence)) for name, mean in means.items()}
 
 
+def mean_over_sets(
+    means: Sequence[Mean], sizes: Sequence[int], *, num_samples: int, confidence: float, seed: int
+) -> Interval:
+    """Return the mean of statistics of different sets, with its interval: each set is resampled by itself.
+
+    The sets are taken to be independent: that of a resample is the mean of one resample of each, drawn with seeds of
+    their own. The interval is then that of the images, the sets being given, not that of sets yet to come.
+
+    Args:
+        means: One statistic per set.
+        sizes: The number of images of each set.
+        num_samples: Resamples.
+        confidence: Coverage, such as 0.95.
+        seed: Decides the resamples, with the place of the set.
+    """
+    drawn = [
+        bootstrap({"": mean}, size, num_samples=num_samples, seed=seed + place)[""]
+        for place, (mean, size) in enumerate(zip(means, sizes, strict=True))
+    ]
+    value = float(np.mean([mean.value for mean in means]))
+    return Interval(value, *_percentiles(np.mean(drawn, axis=0), confidence))
+
+
 def _percentiles(replicates: np.ndarray, confidence: float) -> tuple[float, float]:
     tail = 50 * (1 - confidence)
     low, high = np.nanpercentile(replicates, [tail, 100 - tail])

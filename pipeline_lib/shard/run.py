@@ -7,11 +7,12 @@ keeps its finished shards (see `jobs`). Above `shard.max_bad_share` quarantined 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline_lib.core import artifacts
+from pipeline_lib.core.errors import UserError
 from pipeline_lib.core.shards import STAGE, check_names
 from pipeline_lib.shard import leakage, manifests
 from pipeline_lib.shard.set_writer import SetWriter
@@ -49,7 +50,8 @@ def run(
         The manifest of `target`: `parts` {name: digest}, `numbers` {name: {count: n}}, `digest`.
 
     Raises:
-        UserError: See `formats.open_source`, `SetWriter.write` and `leakage.exclude_leaked_images`.
+        UserError: A shift has classes that its source has not, or see `formats.open_source`, `SetWriter.write` and
+            `leakage.exclude_leaked_images`.
     """
     work = artifacts.work_directory(STAGE, fingerprint)
     known_base = leakage.read_trained_on(trained_on)
@@ -60,6 +62,7 @@ def run(
             _set_writer(data, formats.open_evaluation_set(data, name), {name: 1.0}, work, settings)
             for name in data.evaluation
         ]
+        _check_shifts(data, sets)
         for writer in sets:
             writer.write(workers, progress)
         leakage.exclude_leaked_images(workers, sets, known_base)
@@ -78,3 +81,28 @@ def _set_writer(
     splitter = Splitter(parts, source.samples.folder, source.name)
     answers = {part: known_answers.read_known_answers(data, part) for part in splitter.parts}
     return SetWriter(source=source, splitter=splitter, rules=rules, known_answers=answers)
+
+
+def _check_shifts(data: DataSettings, sets: Sequence[SetWriter]) -> None:
+    """Refuse a shift (`shift_of`) whose classes are not among those of its source.
+
+    Raises:
+        UserError: See above.
+    """
+    tasks = {part: writer.source.tasks for writer in sets for part in writer.parts}
+    for name, chosen in data.evaluation.items():
+        if chosen.shift_of is None:
+            continue
+        key, source = f"data.evaluation.{name}.shift_of", tasks.get(chosen.shift_of, {})
+        if not tasks[name].keys() & source.keys():
+            raise UserError(
+                f"{key}: `{name}` and `{chosen.shift_of}` have no classification task in common; write null"
+            )
+        for task in tasks[name].keys() & source.keys():
+            known = set(source[task].classnames)
+            unknown = [classname for classname in tasks[name][task].classnames if classname not in known]
+            if unknown:
+                raise UserError(
+                    f"{key}: class `{unknown[0]}` of `{name}` is none of `{chosen.shift_of}` ({len(unknown)} of "
+                    f"{len(tasks[name][task].classnames)} are not); name the classes alike, or write null"
+                )

@@ -4,7 +4,7 @@ The file is `known_answers.json` in an evaluation set's folder (`<stem>.known_an
 file), for a part of the data `<part>.known_answers.json` in the folder `data.root`:
 
     {"image_to_text_recall_at_1": {"value": 0.504, "tolerance": 0.002, "model": "ViT-B-32-quickgelu/openai"},
-     "zero_shot_class_top1": {"value": 0.633, "tolerance": 0.003, "prompts": "4f0fdf2e", "num_images": 50000}}
+     "zero_shot_class_top1": {"value": 0.633, "tolerance": 0.003, "prompts": "e6e4ea39", "num_images": 50000}}
 
 Metrics are named as in data/eval/base.json. `model` is the architecture and tag of open_clip or the beginning of a
 weights digest, and without it the answer is every base's; several models stand in a list. `prompts` is the beginning of

@@ -36,6 +36,12 @@ class EvaluationSet:
     all.
     """
 
+    shift_of: str | None = None
+    """Another evaluated set or part of which this one is a shift: the same classes or some of them, in images of
+    another kind, as ImageNet-R is of ImageNet. The report then shows how zero-shot top-1 changed on both, and the mean
+    change over all shifts. `null`: none.
+    """
+
 
 @section("data")
 class DataSettings:

@@ -159,7 +159,7 @@ def test_measures_say_what_they_are(curves):
     shots = [("zero_shot", 0), *((method, n) for n in (1, 2, 4, 50) for method in ("gda", "probe"))]
     assert list(measures) == shots
     assert [key for key, one in measures.items() if one.is_metric] == [("gda", 50)]
-    assert not any(one.is_headline or one.test or one.correct for one in measures.values())
+    assert not any(one.is_headline or one.is_tested for one in measures.values())
     for one in measures.values():
         assert one.low <= one.value <= one.high
         assert items[one.items].mean() == pytest.approx(one.value)

@@ -25,6 +25,10 @@ def write(tmp_path, section, **values):
     return path
 
 
+def shifts(**shift_of):
+    return {name: {"format": "image_folder", "path": name, "shift_of": of} for name, of in shift_of.items()}
+
+
 @pytest.mark.parametrize("path", WHOLE_FILES, ids=lambda p: p.stem)
 def test_the_projects_own_params_pass(path):
     check_params(path)
@@ -41,6 +45,9 @@ def test_the_projects_own_params_pass(path):
         ("data", {"parts": {"refine": 0.5, "eval": 0.2}}, "evaluate.selection: there is no part or set `val`; name one that none is trained on: eval"),  # noqa: E501
         ("evaluate", {"selection": "refine"}, "evaluate.selection: models are trained on `refine`; name one that none is trained on: val, eval"),  # noqa: E501
         ("data", {"parts": {"base": 0.4, "refine": 0.5, "val": 0.1}}, "data.parts: nothing to evaluate on"),
+        ("data", {"evaluation": shifts(r="imagenet")}, "data.evaluation.r.shift_of: no other evaluated set or part is called `imagenet`; there are eval"),  # noqa: E501
+        ("data", {"evaluation": shifts(r="r")}, "data.evaluation.r.shift_of: no other evaluated set or part is called `r`"),  # noqa: E501
+        ("data", {"evaluation": shifts(r="val")}, "data.evaluation.r.shift_of: no other evaluated set or part is called `val`"),  # noqa: E501
     ],
 )  # fmt: skip
 def test_what_does_not_fit_together_is_refused(tmp_path, section, values, message):
@@ -52,6 +59,17 @@ def test_what_does_not_fit_together_is_refused(tmp_path, section, values, messag
 def test_an_evaluation_set_is_enough_to_evaluate_on(tmp_path):
     parts = {"parts": {"refine": 0.9, "val": 0.1}, "evaluation": {"cifar": {"format": "clip_benchmark", "path": "c"}}}
     check_params(write(tmp_path, "data", **parts))
+
+
+def test_a_shift_of_a_set_or_of_a_part(tmp_path):
+    check_params(write(tmp_path, "data", evaluation=shifts(imagenet=None, r="imagenet", sketch="imagenet", x="eval")))
+
+
+def test_the_set_on_which_choices_are_made_is_no_shift(tmp_path):
+    path = write(tmp_path, "data", evaluation=shifts(r="eval"))
+    path.write_text(path.read_text().replace("selection: val", "selection: r"))
+    with pytest.raises(UserError, match=r"data.evaluation.r.shift_of: choices are made on this set"):
+        check_params(path)
 
 
 @pytest.mark.parametrize("text", ["refin:\n  recipe: hycd\n", "refin: {}\n"])

@@ -1,6 +1,8 @@
 """The tables against the files and arrays of the evaluations."""
 
+import dataclasses
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -47,6 +49,27 @@ def test_worst_classes_come_with_what_they_are_taken_for(written):
     shares = [float(row.cells[3].text) for row in table.rows]
     assert shares == sorted(shares)
     assert re.search(r"\w+ \(\d+\)", table.rows[0].cells[4].text)
+
+
+def test_shifts_of_a_set_stand_below_it_with_their_mean(project, monkeypatch):
+    inputs = example_results.read_report_inputs(project, monkeypatch)
+    assert tables.shift_tables(inputs) == ()
+    declared = {"evaluation": {"eval": {"shift_of": "eval"}, "other": {"shift_of": None}, "third": {}}}
+    inputs = dataclasses.replace(inputs, parameters={**inputs.parameters, "data": declared})
+    (found,) = inputs.shifts
+    named = [
+        dataclasses.replace(found.source, before=dataclasses.replace(found.source.before, set_name=name, value=value))
+        for name, value in (("sketch", 0.5), ("art", 0.25))
+    ]
+    shown = SimpleNamespace(shifts=[dataclasses.replace(found, shifts=named)], certainty=inputs.certainty)
+    (table,) = tables.shift_tables(shown)
+    assert table.header[0] == "Shifts of eval, zero-shot shape top-1, %"
+    assert [row.cells[0].text for row in table.rows] == ["eval", "sketch", "art", "mean of 2 shifts"]
+    mean = table.rows[-1].cells
+    assert (mean[1].text, mean[3].text) == ("37.5", page.points(found.mean.value))
+    assert mean[3].interval == (page.points(found.mean.low), page.points(found.mean.high))
+    (single,) = tables.shift_tables(inputs)
+    assert [row.cells[0].text for row in single.rows] == ["eval", "eval"], "the mean of one is that one"
 
 
 def test_known_answers_stand_with_the_data_and_a_missed_one_comes_first(project, monkeypatch):

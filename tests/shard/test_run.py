@@ -115,6 +115,25 @@ def test_an_image_without_a_label_is_quarantined_in_a_set_of_labels():
     assert listed("quarantine.jsonl") == [{"part": "other", "key": "s0000003", "reason": "no label"}]
 
 
+def test_the_classes_of_a_shift_are_among_those_of_its_source():
+    image_folder(Path("source"))
+    image_folder(Path("shift"), classes=("hat", "t-shirt"))
+    image_folder(Path("stranger"), classes=("hat", "scarf", "tie"))
+
+    def write_with(path, of="source"):
+        sets = {
+            "source": EvaluationSet(format="image_folder", path="source"),
+            "shift": EvaluationSet(format="image_folder", path=path, shift_of=of),
+        }
+        write_shards(data(coco(Path("coco")), "coco", parts={"refine": 1.0}, evaluation=sets))
+
+    with pytest.raises(UserError, match=r"shift_of: class `scarf` of `shift` is none of `source` \(2 of 3 are not\)"):
+        write_with("stranger")
+    with pytest.raises(UserError, match=r"shift.shift_of: `shift` and `refine` have no classification task in common"):
+        write_with("shift", of="refine")
+    write_with("shift")
+
+
 def test_tars_of_img2dataset_serve_several_parts_in_place():
     img2dataset(Path("tars"), count=8)
     manifest = write_shards(data("tars", "webdataset", parts={"refine": 0.5, "val": 0.3}))
