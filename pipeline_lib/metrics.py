@@ -400,12 +400,12 @@ class Ranks(NamedTuple):
         tensor([1.4142], dtype=torch.float64)
         """
         distinct, row = torch.unique(torch.stack(tuple(self), 1), dim=0, return_inverse=True)
-        better, tied, own = distinct.double().T
-        found = torch.where(own > 0, 0.0, (better + 1).log())
-        chance = own / tied.clamp(min=1)
-        for place in range(1, int((tied - own).max()) + 2 if len(tied) else 1):
-            found += chance * (better + place).log()
-            chance = chance * (tied - place - own + 1).clamp(min=0) / (tied - place).clamp(min=1)
+        found = (distinct[:, 0] + 1).double().log()
+        for number in ((distinct[:, 1] > distinct[:, 2]) & (distinct[:, 2] > 0)).nonzero()[:, 0].tolist():
+            better, tied, own = distinct[number].double()
+            places = torch.arange(1, int(tied - own) + 2, dtype=torch.float64, device=found.device)
+            chances = (_log_choose(tied - places, own - 1) - _log_choose(tied, own)).exp()
+            found[number] = (chances * (better + places).log()).sum()
         return found[row]
 
     def log_rank_score(self, num_candidates: int) -> torch.Tensor:
@@ -417,6 +417,11 @@ class Ranks(NamedTuple):
         tensor([0.5000], dtype=torch.float64)
         """
         return 1 - self.log_place() / math.log(num_candidates) if num_candidates > 1 else self.log_place() + 1
+
+
+def _log_choose(n: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """Return ln C(n, k)."""
+    return torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
 
 
 def _distinct_rows(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -38,13 +38,10 @@ def simulate(before: Mean, after: Mean, effect: float, *, seed: int, runs: int =
     first, second = before.values.astype(np.float64), after.values.astype(np.float64)
     left = float(np.mean(1 - (first + second) / 2))
     chance = min(1.0, effect / left) if left > 0 else 0.0
-    sums = np.empty((runs, unit.max() + 1))
-    for run in sums:
-        swapped = generator.integers(2, size=len(run))[unit] == 1
-        was, now = np.where(swapped, second, first), np.where(swapped, first, second)
-        now = np.where((generator.random(len(run)) < chance)[unit], 1.0, now)
-        run[:] = np.bincount(unit, now - was, minlength=len(run))
-    return sums
+    change, of_first, of_second = (np.bincount(unit, items) for items in (second - first, 1 - first, 1 - second))
+    traded = generator.random((runs, len(change))) < 0.5
+    improved = generator.random((runs, len(change))) < chance
+    return np.where(improved, np.where(traded, of_second, of_first), np.where(traded, -change, change))
 
 
 def found(sums: np.ndarray, level: float) -> float:

@@ -20,6 +20,7 @@ import numpy as np
 BLOCK_COUNTS = 2**22  # counts of resamples held at a time: 32 MB
 SMALLEST_P = 1e-12
 NEGLIGIBLE = 1e-20  # of a characteristic function
+ONE_BY_ONE = 14  # differences whose signs are all gone through: 16,384 choices
 FRACTIONS, GRID = 2521, 2**20  # denominators below it are tried (2520 is a multiple of 1 to 10); most steps of a sum
 
 
@@ -185,10 +186,10 @@ def sign_flips_by_image(difference: Mean) -> float:
 def sign_flips(differences: np.ndarray) -> float:
     """Test by exact sign flips whether differences of pairs are as likely of either sign: the two-sided p-value.
 
-    The share of all 2^n choices of signs whose sum is as far from zero as the one observed. Hits differ by multiples of
-    some fraction, and then the sums' distribution is the Fourier transform of Π cos(t d), computed at once: no choice
-    is drawn by lot. Its rounding is below SMALLEST_P, and smaller p-values are given as that. Other differences are
-    first rounded to a fine grid. For differences of −1, 0 and 1 this is McNemar's exact test.
+    The share of all 2^n choices of signs whose sum is as far from zero as the one observed; no choice is drawn by lot.
+    Few are gone through. Of many, hits differ by multiples of some fraction, and then the sums' distribution is the
+    Fourier transform of Π cos(t d). Its rounding is below SMALLEST_P, and smaller p-values are given as that. Other
+    differences are first rounded to a fine grid. For differences of −1, 0 and 1 this is McNemar's exact test.
     Source: Fisher 1935; Good 2005, chapter 3.
 
     Args:
@@ -197,16 +198,27 @@ def sign_flips(differences: np.ndarray) -> float:
     >>> sign_flips(np.array([1, 1, 1, 1, 0, 0]))  # 4 against 0: 2 / 16
     0.125
     """
-    steps = _on_grid(differences[differences != 0])
-    if not len(steps):
-        return 1.0
-    total = int(np.abs(steps).sum())
-    chances = np.fft.irfft(
-        _cosine_product(np.abs(steps), total), 2 * total + 1
-    )  # of sums 0, 1, …, total, −total, …, −1
-    beyond = abs(int(steps.sum()))
-    share = 2 * chances[beyond : total + 1].sum() if beyond else 1.0
-    return float(np.clip(round(share, 15), max(2.0 ** (1 - len(steps)), SMALLEST_P), 1.0))
+    differences = differences[differences != 0].astype(np.float64)
+    if len(differences) <= ONE_BY_ONE:
+        return _all_flips(differences)
+    scale, is_exact = _scale(differences)
+    steps = np.abs((differences * scale).round().astype(np.int64))
+    total = int(steps.sum())
+    chances = np.fft.irfft(_cosine_product(steps, total), 2 * total + 1)[: total + 1]  # of sums 0, 1, …, total
+    beyond = abs(float(differences.sum()) * scale)
+    if is_exact:
+        share = 2 * chances[round(beyond) :].sum() if round(beyond) else 1.0
+    else:  # sums go in steps of two, and each stands for all from one below it to one above
+        share = 2 * (chances * np.clip((np.arange(total + 1) + 1 - beyond) / 2, 0, 1)).sum()
+    return float(np.clip(round(share, 15), max(2.0 ** (1 - len(differences)), SMALLEST_P), 1.0))
+
+
+def _all_flips(differences: np.ndarray) -> float:
+    """Return the p-value of few differences from all choices of signs, one by one."""
+    sums = np.zeros(1)
+    for one in differences:
+        sums = np.concatenate([sums + one, sums - one])
+    return float((np.abs(sums) >= abs(differences.sum()) - 1e-6 * np.abs(differences).sum()).mean())
 
 
 def _cosine_product(sizes: np.ndarray, total: int) -> np.ndarray:
@@ -227,18 +239,17 @@ def _cosine_product(sizes: np.ndarray, total: int) -> np.ndarray:
     return product
 
 
-def _on_grid(differences: np.ndarray) -> np.ndarray:
-    """Return differences, none of them 0, as multiples of their common fraction, or of a fine grid without one."""
-    distinct = np.unique(np.abs(differences))
-    for parts in _common_parts(distinct):
-        if np.abs(differences).sum() * parts > GRID:
+def _scale(differences: np.ndarray) -> tuple[float, bool]:
+    """Return by what differences, none of them 0, become whole numbers, and whether they do so exactly.
+
+    Those without a common fraction are put on a grid whose step is about 1/500 of the spread of their signed sum.
+    """
+    total = np.abs(differences).sum()
+    for parts in _common_parts(np.unique(np.abs(differences))):
+        if total * parts > GRID:
             break
-        return (differences * parts).round().astype(np.int64)
-    total = max(
-        2**17, 64 * len(differences)
-    )  # 64 steps or more in the mean; a step is 1e-3 of the sum's spread, or less
-    rounded = (differences * (total / np.abs(differences).sum())).round().astype(np.int64)
-    return rounded[rounded != 0]
+        return parts, True
+    return max(2**14, 512 * np.sqrt(len(differences))) / total, False
 
 
 def _common_parts(distinct: np.ndarray) -> Iterator[int]:

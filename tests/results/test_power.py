@@ -32,7 +32,7 @@ def test_a_true_change_is_as_large_as_it_says_and_none_is_rarely_found():
     for effect in (0.0, 0.05):
         sums = power.simulate(before, after, effect, seed=0, runs=2000)
         assert sums.mean(1).mean() == pytest.approx(effect, abs=0.002)
-    assert power.found(power.simulate(before, after, 0.0, seed=0, runs=2000), 0.05) == pytest.approx(0.025, abs=0.012)
+    assert 0.005 < power.found(power.simulate(before, after, 0.0, seed=0, runs=2000), 0.05) < 0.03
 
 
 def test_the_smallest_change_is_found_in_four_cases_of_five():
@@ -40,7 +40,7 @@ def test_the_smallest_change_is_found_in_four_cases_of_five():
         before, after = two_models(count, per_image)
         smallest = power.smallest_found(before, after, 0.0125, seed=0)
         sums = power.simulate(before, after, smallest, seed=5, runs=2000)
-        assert power.found(sums, 0.0125) == pytest.approx(0.8, abs=0.05)
+        assert power.found(sums, 0.0125) == pytest.approx(0.8, abs=0.07)
 
 
 def test_copies_of_an_image_show_no_more_than_one():
