@@ -6,6 +6,7 @@ verdict; `python -m pipeline_lib.report` prints the table.
     python -m stages.report
 """
 
+import tempfile
 from pathlib import Path
 
 from pipeline_lib import tracking
@@ -26,15 +27,18 @@ def main(params_file: Path = Path("params.yaml")) -> None:
     paths = config.load(params_file, Paths)
     target, folders = paths.report, paths.folders()
     upstream = artifacts.digests({stage: folder for stage, folder in folders.items() if stage != "report"})
-    with tracking.stage_run("report", params_file, upstream=upstream) as run:
-        report.run(inputs, target)
+    took = tracking.time_taken(params_file, upstream)
+    with tracking.stage_run("report", params_file, upstream=upstream) as run, tempfile.TemporaryDirectory() as scratch:
+        page = report.run(inputs, target)
         found = report.summary(inputs)
         artifacts.write_json(paths.report_numbers, found)
         run.headline(found)
+        copies = report.write_copies(page, Path(scratch), took)
         for name in sorted(artifacts.read_manifest(target)["files"]):
-            run.log_artifact(target / name, Path(name).parent.as_posix().removeprefix("."))
+            run.log_artifact(copies.get(name, target / name), Path(name).parent.as_posix().removeprefix("."))
         run.output(artifacts.read_manifest(target)["digest"])
-    print(f"\n{report.sentence(inputs)}\nTable: python -m pipeline_lib.report. Page: {target / report.HTML}")
+    made = f"\nComputed on: {took}." if took else ""
+    print(f"\n{report.sentence(inputs)}{made}\nTable: python -m pipeline_lib.report. Page: {target / report.HTML}")
 
 
 if __name__ == "__main__":

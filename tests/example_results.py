@@ -67,7 +67,9 @@ def fill_project(root: Path, *, gain=1.0, loss=1.0, with_captions=True, with_tas
         )
         for name, size in SIZES.items()
     }
-    artifacts.write_manifest(data / "shards", "shard", parts={name: part.digest for name, part in parts.items()})
+    digests = {name: part.digest for name, part in parts.items()}
+    numbers = {"refine": {"num_samples": 512}}
+    artifacts.write_manifest(data / "shards", "shard", parts=digests, numbers=numbers)
     refined = f"refined {seed} {gain} {loss}"
     for model, weights, gain_now, loss_now, luck in (
         ("base", "base", 0, 0, None),
@@ -128,7 +130,16 @@ def digest(model):
 def write_models(data, refined, parameters):
     """Folders of base, refined and teacher: manifests and history, no weights."""
     facts = {
-        "source": {"source": "demo"},
+        "source": {"kind": "demo", "image_tower": "lite0", "text_tower": "minilm", "num_images": 44},
+        "preprocess": {
+            "size": [48, 48],
+            "mode": "RGB",
+            "mean": [0.5, 0.5, 0.5],
+            "std": [0.5, 0.5, 0.5],
+            "interpolation": "bicubic",
+            "resize_mode": "shortest",
+            "fill_color": 0,
+        },
         "license": "Apache-2.0",
         "embed_dim": WIDTH,
         "config_digest": digest("config"),
@@ -184,6 +195,7 @@ def write_part(directory, size, *, with_captions, with_task):
         counts={"read": size + 3, "used": size, "filtered": 2, "quarantined": 1},
         tasks={TASK: {"classnames": CLASSES, "templates": ["a {}"]}} if with_task else {},
         source={"format": "openmoji"},
+        max_image_pixels=1_000_000,
         **counts,
     )
     return shards.read_part(directory)

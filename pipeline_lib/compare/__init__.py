@@ -11,6 +11,7 @@ in that order, so that the best row there is not a choice among lucky ones.
 
     candidates   reads folders, revisions and experiments; groups the seeds of one configuration
     board        which configuration is best, by what, how sure
+    trade_off    what each gains in retrieval and loses in zero-shot skill
     comparison   the same as tables and as a page
     ablate       plans the ablations and runs them as DVC experiments
 """

@@ -12,9 +12,10 @@ import numpy as np
 from pipeline_lib.compare.board import Board, Rival
 from pipeline_lib.compare.candidates import Group
 from pipeline_lib.compare.entries import Entry
+from pipeline_lib.compare.trade_off import show_trade_off
 from pipeline_lib.refine import recipes
-from pipeline_lib.report import figures, page
-from pipeline_lib.report.page import Cell, Drawing, Fold, Page, Points, Row, Section, Table, Text, Tone
+from pipeline_lib.report import figures, header, page
+from pipeline_lib.report.page import Cell, Drawing, Fact, Fold, Page, Points, Row, Section, Table, Text, Tone
 from pipeline_lib.results.conclusion import conclusion
 from pipeline_lib.results.folders import Variant
 
@@ -78,14 +79,35 @@ def comparison_page(board: Board) -> Page:
     """Compose the page: ranking, tables, the grid, the recipes' equations, the runs."""
     tables = [Section(_heading(board, name), (table(board, name), *_drawing(board, name))) for name in board.sets]
     sections = (
-        Section("Ranking", (Text(verdict(board), lead=True), Text(ranked_on(board)), verdict_points(board))),
+        Section(
+            "Ranking",
+            (
+                Text(verdict(board), lead=True),
+                Text(ranked_on(board)),
+                verdict_points(board),
+                *show_trade_off(board),
+            ),
+        ),
         *tables,
         Section("The grid", (_grid(board),)),
         Section("The recipes", (_equations(board),)),
         Section("Runs", (Fold("Every run", (_runs(board),)),)),
     )
     count = sum(len(group.candidates) for group in board.groups)
-    return Page("Configurations compared", f"{len(board.groups)} configurations, {count} runs", sections)
+    return Page("Configurations compared", f"{len(board.groups)} configurations, {count} runs", sections, _facts(board))
+
+
+def _facts(board: Board) -> tuple[Fact, ...]:
+    """Return what all configurations have alike."""
+    candidates = [candidate for group in board.groups for candidate in group.candidates]
+    bases = {header.asked_origin(candidate.parameters["base"]) for candidate in candidates}
+    data = {header.data_place(candidate.parameters["data"]) for candidate in candidates}
+    sizes = candidates[0].refined.all_sets
+    return (
+        Fact("base model", " or ".join(sorted(bases))),
+        Fact("data", " or ".join(sorted(data))),
+        Fact("evaluated on", header.name_sets({name: sizes[name] for name in board.sets})),
+    )
 
 
 def verdict(board: Board) -> str:

@@ -42,7 +42,7 @@ def render_card(subject: Subject, folder: str, repository: str = "") -> str:
         repository: `ORG/NAME` on the hub, if it is to go there.
     """
     title = repository.rpartition("/")[2] or folder
-    document = Page(title, _lead(subject), tuple(_sections(subject, folder, repository)))
+    document = Page(title, _lead(subject), tuple(_sections(subject, folder, repository)), contents=False)
     text = f"---\n{_front_matter(subject, title)}\n---\n{page.to_markdown(document)}"
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 

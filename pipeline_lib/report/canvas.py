@@ -13,6 +13,7 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -39,8 +40,8 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: the page's own font, selectable, small
     "svg.hashsalt": "figures",
     "font.family": "DejaVu Sans",  # comes with matplotlib: the PNGs look the same everywhere
-    "font.size": 9.5,
-    "axes.titlesize": 10.5,
+    "font.size": 10,
+    "axes.titlesize": 11,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.titlepad": 9,
@@ -59,7 +60,7 @@ STYLE: dict[Any, Any] = {
     "grid.linewidth": 0.7,
     "axes.axisbelow": True,
     "legend.frameon": False,
-    "legend.fontsize": 9,
+    "legend.fontsize": 9.5,
     "lines.linewidth": 1.6,
 }
 
@@ -75,13 +76,14 @@ class Figure:
     panel_inches: tuple[float, float] = PANEL_INCHES
 
 
-def to_svgs(figure: Figure) -> list[str]:
+@lru_cache(maxsize=64)  # of the figures of a page, which may be rendered twice
+def to_svgs(figure: Figure) -> tuple[str, ...]:
     """Render one `<svg>` element per panel: sized by the page, coloured by its CSS variables, with ids of its own."""
     width, height = figure.panel_inches
-    return [
+    return tuple(
         _for_page(_save((panel,), width, height, "svg").decode(), f"{figure.name}-{i}")
         for i, panel in enumerate(figure.panels)
-    ]
+    )
 
 
 def to_png(figure: Figure, *, columns: int | None = None) -> bytes:

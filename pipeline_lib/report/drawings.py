@@ -36,7 +36,7 @@ def _feature_figures(inputs: ReportInputs, name: str) -> list[Figure]:
     spectra = {"base": pairs["base"], "mean-centred": centred_pairs(inputs.base, name), "refined": pairs["refined"]}
     gaps = {model: sides[0].mean(0) - sides[1].mean(0) for model, sides in spectra.items() if sides}
     return [
-        figures.projection(pairs),
+        figures.projection(pairs, floor=Variant(inputs.base).block(name, "gap").get("centroid_floor", 0.0)),
         figures.cosine_histogram({model: cosines(*features) for model, features in pairs.items()}),
         figures.gap_spectrum(gaps),
     ]

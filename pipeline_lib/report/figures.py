@@ -1,4 +1,4 @@
-"""Every figure of the report and of the comparison, from arrays: pure functions that return a `Figure`."""
+"""The figures of the report and of the comparison, from arrays: pure functions that return a `Figure`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from pipeline_lib.report.canvas import COLOURS, Figure, Panel
+from pipeline_lib.report.labels import write_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,7 +47,7 @@ def differences(rows: Sequence[Difference], *, confidence: str) -> Figure:
         f"Refined minus base on the same items, with the paired {confidence} interval. A triangle up: rose, a triangle "
         "down: fell, a dot: no measurable change after Holm's correction.",
         (_difference_rows(rows, "refined − base, percentage points"),),
-        (4.8, 0.75 + 0.45 * max(2, len(rows))),
+        (4.4, 0.75 + 0.45 * max(2, len(rows))),
     )
 
 
@@ -84,7 +85,7 @@ def _difference_rows(rows: Sequence[Difference], axis: str, *, title: str = "") 
                 axes.plot(row.seeds, [y] * len(row.seeds), "|", color=COLOURS["ink"], markersize=9, markeredgewidth=1.1)
             # The label stands above its row, so that it is readable at any width, however long.
             box = {"facecolor": COLOURS["paper"], "edgecolor": "none", "pad": 1}
-            axes.annotate(row.label, (0, y), (0, 9), ("axes fraction", "data"), "offset points", fontsize=9, bbox=box)
+            axes.annotate(row.label, (0, y), (0, 9), ("axes fraction", "data"), "offset points", fontsize=9.5, bbox=box)
         axes.set_ylim(len(rows) - 0.5, -0.8)
         axes.set(yticks=[], xlabel=axis, title=title)
         axes.spines["left"].set_visible(False)
@@ -93,57 +94,110 @@ def _difference_rows(rows: Sequence[Difference], axis: str, *, title: str = "") 
     return draw
 
 
-def projection(clouds: Mapping[str, tuple[Array, Array]]) -> Figure:
-    """Draw where image and text features lie, per model, in the two main directions of all of them together.
+def projection(clouds: Mapping[str, tuple[Array, Array]], *, floor: float = 0.0) -> Figure:
+    """Draw where image and text features lie, per model: along the first model's gap, and across it.
+
+    Where less than half of the first model's squared centroid distance is more than chance (`floor`), its direction is
+    mostly noise, and the first axis is that of the last model's gap.
 
     Args:
         clouds: model -> (image features [P, D], text features [P, D]), unit rows; row i of both is one pair.
+        floor: Centroid distance that two samples of one distribution would have, in the first model.
     """
-    centre, directions, share = _main_plane(np.concatenate([x for pair in clouds.values() for x in pair]))
+    gaps = {model: image.mean(axis=0) - text.mean(axis=0) for model, (image, text) in clouds.items()}
+    sizes = {model: float(np.linalg.norm(gap)) for model, gap in gaps.items()}
+    first, *_, last = [*clouds, *clouds]
+    along = first if sizes[first] ** 2 >= 2 * floor**2 else last
+    centre, directions, shares = _gap_plane(np.concatenate([x for pair in clouds.values() for x in pair]), gaps[along])
     points = {model: [(_evenly(x, MAX_POINTS) - centre) @ directions for x in pair] for model, pair in clouds.items()}
     means = {model: [(x.mean(axis=0) - centre) @ directions for x in pair] for model, pair in clouds.items()}
-    everything = np.concatenate([x for pair in points.values() for x in pair])
-    (x_low, y_low), (x_high, y_high) = everything.min(axis=0), everything.max(axis=0)
-
-    def panel(model: str) -> Panel:
-        def draw(axes: Axes) -> None:
-            image, text = points[model]
-            gaps = np.full(len(image), np.nan)
-            joins = np.stack([image, text, np.stack([gaps, gaps], axis=1)], axis=1).reshape(-1, 2)
-            axes.plot(joins[:, 0], joins[:, 1], color=COLOURS["base"], linewidth=0.5, alpha=0.45)
-            for kind, marker, cloud, mean in zip(("image", "text"), "oD", points[model], means[model], strict=True):
-                axes.plot(
-                    *cloud.T, marker, color=COLOURS[kind], markersize=3.6, alpha=0.75, markeredgewidth=0, label=kind
-                )
-                axes.plot(*mean, marker, color=COLOURS[kind], markersize=10, markeredgecolor=COLOURS["paper"])
-            pad_x, pad_y = 0.04 * (x_high - x_low) + 1e-3, 0.06 * (y_high - y_low) + 1e-3
-            axes.set(xlim=(x_low - pad_x, x_high + pad_x), ylim=(y_low - pad_y, y_high + pad_y), title=model)
-            axes.set_xlabel(f"direction 1 ({100 * share[0]:.0f} % of the variance)")
-            axes.set_ylabel(f"direction 2 ({100 * share[1]:.0f} %)")
-            axes.legend(loc="best", handletextpad=0.1, markerscale=1.6)
-
-        return draw
-
+    ends = [means[model][1] + (sizes[model], 0) for model in clouds]  # of the bars
+    limits = _one_scale(np.concatenate([*(x for pair in points.values() for x in pair), ends]))
+    names = (
+        f"along {along}'s gap, text to image ({100 * shares[0]:.0f} % of the variance)",
+        f"most variance across it ({100 * shares[1]:.0f} %)",
+    )
+    held = {model: (float(means[model][0][0] - means[model][1][0]), sizes[model]) for model in clouds}
     shown = min(MAX_POINTS, min(len(image) for image, _ in clouds.values()))
+    fallback = "" if along == first else _no_gap(first, sizes[first], floor)
     return Figure(
         "projection",
         "Where image and text features lie",
-        "Unit-length features in the two main directions of both models together, so that the panels share their axes. "
-        f"Each line joins an image and its first caption ({shown} pairs drawn); the large marks are the means. "
-        "Shorter lines: better aligned pairs. Means closer together: a smaller gap.",
-        tuple(panel(model) for model in clouds),
-        (4.4, 3.9),
+        f"Unit-length features, one scale for both axes. {fallback}The first axis runs from the mean caption to the "
+        f"mean image of {along}, in every panel; the second is the direction of most variance of all models together "
+        "across it. The large marks are the means. The bar is the gap: as long as the centroid distance, the line "
+        f"inside as long as what of it lies along the first axis ({_held_along(held)}). Each line joins an image and "
+        f"its first caption ({shown} pairs drawn). Shorter lines: better aligned pairs.",
+        tuple(_cloud(model, points[model], means[model], sizes[model], names, limits) for model in clouds),
+        (4.4, 4.5),
     )
 
 
-def _main_plane(rows: Array) -> tuple[Array, Array, Array]:
-    """Return the mean [D], the two directions of most variance [D, 2] (largest entry positive), their shares [2]."""
+def _no_gap(model: str, size: float, floor: float) -> str:
+    return (
+        f"{model} has no gap to speak of: its centroids lie {size:.3f} apart, and two samples of one distribution "
+        f"would lie {floor:.3f} apart. "
+    )
+
+
+def _held_along(held: Mapping[str, tuple[float, float]]) -> str:
+    """Say how much of each model's gap lies along the first axis, from that and the whole."""
+    said = [
+        f"{model}: all of {size:.3f}"
+        if round(along, 3) == round(size, 3)
+        else f"{model}: {along:.3f} of {size:.3f}, {100 * along / size:.0f} %"
+        for model, (along, size) in held.items()
+    ]
+    return "; ".join(said).replace("-", "−")
+
+
+def _one_scale(points: Array) -> dict[str, tuple[float, float]]:
+    """Return limits of both axes that span the same length and hold all points [n, 2], with room at the top."""
+    low, high = points.min(axis=0), points.max(axis=0)
+    half = 0.6 * float((high - low).max()) + 1e-3
+    x, y = (low + high) / 2
+    return {"xlim": (x - half, x + half), "ylim": (y - 0.9 * half, y + 1.1 * half)}
+
+
+def _gap_plane(rows: Array, gap: Array) -> tuple[Array, Array, Array]:
+    """Return the mean [D], the direction of the gap and that of most variance across it [D, 2], their shares [2]."""
     centre = rows.mean(axis=0, dtype=np.float64)
+    along = gap.astype(np.float64) / (np.linalg.norm(gap) or 1.0)
     centred = rows - centre
-    values, vectors = np.linalg.eigh(centred.T @ centred)
-    directions = vectors[:, :-3:-1]
-    directions = directions * np.sign(directions[np.abs(directions).argmax(axis=0), [0, 1]])
-    return centre, directions, np.clip(values[:-3:-1], 0, None) / (max(values.sum(), 0) or 1.0)
+    places = centred @ along
+    across = centred - np.outer(places, along)
+    values, vectors = np.linalg.eigh(across.T @ across)
+    direction = vectors[:, -1] * np.sign(vectors[np.abs(vectors[:, -1]).argmax(), -1])
+    held = np.array([places @ places, max(values[-1], 0.0)])
+    return centre, np.stack([along, direction], axis=1), held / (np.square(centred).sum() or 1.0)
+
+
+def _cloud(
+    model: str, points: Sequence[Array], means: Sequence[Array], size: float, names: tuple[str, str], limits: Any
+) -> Panel:
+    def draw(axes: Axes) -> None:
+        image, text = points
+        breaks = np.full_like(image, np.nan)
+        joins = np.stack([image, text, breaks], axis=1).reshape(-1, 2)
+        axes.plot(joins[:, 0], joins[:, 1], color=COLOURS["base"], linewidth=0.5, alpha=0.45)
+        for kind, marker, cloud, mean in zip(("image", "text"), "oD", points, means, strict=True):
+            style: dict[str, Any] = {"alpha": 0.75, "markeredgewidth": 0, "label": kind}
+            axes.plot(*cloud.T, marker, color=COLOURS[kind], markersize=3.6, **style)
+            axes.plot(*mean, marker, color=COLOURS[kind], markersize=10, markeredgecolor=COLOURS["paper"], zorder=4)
+        _draw_gap(axes, means[1][0], means[0][0], size)
+        axes.set(title=model, xlabel=names[0], ylabel=names[1], **limits)
+        axes.set_aspect("equal")
+        axes.legend(loc="lower left", handletextpad=0.1, markerscale=1.6)
+
+    return draw
+
+
+def _draw_gap(axes: Axes, text: float, image: float, size: float) -> None:
+    """Draw a bar as long as the gap at the top, from the mean text on; the line inside ends at the mean image."""
+    top = axes.get_xaxis_transform()
+    for end, colour, width in ((text + size, "still", 5.0), (image, "ink", 2.0)):
+        axes.plot([text, end], [0.91] * 2, color=COLOURS[colour], linewidth=width, transform=top, solid_capstyle="butt")
+    axes.annotate(f"gap {size:.3f}", (text, 0.91), (0, 6), top, "offset points")
 
 
 def cosine_histogram(cosines: Mapping[str, Mapping[str, Array]]) -> Figure:
@@ -353,14 +407,15 @@ def wise_ft_curve(curves: Mapping[str, Sequence[tuple[float, float, float]]], *,
             axes.axhline(0, color=COLOURS["rule"], linewidth=0.9)
             axes.plot(zero_shot, retrieval, color=COLOURS["refined"], marker="o", markersize=5)
             for mix, x, y in zip(mixes, zero_shot, retrieval, strict=True):
-                name = {0.0: "base", 1.0: "refined"}.get(float(mix), f"{mix:g}")
-                axes.annotate(name, (x, y), (8, 5), textcoords="offset points", fontsize=9)
                 if mix == chosen:
                     axes.plot([x], [y], "o", markersize=12, markerfacecolor="none", markeredgecolor=COLOURS["ink"])
             axes.margins(0.18)
             axes.set_title(title)
             axes.set_xlabel("zero-shot top-1 against base, points")
             axes.set_ylabel("retrieval log rank against base, points")
+            points = list(zip(zero_shot.tolist(), retrieval.tolist(), strict=True))
+            names = [{0.0: "base", 1.0: "refined"}.get(mix, f"{mix:g}") for mix in mixes.tolist()]
+            write_names(axes, list(zip(names, points, strict=True)), points, path=points)
 
         return draw
 

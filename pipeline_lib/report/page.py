@@ -134,12 +134,22 @@ class Section:
 
 
 @dataclass(frozen=True)
+class Fact:
+    """A line below the title: what it tells, and that."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Page:
-    """A document."""
+    """A document: title, what stands below it, a list of contents, sections."""
 
     title: str
-    subtitle: str
+    subtitle: str  # may be empty
     sections: tuple[Section, ...]
+    facts: tuple[Fact, ...] = ()
+    contents: bool = True
 
 
 def write_page(page: Page, target: Path, *, stage: str, html: str, markdown: str) -> None:
@@ -253,9 +263,18 @@ def _environment(*, html: bool) -> jinja2.Environment:
         "svgs": lambda figure: [Markup(svg) for svg in canvas.to_svgs(figure)],  # noqa: S704 - drawn by ourselves
         "pipe_table": _pipe_table,
         "escaped": lambda text: re.sub(r"([\\`*_<>\[\]#|])", r"\\\1", text),
-        "slug": lambda text: re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-"),
+        "slug": heading_slug,
     }
     return environment
+
+
+def heading_slug(title: str) -> str:
+    """Return the anchor of a heading, as GitHub makes it for Markdown.
+
+    >>> heading_slug("val, ranked on")
+    'val-ranked-on'
+    """
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
 def _inline_html(text: str) -> Markup:

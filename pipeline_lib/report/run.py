@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline_lib.report import advice, alarms, choices, drawings, examples, few_shot, tables, verdict, wise_ft
+from pipeline_lib.core import artifacts
+from pipeline_lib.report import advice, alarms, choices, drawings, examples, few_shot, header, tables, verdict, wise_ft
 from pipeline_lib.report.inputs import ReportInputs
-from pipeline_lib.report.page import Page, Section, plain_text, to_terminal, write_page
+from pipeline_lib.report.page import Fact, Page, Section, plain_text, to_html, to_markdown, to_terminal, write_page
 
 STAGE = "report"
 HTML, MARKDOWN = "report.html", "report.md"
@@ -29,11 +31,8 @@ def compose_page(inputs: ReportInputs) -> Page:
         Section("What was measured on", tables.data_table(inputs)),
         Section("Provenance", tables.provenance_tables(inputs)),
     ]
-    recipe, first = inputs.parameters["refine"]["recipe"], inputs.sets[0]
-    subtitle = f"`{recipe}`, {len(inputs.history)} steps; evaluated on " + ", ".join(
-        f"{name} ({inputs.refined.sets[name]['num_images']:,} images)" for name in inputs.sets
-    )
-    return Page(inputs.title or first, subtitle, tuple(section for section in sections if section.blocks))
+    shown = tuple(section for section in sections if section.blocks)
+    return Page(inputs.title or inputs.sets[0], "", shown, header.run_facts(inputs))
 
 
 def _before_and_after(inputs: ReportInputs) -> tuple[Any, ...]:
@@ -51,6 +50,20 @@ def run(inputs: ReportInputs, target: Path) -> Page:
     page = compose_page(inputs)
     write_page(page, target, stage=STAGE, html=HTML, markdown=MARKDOWN)
     return page
+
+
+def write_copies(page: Page, folder: Path, took: str) -> dict[str, Path]:
+    """Write the page to `folder` with one fact more, on what and how long it was computed; return the files by name.
+
+    The page itself tells neither, since equal inputs give equal bytes. No files where nothing is known.
+    """
+    if not took:
+        return {}
+    page = replace(page, facts=(*page.facts, Fact("computed on", took)))
+    texts = {HTML: to_html(page), MARKDOWN: to_markdown(page)}
+    for name, text in texts.items():
+        artifacts.write_text(folder / name, text)
+    return {name: folder / name for name in texts}
 
 
 def sentence(inputs: ReportInputs) -> str:

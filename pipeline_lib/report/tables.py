@@ -10,6 +10,7 @@ import numpy as np
 
 from pipeline_lib.core import artifacts, provenance
 from pipeline_lib.report import page
+from pipeline_lib.report.header import set_size
 from pipeline_lib.report.inputs import OPENMOJI, ReportInputs
 from pipeline_lib.report.page import Cell, Fold, Row, Table, Text
 from pipeline_lib.results.folders import CENTRED, Variant
@@ -157,10 +158,7 @@ def share(interval: Interval) -> Cell:
 
 
 def _set_title(inputs: ReportInputs, name: str) -> str:
-    counts = inputs.refined.sets[name]
-    kinds = {"captions": counts.get("num_captions"), "choices": counts.get("num_choices")}
-    texts = "".join(f", {count:,} {kind}" for kind, count in kinds.items() if count)
-    return f"{name} ({counts['num_images']:,} images{texts})"
+    return f"{name} ({set_size(inputs.refined.sets[name])})"
 
 
 def detail_tables(inputs: ReportInputs) -> tuple[Any, ...]:
@@ -351,14 +349,15 @@ def provenance_tables(inputs: ReportInputs) -> tuple[Any, ...]:
     digests["report"] = ["this page", f"`{provenance.stage_digest('report')[:16]}`"]
     versions = {name: [version] for name, version in provenance.package_versions().items()}
     parameters = {name: [f"`{value}`"] for name, value in dotted_keys(inputs.parameters).items()}
+    outputs_and_code = page.grid(
+        ("stage", "output", "code"),
+        digests,
+        text_columns=(0, 1, 2),
+        note="Output: digest of the manifest, which lists every file with its SHA-256. Code: the first digits of "
+        "the digest of the stage's source files when this page was made.",
+    )
     return (
-        page.grid(
-            ("stage", "output", "code"),
-            digests,
-            text_columns=(0, 1, 2),
-            note="Output: digest of the manifest, which lists every file with its SHA-256. Code: the first digits of "
-            "the digest of the stage's source files when this page was made.",
-        ),
+        Fold("Outputs and code", (outputs_and_code,)),
         Fold("Models", (page.grid(("", "base", "refined"), facts, text_columns=(0, 1, 2)),)),
         Fold("Parameters", (page.grid(("params.yaml", "value"), parameters, text_columns=(0, 1)),)),
         Fold("Packages", (page.grid(("package", "version"), versions, text_columns=(0, 1)),)),

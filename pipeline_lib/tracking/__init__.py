@@ -11,5 +11,6 @@ the row, with the run that made its output (found by the output's digest) and th
 """
 
 from pipeline_lib.tracking.run import Run, stage_run
+from pipeline_lib.tracking.times import time_taken
 
-__all__ = ["Run", "stage_run"]
+__all__ = ["Run", "stage_run", "time_taken"]

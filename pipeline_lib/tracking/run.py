@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline_lib.core import config, runtime
 from pipeline_lib.core.errors import UserError
+from pipeline_lib.tracking import times
 from pipeline_lib.tracking.client import prepare_environment
 from pipeline_lib.tracking.describe import start_op
 from pipeline_lib.tracking.place import project_root, store_name, store_uri
@@ -140,6 +141,7 @@ class TrackedRun(Run):
         self._root, self._settings, self._start = root, settings, start
         self._spool = Spool.of(root, start["stage"], start["uid"])
         self._began = time.monotonic()
+        self._output, self._resumed = "", False
         self._sender: Sender | None = None
 
     @property
@@ -196,6 +198,7 @@ class TrackedRun(Run):
     @_guarded
     def output(self, digest: str) -> None:
         """See `Run`."""
+        self._output = digest
         self._spool.append({"op": "output", "digest": digest})
 
     @_guarded
@@ -207,6 +210,7 @@ class TrackedRun(Run):
     def resume(self, run_id: str) -> None:
         """See `Run`. What was logged to the new run so far is logged to the resumed one, and the new one is dropped."""
         old, new = self._spool, Spool.of(self._root, self._start["stage"], run_id)
+        self._resumed = True
         if not run_id or run_id == self.run_id:
             return
         if not new.open(patience=RESUME_PATIENCE):
@@ -229,6 +233,8 @@ class TrackedRun(Run):
         seconds = round(time.monotonic() - self._began, 3)
         op = {"op": "end", "status": status, "message": message, "seconds": seconds, "time": now()}
         self._append_end(op)
+        if status == "FINISHED" and self._output:
+            self._note_time(seconds)
         if self._sender is None or self.broken:
             return
         far = self._sender.error or not store_uri(self._root).startswith("sqlite:")
@@ -258,6 +264,13 @@ class TrackedRun(Run):
     def _append_end(self, op: Op) -> None:
         self._spool.append(op)
         self._spool.sync()
+
+    @_guarded
+    def _note_time(self, seconds: float) -> None:
+        params = self._start["params"]
+        where = times.machine(params["runtime.device"], params["runtime.processes"])
+        facts = {"seconds": seconds, "machine": where, "resumed": self._resumed}
+        times.note(self._root, stage=self._start["stage"], output=self._output, **facts)
 
     def check(self, further: str = "") -> None:
         """See `Run`; the error names reason and remedy, and ends with `further`."""

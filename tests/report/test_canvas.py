@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline_lib.report import canvas, figures
+from pipeline_lib.report import canvas, figures, trade_off
 from pipeline_lib.report.canvas import COLOURS
 from pipeline_lib.report.figures import Difference
+from pipeline_lib.report.trade_off import Place
 from pipeline_lib.results.gap import unit_rows
 
 RNG = np.random.default_rng(0)
@@ -32,6 +33,7 @@ def every_figure():
         figures.recall_bars("my set/1", {"image → text": recall}),
         figures.training_curves(steps, {"loss": RNG.random(70), "a_loss": np.where(steps % 2, np.nan, 1.0)}),
         figures.wise_ft_curve({"eval": [(0, 0, 0), (0.5, 1, 2), (1, -1, 3)]}, chosen=0.5),
+        trade_off.trade_off({"eval": [Place("a", "a", "k", (2, 1, 3), (1, 0, 2))]}, [], confidence="9", note=""),
     ]  # fmt: skip
 
 

@@ -40,7 +40,7 @@ def test_headlines_stand_in_the_main_table_and_groups_do_not(inputs):
         f"{name}: {label}"
         for name, label in zip(SETS, ("caption choice", "caption choice (ITT)", *["group score"] * 3), strict=True)
     ]
-    assert verdict.sentence(inputs.comparison)
+    assert verdict.sentence(inputs)
     summary = report.summary(inputs)
     flat = artifacts.read_json(Path("data/eval/refined.json"))
     assert summary["crepe/caption_choice_accuracy"] == float(f"{flat['crepe']['caption_choice_accuracy']:.4g}")

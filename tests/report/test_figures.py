@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.colors import same_color
 from matplotlib.figure import Figure as Canvas
 
+from pipeline_lib import metrics
 from pipeline_lib.report import canvas, figures
 from pipeline_lib.report.canvas import COLOURS
 from pipeline_lib.report.figures import Difference
@@ -28,38 +30,70 @@ def axes_of(figure, panel=0):
     return axes
 
 
-def test_projection_is_the_principal_plane_of_all_features_and_joins_pairs():
-    both = clouds()
+def shifted(gap=0.5, count=30, width=5):
+    """Base and refined whose gaps have other directions, the base's of about this size."""
+    both, found = clouds(count, width), {}
+    for model, side, size in (("base", 0, gap), ("refined", 1, 0.6)):
+        shift = size * np.eye(width)[side]
+        found[model] = (unit(both[model][0] + shift), unit(both[model][1] - shift))
+    return found
+
+
+def test_projection_runs_along_the_gap_of_the_base_and_in_the_main_direction_across_it():
+    both = shifted()
     rows = np.concatenate([x for pair in both.values() for x in pair])
-    centred = rows - rows.mean(0)
-    _, _, directions = np.linalg.svd(centred, full_matrices=False)
-    expected = (both["refined"][0] - rows.mean(0)) @ directions[:2].T
+    gap = both["base"][0].mean(0) - both["base"][1].mean(0)
+    along = gap / np.linalg.norm(gap)
+    across = rows - rows.mean(0) - np.outer((rows - rows.mean(0)) @ along, along)
+    _, sizes, directions = np.linalg.svd(across, full_matrices=False)
+    assert directions[0] @ along == pytest.approx(0, abs=1e-9)
     figure = figures.projection(both)
     axes = [axes_of(figure, panel) for panel in (0, 1)]
-    joins, images = axes[1].lines[0].get_xydata(), axes[1].lines[1].get_xydata()
-    np.testing.assert_allclose(np.abs(images), np.abs(expected), atol=1e-9)  # each direction up to its sign
-    texts = axes[1].lines[3].get_xydata()
+    joins, images, texts = (axes[1].lines[i].get_xydata() for i in (0, 1, 3))
+    centred = both["refined"][0] - rows.mean(0)
+    np.testing.assert_allclose(images[:, 0], centred @ along, atol=1e-9)
+    np.testing.assert_allclose(np.abs(images[:, 1]), np.abs(centred @ directions[0]), atol=1e-9)  # up to its sign
     np.testing.assert_array_equal(joins.reshape(-1, 3, 2)[:, 0], images)
     np.testing.assert_array_equal(joins.reshape(-1, 3, 2)[:, 1], texts)
     assert np.isnan(joins.reshape(-1, 3, 2)[:, 2]).all()
-    assert axes[0].get_xlim() == axes[1].get_xlim()
-    assert axes[0].get_ylim() == axes[1].get_ylim()
+    assert (axes[0].get_xlim(), axes[0].get_ylim()) == (axes[1].get_xlim(), axes[1].get_ylim())
+    total = np.square(rows - rows.mean(0)).sum()
+    held = np.square((rows - rows.mean(0)) @ along).sum() / total, sizes[0] ** 2 / total
+    assert axes[0].get_xlabel() == f"along base's gap, text to image ({100 * held[0]:.0f} % of the variance)"
+    assert axes[0].get_ylabel() == f"most variance across it ({100 * held[1]:.0f} %)"
 
 
-def test_projection_draws_at_most_max_points():
-    figure = figures.projection(clouds(count=figures.MAX_POINTS + 40, width=3))
-    assert len(axes_of(figure).lines[1].get_xydata()) == figures.MAX_POINTS
+def test_projection_shows_the_centroid_distance():
+    """In the base's panel as the distance of the large marks along the first axis, in every panel as the bar."""
+    both = shifted(count=figures.MAX_POINTS + 40)  # more than are drawn: the means are of all
+    figure = figures.projection(both)
+    found = {}
+    for panel, (model, pair) in enumerate(both.items()):
+        size = metrics.centroid_distance(*(torch.tensor(x) for x in pair)).item()
+        axes = axes_of(figure, panel)
+        image, text = (axes.lines[i].get_xydata()[0] for i in (2, 4))
+        bar, dark = (axes.lines[i].get_xdata() for i in (5, 6))
+        assert bar[1] - bar[0] == pytest.approx(size)
+        assert list(dark) == pytest.approx([text[0], image[0]])
+        assert f"gap {size:.3f}" in [note.get_text() for note in axes.texts]
+        found[model] = (dark[1] - dark[0], size)
+    assert found["base"][0] == pytest.approx(found["base"][1])
+    assert abs(found["refined"][0]) < 0.5 * found["refined"][1]
+    part, whole = found["refined"]
+    assert f"refined: {part:.3f} of {whole:.3f}, {100 * part / whole:.0f} %".replace("-", "−") in figure.caption
     assert f"{figures.MAX_POINTS} pairs drawn" in figure.caption
+    assert len(axes_of(figure).lines[1].get_xydata()) == figures.MAX_POINTS
 
 
-def test_projection_marks_the_means_of_all_points():
-    both = clouds(count=figures.MAX_POINTS + 40)
-    axes = axes_of(figures.projection(both), 0)
-    rows = np.concatenate([x for pair in both.values() for x in pair])
-    _, _, directions = np.linalg.svd(rows - rows.mean(0), full_matrices=False)
-    for line, cloud in zip(axes.lines[2::2], both["base"], strict=True):
-        expected = (cloud.mean(0) - rows.mean(0)) @ directions[:2].T
-        np.testing.assert_allclose(np.abs(line.get_xydata()[0]), np.abs(expected), atol=1e-9)
+@pytest.mark.parametrize(("share_of_distance", "along"), [(0.6, "base"), (0.8, "refined")])
+def test_projection_falls_back_where_the_base_has_no_gap(share_of_distance, along):
+    """Where more than half of its squared distance is chance, the direction of the base's gap says nothing."""
+    both = shifted()
+    distance = np.linalg.norm(both["base"][0].mean(0) - both["base"][1].mean(0))
+    figure = figures.projection(both, floor=share_of_distance * distance)
+    assert axes_of(figure).get_xlabel().startswith(f"along {along}'s gap")
+    said = f"base has no gap to speak of: its centroids lie {distance:.3f} apart"
+    assert (said in figure.caption) == (along == "refined")
 
 
 def test_histogram_heights_are_shares():

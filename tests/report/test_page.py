@@ -1,5 +1,6 @@
 """The two renderings of a page: they say the same, load nothing, and let no text through as markup."""
 
+import dataclasses
 import re
 from html.parser import HTMLParser
 
@@ -7,7 +8,20 @@ import numpy as np
 import pytest
 
 from pipeline_lib.report import figures, page
-from pipeline_lib.report.page import Cell, Drawing, Example, Fold, Gallery, Page, Points, Row, Section, Table, Text
+from pipeline_lib.report.page import (
+    Cell,
+    Drawing,
+    Example,
+    Fact,
+    Fold,
+    Gallery,
+    Page,
+    Points,
+    Row,
+    Section,
+    Table,
+    Text,
+)
 
 EVIL = "<script>alert('x')</script> | *a* [b](c)"
 TABLE = Table(
@@ -33,7 +47,9 @@ DOCUMENT = Page(
                 Fold("More", (Text("Folded.", quiet=True),)),
             ),
         ),
+        Section("my_set-2, ranked on", (Text("The second."),)),
     ),
+    (Fact("base model", "`name` <b>"),),
 )
 
 
@@ -108,6 +124,24 @@ def test_both_renderings_hold_every_text():
         assert words in markdown
     assert "16.7 to 24.9" in text
     assert "20.6 [16.7, 24.9]" in markdown
+
+
+def test_facts_stand_below_the_title():
+    html, markdown = page.to_html(DOCUMENT), page.to_markdown(DOCUMENT)
+    assert "<dt>base model</dt><dd><code>name</code> &lt;b&gt;</dd>" in html.split("</header>")[0]
+    assert "- **base model**: `name` <b>" in markdown.split("## First")[0]
+
+
+def test_contents_lead_to_every_section():
+    """In the HTML to its id, in the Markdown to the anchor that GitHub gives its heading."""
+    reader, markdown = read(page.to_html(DOCUMENT)), page.to_markdown(DOCUMENT)
+    links = [attributes["href"] for tag, attributes in reader.tags if tag == "a"]
+    sections = [f"#{attributes['id']}" for tag, attributes in reader.tags if tag == "section"]
+    assert links == sections == ["#first", "#my_set-2-ranked-on"]
+    assert "\n- [First](#first)\n- [my_set-2, ranked on](#my_set-2-ranked-on)\n" in markdown
+    without = dataclasses.replace(DOCUMENT, contents=False)
+    assert "<nav" not in page.to_html(without)
+    assert "](#" not in page.to_markdown(without)
 
 
 def test_markdown_tables_keep_their_columns():

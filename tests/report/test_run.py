@@ -31,6 +31,41 @@ def test_verdict_comes_first_and_names_every_headline(written):
             assert f"{row.before.name} **{row.verdict}**: {page.percent(row.before.value)} →" in first
 
 
+def test_the_header_says_what_was_run(written):
+    folder, _, inputs = written
+    header = (folder / report.MARKDOWN).read_text().split("## Verdict")[0]
+    for line in (
+        "- **base model**: demo: `lite0` and `minilm` with heads trained on 44 images",
+        "- **data**: openmoji in `openmoji`; 512 images with captions to train on",
+        "- **recipe**: `clip_refine`, learning rate 5e-05, 8 steps of 64 pairs (1 epoch)",
+        "- **evaluated on**: eval (120 images, 240 captions); to choose on: val (60 images, 120 captions)",
+        "- **seed**: 0",
+        "- [Provenance](#provenance)",
+    ):
+        assert f"\n{line}\n" in header
+    assert len(inputs.history) == 8
+
+
+def test_digests_stand_last_and_folded(written):
+    folder, _, _ = written
+    last = (folder / report.HTML).read_text().split('<section id="provenance">')[1]
+    assert last.count("<table>") == last.count("<details>") == 4
+    assert last.index("<details>") < last.index("<table>")
+
+
+def test_copies_say_on_what_and_how_long_and_the_page_does_not(written, tmp_path, monkeypatch):
+    folder, _, inputs = written
+    monkeypatch.chdir(folder.parents[1])
+    document = report.compose_page(inputs)
+    copies = report.write_copies(document, tmp_path, "cpu, 2 threads; refine 0.6 min")
+    for name, written_copy in copies.items():
+        before, after = {report.HTML: ("<dt>computed on</dt><dd>", "</dd>")}.get(name, ("\n- **computed on**: ", ""))
+        fact = f"{before}cpu, 2 threads; refine 0.6 min{after}"
+        assert written_copy.read_text().replace(fact, "", 1) == (folder / name).read_text()
+    assert set(copies) == {report.HTML, report.MARKDOWN}
+    assert report.write_copies(document, tmp_path, "") == {}
+
+
 def test_html_and_markdown_hold_the_same_numbers(written):
     folder, terminal, inputs = written
     html, markdown = ((folder / name).read_text() for name in (report.HTML, report.MARKDOWN))
@@ -143,17 +178,30 @@ def test_a_set_too_small_for_the_gap_suite_has_none_in_the_headlines(written):
 
 
 def test_stage_writes_the_folder_and_prints_the_table(project, monkeypatch, capsys):
-
+    """What is tracked carries the time that stages took, what lies there does not."""
     monkeypatch.chdir(project)
     params = Path("params.yaml").read_text()
     Path("params.yaml").write_text(params.replace("mode: best_effort", "mode: disabled"))
     logged = []
-    monkeypatch.setattr(tracking.Run, "log_artifact", lambda self, path, folder="": logged.append((path.name, folder)))
+    texts = {}
+
+    def log_artifact(self, path, folder=""):
+        logged.append((path.name, folder))
+        texts[path.name] = path.read_bytes()
+
+    monkeypatch.setattr(tracking.Run, "log_artifact", log_artifact)
+    monkeypatch.setattr(tracking, "time_taken", lambda params_file, outputs: f"cpu; {', '.join(outputs)} 1.0 min")
     stage.main()
+    took = "cpu; base, shard, cache_teacher, refine, evaluate@base, evaluate@refined 1.0 min"
+    for name in (report.HTML, report.MARKDOWN):
+        assert took in texts[name].decode()
+        assert took not in Path("data/report", name).read_text()
     assert artifacts.read_manifest(Path("data/report"), stage="report")
     drawn = {"differences.png", "projection.png", "cosines.png", "gap_spectrum.png", "recall_eval.png", "training.png"}
     drawn |= {"few_shot.png", "wise_ft.png"}
     assert {name for name, folder in logged if folder == "figures"} == drawn, "MLflow has the figures"
     plots = yaml.safe_load((example_results.ROOT / "dvc.yaml").read_text())["plots"]
     assert "${paths.report}/figures" in plots, "and DVC"
-    assert "Mixed: of 3 headlines" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Mixed: of 3 headlines" in printed
+    assert f"Computed on: {took}." in printed

@@ -1,6 +1,7 @@
 """A stage under tracking: how its run ends and resumes, each mode, and a store or disk that fails."""
 
 import errno
+import json
 import logging
 import os
 import signal
@@ -10,12 +11,13 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import torch
 
 from pipeline_lib import tracking
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.core.runtime import Stopped
 from pipeline_lib.lineage import commands as lineage
-from pipeline_lib.tracking import sender
+from pipeline_lib.tracking import sender, times
 from pipeline_lib.tracking.run import status_of
 from pipeline_lib.tracking.spool import Spool
 from tests.tracked_project import (
@@ -45,6 +47,7 @@ def test_a_run_ends_as_its_stage_does_and_the_error_goes_on(tmp_path, error, sta
     (row,), (run,) = (runs_of(client_of(tmp_path), kind) for kind in ("pipeline", "stage"))
     assert (row.info.status, run.info.status, row.data.tags["stage.shard"]) == (status, status, state)
     assert run.data.tags["error"].startswith(type(error).__name__)
+    assert not (tmp_path / times.FILE).exists()
 
 
 @pytest.mark.parametrize(
@@ -89,6 +92,10 @@ def test_what_was_said_before_resuming_is_said_about_the_resumed_run(tmp_path):
         log_note(run)
         run.resume(first)
         assert run.run_id == first
+        run.output("abc")
+    [line] = map(json.loads, (tmp_path / times.FILE).read_text().splitlines())
+    assert (line["stage"], line["output"], line["resumed"]) == ("refine", "abc", True)
+    assert line["machine"].endswith(f"{torch.get_num_threads()} threads")
     (run,) = runs_of(client_of(tmp_path), "stage")
     assert run.info.status == "FINISHED"
     assert [d.dataset.name for d in run.inputs.dataset_inputs] == ["data/shards/refine"]
