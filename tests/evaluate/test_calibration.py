@@ -51,7 +51,7 @@ def test_the_selection_part_lends_the_temperature():
     assert abs(temperature - 1) > 0.1
     assert torch.equal(prediction, slow(one, [1.0] * 60)[1]), "one temperature changes no prediction"
     assert [name for name, one in measures.items() if one.is_metric] == ["ece_refitted"]
-    assert not any(one.is_headline or one.test for one in measures.values())
+    assert not any(one.is_headline or one.is_tested for one in measures.values())
 
 
 @pytest.mark.parametrize("other", ["no task", "other classes"])

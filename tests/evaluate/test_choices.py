@@ -34,6 +34,7 @@ def embed(asked, seed=0):
     return EmbeddedSet(
         name="s",
         digest="0" * 64,
+        keys=tuple(keys),
         image_hashes=tuple(keys),
         captions=(),
         text_image_index=torch.empty(0, dtype=torch.int64),

@@ -86,7 +86,7 @@ def test_group_means_equal_loops_and_their_arrays_are_compared_in_pairs():
         assert found.measure.value == pytest.approx(np.mean([hits[labels == number].mean() for number in members]))
         assert set(arrays[found.measure.group]) == set(members)
         np.testing.assert_array_equal(arrays[found.measure.items], hits[arrays[found.measure.image_index]])
-        assert not any((found.measure.is_headline, found.measure.test, found.measure.is_metric))
+        assert not any((found.measure.is_headline, found.measure.is_tested, found.measure.is_metric))
     labels = [found.measure.label for found in measured]
     assert labels == ["zero-shot kind, rare classes", "zero-shot kind, common classes"]
 
