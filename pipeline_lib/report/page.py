@@ -278,9 +278,10 @@ def heading_slug(title: str) -> str:
 
 
 def _inline_html(text: str) -> Markup:
-    """Return escaped text with `code` and **strong** as elements, `top-1` never broken."""
+    """Return escaped text with `code` and **strong** as elements, `top-1` and `→ 0.3` never broken."""
     safe = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
     safe = re.sub(r"\b(top-\d+)", r'<span class="whole">\1</span>', safe)
+    safe = re.sub(r"→ (?=\d)", "→\u00a0", safe)
     return Markup(re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", safe))  # noqa: S704 - escaped above
 
 

@@ -126,6 +126,11 @@ def test_both_renderings_hold_every_text():
     assert "20.6 [16.7, 24.9]" in markdown
 
 
+def test_an_arrow_is_not_parted_from_the_number_after_it():
+    """A narrow cell breaks before the arrow; between names it breaks anywhere."""
+    assert page._inline_html("0.1 → 0.3, image → text") == "0.1 →\u00a00.3, image → text"
+
+
 def test_facts_stand_below_the_title():
     html, markdown = page.to_html(DOCUMENT), page.to_markdown(DOCUMENT)
     assert "<dt>base model</dt><dd><code>name</code> &lt;b&gt;</dd>" in html.split("</header>")[0]
