@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from pipeline_lib.core import artifacts, config, shards
 from pipeline_lib.core.distributed import World
 from pipeline_lib.evaluate import run, wise_ft
-from pipeline_lib.evaluate.embedding import EmbeddedSet, EmbeddedTask
+from pipeline_lib.evaluate.embedded import EmbeddedSet, EmbeddedTask
 from pipeline_lib.evaluate.inputs import EvaluationInputs
 from pipeline_lib.evaluate.settings import EvaluateSettings
 from pipeline_lib.refine.settings import RefineSettings
@@ -27,6 +27,15 @@ ROOT = Path(__file__).parents[1]
 CLASSES, TASK = ("round", "square", "striped", "plain"), "shape"
 WIDTH, PER_IMAGE = 24, 2
 SIZES = {"val": 60, "eval": 120}
+PREPROCESS = {
+    "size": [48, 48],
+    "mode": "RGB",
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.5, 0.5, 0.5],
+    "interpolation": "bicubic",
+    "resize_mode": "shortest",
+    "fill_color": 0,
+}
 
 
 def make_project(root: Path, *, seed=0, recipe="clip_refine", **options) -> Path:
@@ -131,15 +140,7 @@ def write_models(data, refined, parameters):
     """Folders of base, refined and teacher: manifests and history, no weights."""
     facts = {
         "source": {"kind": "demo", "image_tower": "lite0", "text_tower": "minilm", "num_images": 44},
-        "preprocess": {
-            "size": [48, 48],
-            "mode": "RGB",
-            "mean": [0.5, 0.5, 0.5],
-            "std": [0.5, 0.5, 0.5],
-            "interpolation": "bicubic",
-            "resize_mode": "shortest",
-            "fill_color": 0,
-        },
+        "preprocess": PREPROCESS,
         "license": "Apache-2.0",
         "embed_dim": WIDTH,
         "config_digest": digest("config"),

@@ -9,13 +9,14 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline_lib.calibrate.worlds import TASK
-from pipeline_lib.evaluate import scoring
-from pipeline_lib.evaluate.embedding import EmbeddedSet
+from pipeline_lib.evaluate.embedded import Directions, EmbeddedSet
+from pipeline_lib.evaluate.retrieval import retrieval
+from pipeline_lib.evaluate.zero_shot import zero_shot
 from pipeline_lib.results import paired, statistics
 from pipeline_lib.results.certainty import Certainty
 from pipeline_lib.results.measure import Measure
 from pipeline_lib.results.paired import Paired
-from pipeline_lib.results.seeds import over_seeds
+from pipeline_lib.results.seeds import average, averaged_measure, over_seeds
 from pipeline_lib.results.statistics import Mean
 
 SETTINGS = Certainty(bootstrap_samples=200, confidence=0.95, seed=0)
@@ -33,9 +34,9 @@ Shown = Mapping[str, Seen]  # by key: what is compared
 
 def measure(embedded: EmbeddedSet) -> Shown:
     """Measure retrieval and classification of a set, without the gap."""
-    directions = scoring.Directions.of(embedded, None)
-    found, _ = scoring.retrieval(directions, embedded, (1,))
-    classified, _, _ = scoring.zero_shot(directions, embedded, TASK)
+    directions = Directions.of(embedded, None)
+    found, _ = retrieval(directions, embedded, (1,))
+    classified, _, _ = zero_shot(directions, embedded, TASK)
     return {one.key: Seen(one, mean) for one, mean in [*found, *classified] if mean is not None and one.items}
 
 
@@ -60,16 +61,16 @@ def judge(models: Sequence[Shown], num_images: int) -> list[Paired]:
 
 def judge_seeds(before: Shown, seeds: Sequence[Shown], num_images: int) -> list[Paired]:
     """Return the headlines with their verdicts over several seeds of the second model."""
-    averaged = {
-        key: Seen(one.measure, one.mean._replace(values=np.mean([seed[key].mean.values for seed in seeds], axis=0)))
-        for key, one in seeds[0].items()
-    }
+    averaged = {key: Seen(one.measure, average([seed[key].mean for seed in seeds])) for key, one in seeds[0].items()}
+    seen = [_with_intervals(seed, num_images) for seed in seeds]
     rows = []
     for row in _unjudged(before, averaged, num_images):
-        by_seed = [seed[row.before.key].mean.value - before[row.before.key].mean.value for seed in seeds]
-        interval, p_value = over_seeds(row.difference, by_seed, SETTINGS.confidence)
-        worse = None if row.p_value is None else max(row.p_value, p_value)
-        rows.append(replace(row, difference=interval, p_value=worse))
+        key = row.before.key
+        by_seed = [seed[key].mean.value - before[key].mean.value for seed in seeds]
+        interval, p_of_seeds = over_seeds(row.difference, by_seed, SETTINGS.confidence)
+        p_value = None if row.p_value is None else max(row.p_value, p_of_seeds)
+        after = averaged_measure([one[key] for one in seen])
+        rows.append(replace(row, after=after, difference=interval, p_value=p_value))
     return [row for row in paired.judged(rows, SETTINGS) if row.adjusted_p is not None]
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from pipeline_lib.evaluate.embedding import EmbeddedSet, EmbeddedTask
+from pipeline_lib.evaluate.embedded import EmbeddedSet, EmbeddedTask
 
 TASK, WIDTH = "class", 24  # the classification of every world; dimensions of one half of a model
 SPREAD = 0.7  # of images around their class

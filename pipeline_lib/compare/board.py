@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,10 +15,8 @@ from pipeline_lib.core import config
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.results.certainty import Certainty
 from pipeline_lib.results.folders import CENTRED, PLAIN, Evaluation, Variant
-from pipeline_lib.results.measure import Measure
 from pipeline_lib.results.paired import Verdict
-
-BASE, MEAN_CENTRED, CHANCE, COMMONEST = "base", "mean-centred", "chance", "the commonest class"
+from pipeline_lib.results.rivals import BASE, CHANCE, COMMONEST, MEAN_CENTRED, rival_values
 
 
 @dataclass(frozen=True)
@@ -103,21 +101,17 @@ class Board:
         """Return what costs nothing: each base as it is and mean-centred, chance, always the commonest class."""
         found = []
         for suffix, base in self.bases.items():
-            for label, variant, value in (
-                (BASE, PLAIN, lambda measure: measure.value),
-                (MEAN_CENTRED, CENTRED, lambda measure: measure.value),
-                (CHANCE, PLAIN, lambda measure: measure.chance),
-                (COMMONEST, PLAIN, lambda measure: measure.commonest),
-            ):
-                values = {name: self._values(Variant(base, variant), name, value) for name in self.sets}
+            by_set = {name: rival_values(base, name) for name in self.sets}
+            for label in (BASE, MEAN_CENTRED, CHANCE, COMMONEST):
+                values = {name: self._shared(name, values[label]) for name, values in by_set.items()}
                 if any(values.values()):
-                    found.append(Rival(label + suffix, values, base, variant if label in (BASE, MEAN_CENTRED) else ""))
+                    variant = {BASE: PLAIN, MEAN_CENTRED: CENTRED}.get(label, "")
+                    found.append(Rival(label + suffix, values, base, variant))
         return found
 
-    def _values(self, variant: Variant, name: str, value: Callable[[Measure], float | None]) -> dict[str, float]:
-        """Return a value of each headline of a set that has one, by key."""
-        values = {m.key: value(m) for m in variant.headlines(name) if m.key in self.keys(name)}
-        return {key: known for key, known in values.items() if known is not None}
+    def _shared(self, name: str, values: Mapping[str, float]) -> dict[str, float]:
+        """Return the values of the headlines of a set that all groups have."""
+        return {key: value for key, value in values.items() if key in self.keys(name)}
 
     def score(self, row: Group | Rival) -> float:
         """Return the mean difference from base over the headlines of the ranking sets."""

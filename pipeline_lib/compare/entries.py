@@ -12,8 +12,8 @@ from pipeline_lib.results import statistics
 from pipeline_lib.results.certainty import Certainty
 from pipeline_lib.results.folders import Variant
 from pipeline_lib.results.measure import Measure
-from pipeline_lib.results.paired import Verdict, item_differences, judge, objection
-from pipeline_lib.results.seeds import over_seeds
+from pipeline_lib.results.paired import Verdict, conclude, item_differences, judge
+from pipeline_lib.results.seeds import average, averaged_measure, over_seeds
 from pipeline_lib.results.statistics import Interval
 
 Entries = dict[str, "Entry"]  # by key
@@ -62,10 +62,7 @@ def compare(pairs: Sequence[tuple[Variant, Variant]], name: str, keys: Sequence[
     differences = {
         key: [item_differences(before, after, first[key]) for before, after in pairs] for key in wanted if key in first
     }
-    averaged = {
-        key: means[0]._replace(values=np.mean([mean.values for mean in means], axis=0))
-        for key, means in differences.items()
-    }
+    averaged = {key: average(means) for key, means in differences.items()}
     intervals = statistics.intervals(
         averaged,
         pairs[0][1].evaluation.all_sets[name]["num_images"],
@@ -76,19 +73,11 @@ def compare(pairs: Sequence[tuple[Variant, Variant]], name: str, keys: Sequence[
     entries = {}
     for key, means in differences.items():
         measures = [measures[key] for measures in by_seed]
-        difference, p_value = intervals[key], statistics.sign_flips_by_image(averaged[key])
-        if len(pairs) > 1:
-            difference, p_of_seeds = over_seeds(difference, [mean.value for mean in means], settings.confidence)
-            p_value = max(p_value, p_of_seeds)
+        difference, p_of_seeds = over_seeds(intervals[key], [mean.value for mean in means], settings.confidence)
+        p_value = max(statistics.sign_flips_by_image(averaged[key]), p_of_seeds)
         values = tuple(measure.value for measure in measures)
-        entries[key] = Entry(first[key], _averaged(measures), values, difference, p_value)
+        entries[key] = Entry(first[key], averaged_measure(measures), values, difference, p_value)
     return entries
-
-
-def _averaged(measures: Sequence[Measure]) -> Measure:
-    """Return a measure whose value and interval are the means over seeds."""
-    value, low, high = (float(np.mean(column)) for column in zip(*(m.interval for m in measures), strict=True))
-    return replace(measures[-1], value=value, low=low, high=high)
 
 
 def judge_rows(rows: Mapping[str, Entries], keys: Sequence[str], alpha: float) -> dict[str, Entries]:
@@ -98,8 +87,7 @@ def judge_rows(rows: Mapping[str, Entries], keys: Sequence[str], alpha: float) -
     judged: dict[str, Entries] = {label: {} for label in rows}
     for (label, key), p in zip(flat, adjusted, strict=True):
         entry = rows[label][key]
-        verdict = judge(entry.difference, p, alpha)
         others = {other: (one.before, one.difference) for other, one in rows[label].items()}
-        found = objection(verdict, entry.before, entry.after, others)
-        judged[label][key] = replace(entry, verdict="still" if found else verdict, objection=found)
+        verdict, against = conclude(judge(entry.difference, p, alpha), entry.before, entry.after, others)
+        judged[label][key] = replace(entry, verdict=verdict, objection=against)
     return judged

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline_lib.compare.board import MEAN_CENTRED, Board
+from pipeline_lib.compare.board import Board
 from pipeline_lib.compare.candidates import Group
 from pipeline_lib.core import artifacts
 from pipeline_lib.report import page
@@ -17,7 +17,8 @@ from pipeline_lib.results import statistics, wise_ft
 from pipeline_lib.results.folders import CENTRED, Variant
 from pipeline_lib.results.measure import Measure
 from pipeline_lib.results.paired import item_differences
-from pipeline_lib.results.seeds import over_seeds
+from pipeline_lib.results.rivals import MEAN_CENTRED
+from pipeline_lib.results.seeds import average, over_seeds
 from pipeline_lib.results.statistics import Interval
 
 AXES = dict(zip(("zero-shot", "retrieval"), wise_ft.AXES, strict=True))  # name -> kinds of headlines
@@ -107,7 +108,7 @@ def _coordinates(board: Board, pairs: Pairs, names: Sequence[str]) -> dict[str, 
         by_seed = 100 * np.mean([change[0] for change in found], axis=0)
         low, high = 100 * np.nanpercentile(np.mean([change[1] for change in found], axis=0), [tail, 100 - tail])
         interval = Interval(float(by_seed.mean()), float(low), float(high))
-        intervals.append(over_seeds(interval, by_seed, confidence)[0] if len(by_seed) > 1 else interval)
+        intervals.append(over_seeds(interval, by_seed, confidence)[0])
         seeds.append(by_seed.tolist())
     points = tuple(zip(*seeds, strict=True))
     return {"zero_shot": intervals[0], "retrieval": intervals[1], "seeds": points, "gap": _gap(pairs, names)}
@@ -119,7 +120,7 @@ _Change = tuple[np.ndarray, np.ndarray]  # of one headline: by seed [S], and of 
 def _changes(pairs: Pairs, name: str, measures: Sequence[Measure], num_samples: int, seed: int) -> list[_Change]:
     """Return the change of each headline of a set; all are resampled together, since they share their images."""
     found = {m.key: [item_differences(before, after, m) for before, after in pairs] for m in measures}
-    means = {k: each[0]._replace(values=np.mean([one.values for one in each], axis=0)) for k, each in found.items()}
+    means = {key: average(each) for key, each in found.items()}
     num_images = pairs[0][0].evaluation.all_sets[name]["num_images"]
     drawn = statistics.bootstrap(means, num_images, num_samples=num_samples, seed=seed)
     return [(np.array([one.value for one in found[m.key]]), drawn[m.key]) for m in measures]

@@ -2,7 +2,10 @@
 
 inputs          the model and what it is evaluated on; the guard: one refined from this base
 embedding       the only part that runs the model: images, captions and prompts of a set -> `EmbeddedSet`
-scoring         retrieval, zero-shot, choices, gap suite, mean-centred variant -> measures and per-item arrays
+embedded        what that is, and its directions, as they are or centred
+scoring         all that a set scores in one variant, the gap suite among it -> measures and per-item arrays
+retrieval       log rank, recall and ranks in both directions
+zero_shot       accuracy, calibration, classes and confusions
 choices         accuracy of choices between texts, text, image and group score of pairs
 measured        measures beside their items, until their intervals are known
 probes          linear probes on the frozen image features

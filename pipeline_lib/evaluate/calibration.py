@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from pipeline_lib import metrics
-from pipeline_lib.evaluate.embedding import EmbeddedSet
+from pipeline_lib.evaluate.embedded import EmbeddedSet
 from pipeline_lib.evaluate.measured import Measured
 from pipeline_lib.evaluate.probes import stratified_halves
 from pipeline_lib.results.measure import Measure

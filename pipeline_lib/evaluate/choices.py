@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import connected_components
 
 from pipeline_lib import metrics
 from pipeline_lib.core.choices import Choice
-from pipeline_lib.evaluate.embedding import EmbeddedChoices
+from pipeline_lib.evaluate.embedded import EmbeddedChoices
 from pipeline_lib.evaluate.measured import Measured
 from pipeline_lib.results.measure import Measure
 from pipeline_lib.results.statistics import Mean

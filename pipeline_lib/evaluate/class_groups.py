@@ -16,9 +16,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from pipeline_lib.core.shards import Part
-from pipeline_lib.evaluate.embedding import EmbeddedSet
-from pipeline_lib.evaluate.measured import Measured
-from pipeline_lib.evaluate.scoring import Block, Items
+from pipeline_lib.evaluate.embedded import EmbeddedSet
+from pipeline_lib.evaluate.measured import Block, Items, Measured
 from pipeline_lib.results.measure import Measure
 from pipeline_lib.results.statistics import Mean
 

@@ -25,61 +25,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline_lib import model, terminal
 from pipeline_lib.core import artifacts, runtime
-from pipeline_lib.core.choices import Choice
 from pipeline_lib.core.distributed import World
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.core.shards import IndexEntry, Part, Shard
+from pipeline_lib.evaluate.embedded import EmbeddedChoices, EmbeddedSet, EmbeddedTask
 from pipeline_lib.model import Clip, Preprocess
 from pipeline_lib.model.embed import embed_images, embed_texts_by_length
 from pipeline_lib.model.features import fault
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class EmbeddedTask:
-    """A classification task of a set: K classes, P prompts per class, D features, N images."""
-
-    classnames: tuple[str, ...]
-    labels: torch.Tensor  # [N] int64; −1: the image has none
-    raw_prompt_features: dict[str, torch.Tensor]  # "single" [K, 1, D], "ensemble" [K, P, D], perhaps "imagenet"
-
-    @property
-    def rows(self) -> torch.Tensor:
-        """Numbers of the images that have a label: [n] int64."""
-        return (self.labels >= 0).nonzero()[:, 0]
-
-
-@dataclass(frozen=True)
-class EmbeddedChoices:
-    """The choices of a set: T distinct texts, none of them a caption of an image; each image and text by its row."""
-
-    choices: Sequence[Choice]
-    image_row: Mapping[str, int]  # by key of the image, into the set's image features
-    text_row: Mapping[str, int]  # by text
-    raw_text_features: torch.Tensor  # [T, D] float32
-
-
-@dataclass(frozen=True)
-class EmbeddedSet:
-    """A set as the model sees it: N images, M captions, D features, all on the CPU. Everything is scored from this."""
-
-    name: str
-    digest: str  # of the set's manifest
-    keys: tuple[str, ...]  # [N]
-    image_hashes: tuple[str, ...]  # [N]
-    captions: tuple[str, ...]  # [M], in the order of their images
-    text_image_index: torch.Tensor  # [M] int64, each caption's image
-    raw_image_features: torch.Tensor  # [N, D] float32
-    raw_text_features: torch.Tensor  # [M, D] float32
-    logit_scale: float
-    tasks: dict[str, EmbeddedTask]
-    choices: EmbeddedChoices | None = None
-
-    @property
-    def num_images(self) -> int:
-        """N."""
-        return len(self.image_hashes)
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,9 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from pipeline_lib.core.shards import text_digest
-from pipeline_lib.evaluate.embedding import EmbeddedSet
-from pipeline_lib.evaluate.measured import Measured, with_intervals
+from pipeline_lib.evaluate.embedded import EmbeddedSet
+from pipeline_lib.evaluate.measured import Block, Items, Measured, with_intervals
 from pipeline_lib.evaluate.probes import Labelled, TrainingData, is_enough, learn_from
-from pipeline_lib.evaluate.scoring import Block, Items
 from pipeline_lib.evaluate.settings import EvaluateSettings
 from pipeline_lib.metrics import class_embeddings, logistic_regression
 from pipeline_lib.results.measure import FEW_SHOT, Measure

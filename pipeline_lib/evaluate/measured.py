@@ -6,10 +6,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from pipeline_lib.evaluate.settings import EvaluateSettings
 from pipeline_lib.results import statistics
 from pipeline_lib.results.measure import Measure
 from pipeline_lib.results.statistics import Interval, Mean
+
+Block = dict[str, Any]  # nested results, in which a `Measured` stands for what results.json stores of it
+Items = dict[str, np.ndarray]  # per-item arrays by name
 
 
 class Measured(NamedTuple):

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from pipeline_lib.evaluate.embedding import EmbeddedSet, Embedder, labels
+from pipeline_lib.evaluate.embedded import EmbeddedSet
+from pipeline_lib.evaluate.embedding import Embedder, labels
 from pipeline_lib.evaluate.inputs import EvaluationInputs
-from pipeline_lib.evaluate.measured import Measured, with_intervals
-from pipeline_lib.evaluate.scoring import Block, Items
+from pipeline_lib.evaluate.measured import Block, Items, Measured, with_intervals
 from pipeline_lib.evaluate.settings import EvaluateSettings
 from pipeline_lib.metrics import logistic_regression
 from pipeline_lib.model.features import l2_normalize

@@ -30,10 +30,11 @@ from pipeline_lib.core.distributed import World
 from pipeline_lib.core.paths import Paths
 from pipeline_lib.core.runtime import RuntimeSettings
 from pipeline_lib.evaluate import calibration, class_groups, few_shot, known_answers, probes, scoring, wise_ft
-from pipeline_lib.evaluate.embedding import EmbeddedSet, Embedder
+from pipeline_lib.evaluate.embedded import EmbeddedSet, Means, modality_means
+from pipeline_lib.evaluate.embedding import Embedder
 from pipeline_lib.evaluate.inputs import EvaluationInputs, open_inputs, open_model
-from pipeline_lib.evaluate.measured import Measured, headline_values, metric_values, with_intervals
-from pipeline_lib.evaluate.scoring import Block, Items, Stopwatch
+from pipeline_lib.evaluate.measured import Block, Items, Measured, headline_values, metric_values, with_intervals
+from pipeline_lib.evaluate.scoring import Stopwatch
 from pipeline_lib.evaluate.settings import EvaluateSettings
 from pipeline_lib.results.folders import CENTRED, PLAIN, array_name
 from pipeline_lib.results.measure import FORMAT, Measure
@@ -185,7 +186,7 @@ def _score(
 ) -> Evaluated:
     """Score the selection set (first) and the others, these also centred with the means of `centring`."""
     selection, *sets = embedded
-    means = scoring.modality_means(centring) if centring else None
+    means = modality_means(centring) if centring else None
     found = Evaluated({"sets": {}, "selection": {}}, {}, {})
     if centring:
         counts = {"num_images": centring.num_images, "num_captions": len(centring.captions)}
@@ -206,7 +207,7 @@ def _score(
 
 
 def _score_set(
-    one: EmbeddedSet, settings: EvaluateSettings, means: scoring.Means | None, watch: Stopwatch
+    one: EmbeddedSet, settings: EvaluateSettings, means: Means | None, watch: Stopwatch
 ) -> tuple[Block, Items]:
     variants: dict[str, Block] = {}
     items = scoring.common_items(one)
@@ -217,7 +218,7 @@ def _score_set(
         "digest": one.digest,
         "num_images": one.num_images,
         "num_captions": len(one.captions),
-        "duplicates": scoring.duplicates(one),
+        "duplicates": one.duplicates,
         **({"num_choices": len(one.choices.choices)} if one.choices else {}),
     }
     with watch("intervals"):
@@ -225,7 +226,7 @@ def _score_set(
 
 
 def _warn_of_gaps(one: EmbeddedSet) -> None:
-    if one.captions and not scoring.is_captioned(one):
+    if one.captions and not one.is_captioned:
         missing = one.num_images - len(one.text_image_index.unique())
         log.warning("%s: %d of %d images have no caption, so there is no retrieval", one.name, missing, one.num_images)
     for name, task in one.tasks.items():
@@ -234,7 +235,7 @@ def _warn_of_gaps(one: EmbeddedSet) -> None:
             log.warning(
                 "%s: %d of %d images have no label of `%s`: not scored", one.name, missing, one.num_images, name
             )
-    repeated = scoring.duplicates(one)
+    repeated = one.duplicates
     if any(repeated.values()):
         log.info("%s: %d images and %d captions are repetitions", one.name, repeated["images"], repeated["captions"])
 

@@ -13,10 +13,10 @@ import torch
 
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.evaluate import scoring
-from pipeline_lib.evaluate.embedding import EmbeddedSet, Embedder
+from pipeline_lib.evaluate.embedded import EmbeddedSet
+from pipeline_lib.evaluate.embedding import Embedder
 from pipeline_lib.evaluate.inputs import EvaluationInputs
-from pipeline_lib.evaluate.measured import headline_values, metric_values
-from pipeline_lib.evaluate.scoring import Block
+from pipeline_lib.evaluate.measured import Block, headline_values, metric_values
 from pipeline_lib.evaluate.settings import EvaluateSettings
 
 log = logging.getLogger(__name__)

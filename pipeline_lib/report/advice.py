@@ -28,7 +28,8 @@ def next_step(inputs: ReportInputs) -> str:
     if alarms.breakdowns(inputs):
         return f"do not use this model; run again with `refine.learning_rate: {rate / 10:g}`, a tenth."
     if "fell" in verdicts and mix:
-        return f"take mix {mix:g}, the best on {_selection(inputs)}: `python -m pipeline_lib.export hub --mix {mix:g}`."
+        command = f"`python -m pipeline_lib.export hub --to mixed --mix {mix:g}`"
+        return f"take mix {mix:g}, the best on {_selection(inputs)}: {command}."
     if "fell" in verdicts:
         return f"lower the rate (`refine.learning_rate: {rate / GROWS:g}`), or stop: the base is the better model."
     if "rose" in verdicts:

@@ -11,7 +11,8 @@ from pipeline_lib.results.folders import Variant
 
 FEWER = 0.5  # of the base's classes or directions: below this share the loss is said
 FAVOURED = 0.5  # share of all answers that one class gets, and twice what it should
-LOSS_ROSE = 1.1  # times the loss on `val` before
+LOSS_ROSE, LOSS_SOARED = 1.1, 2.0  # times the loss on `val` before: said; broken
+NO_LOSS = 0.01  # less before is none: a recipe that distils from the base alone begins at 0 and can only rise
 MODALITIES = {"effective_rank_image": "images", "effective_rank_text": "captions"}
 
 
@@ -23,12 +24,12 @@ def is_same_model(inputs: ReportInputs) -> bool:
 def breakdowns(inputs: ReportInputs) -> list[str]:
     """Return what is broken in the refined model, a sentence each; with any of them it is not to be used."""
     found = [] if is_same_model(inputs) else [*_answers(inputs), *_collapsed(inputs)]
-    return [*found, *_val_loss(inputs)]
+    return [*found, *_val_loss(inputs, LOSS_SOARED)]
 
 
 def doubts(inputs: ReportInputs) -> list[str]:
-    """Return what makes the numbers themselves doubtful, a sentence each."""
-    found = []
+    """Return what makes the numbers or the training doubtful, a sentence each."""
+    found = [text for text in _val_loss(inputs, LOSS_ROSE) if text not in _val_loss(inputs, LOSS_SOARED)]
     if is_same_model(inputs):
         found.append("The refined model has the weights of the base: nothing was trained.")
     for row in inputs.comparison:
@@ -80,10 +81,12 @@ def _collapsed(inputs: ReportInputs) -> Iterator[str]:
                 )
 
 
-def _val_loss(inputs: ReportInputs) -> Iterator[str]:
+def _val_loss(inputs: ReportInputs, times: float) -> list[str]:
+    """Say that the loss on `val` rose to so many times what it was, if it did."""
     losses = inputs.manifests["refine"].get("val_loss")
-    if losses and losses["after"] > LOSS_ROSE * losses["before"] + 0.01:
-        yield (
-            f"The loss on part val, which the run does not train on, rose from {page.number(losses['before'])} to "
-            f"{page.number(losses['after'])}."
-        )
+    if losses is None or losses["before"] < NO_LOSS or losses["after"] <= times * losses["before"]:
+        return []
+    return [
+        f"The loss on part val, which the run does not train on, rose from {page.number(losses['before'])} to "
+        f"{page.number(losses['after'])}."
+    ]

@@ -17,6 +17,7 @@ from pipeline_lib.results.folders import CENTRED, Variant
 from pipeline_lib.results.measure import Measure
 from pipeline_lib.results.paired import Paired
 from pipeline_lib.results.parameters import dotted_keys
+from pipeline_lib.results.rivals import BASE, CHANCE, COMMONEST, MEAN_CENTRED, rival_values
 from pipeline_lib.results.shifts import Shifts
 from pipeline_lib.results.statistics import Interval
 
@@ -65,44 +66,29 @@ def rivals_table(inputs: ReportInputs) -> tuple[Any, ...]:
     measures = [measure for name in inputs.sets for measure in Variant(inputs.base).headlines(name)]
     if not measures:
         return ()
-    centred, refined = (
-        _headline_values(inputs, variant) for variant in (Variant(inputs.base, CENTRED), Variant(inputs.refined))
-    )
-    values: dict[str, list[float | None]] = {
-        "refined": [refined.get(m.name) for m in measures],
-        "base": [m.value for m in measures],
-        "base, mean-centred": [centred.get(m.name) for m in measures],
-        "chance": [m.chance for m in measures],
-        "the commonest class": [m.commonest for m in measures],
-    }
-    scores: dict[str, float] = {}
-    for name, row in values.items():
-        changes = [value - m.value for value, m in zip(row, measures, strict=True) if value is not None]
+    by_set = {name: rival_values(inputs.base, name) for name in inputs.sets}
+    refined = {name: {m.key: m.value for m in Variant(inputs.refined).headlines(name)} for name in inputs.sets}
+    rows = {"refined": [refined[m.set_name].get(m.key) for m in measures]}
+    for rival in (BASE, MEAN_CENTRED, CHANCE, COMMONEST):
+        rows[rival] = [by_set[m.set_name][rival].get(m.key) for m in measures]
+    scores = {}
+    for name, values in rows.items():
+        changes = [value - m.value for value, m in zip(values, measures, strict=True) if value is not None]
         if changes:
             scores[name] = float(np.mean(changes))
-    rows = tuple(
-        Row(
-            (
-                Cell(name),
-                *(Cell("–" if value is None else page.percent(value)) for value in values[name]),
-                Cell(page.points(scores[name])),
-            ),
-            "strong" if name == "refined" else "plain",
-        )
-        for name in sorted(scores, key=lambda name: -scores[name])
-    )
     labels = [m.name if len(inputs.sets) > 1 else m.label for m in measures]
     return (
         Table(
             ("against what is free, %", *labels, "mean minus base, points"),
-            rows,
+            tuple(_rival_row(name, rows[name], scores[name]) for name in sorted(scores, key=lambda one: -scores[one])),
             note="Best first. Chance: answers by lot. The commonest class: always that answer.",
         ),
     )
 
 
-def _headline_values(inputs: ReportInputs, variant: Variant) -> dict[str, float]:
-    return {measure.name: measure.value for name in inputs.sets for measure in variant.headlines(name)}
+def _rival_row(name: str, values: Sequence[float | None], score: float) -> Row:
+    cells = (Cell("–" if value is None else page.percent(value)) for value in values)
+    return Row((Cell(name), *cells, Cell(page.points(score))), "strong" if name == "refined" else "plain")
 
 
 def _of_group(row: Paired) -> bool:

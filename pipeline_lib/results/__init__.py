@@ -6,6 +6,10 @@ guards       whether evaluations, models and params.yaml belong together
 parameters   the parameters that decide results
 paired       two models on the same items
 gap          the modality gap of two models
+seeds        a difference over several seeds of one configuration
+conclusion   what the headlines say, in a sentence
+power        what a set could have shown
+rivals       what costs nothing and must be beaten
 shifts       zero-shot accuracy on a set and on its shifts
 wise_ft      the curve between base and refined weights
 statistics   bootstrap, exact tests, correction for many tests

@@ -118,10 +118,9 @@ def item_differences(before: Variant, after: Variant, measure: Measure) -> Mean:
 
 
 def _judge(row: Paired, adjusted_p: float, alpha: float, rows: Mapping[tuple[str, str], Paired]) -> Paired:
-    verdict = judge(row.difference, adjusted_p, alpha)
     others = {key: (one.before, one.difference) for (name, key), one in rows.items() if name == row.before.set_name}
-    found = objection(verdict, row.before, row.after, others)
-    return replace(row, adjusted_p=adjusted_p, verdict="still" if found else verdict, objection=found)
+    verdict, against = conclude(judge(row.difference, adjusted_p, alpha), row.before, row.after, others)
+    return replace(row, adjusted_p=adjusted_p, verdict=verdict, objection=against)
 
 
 def judge(difference: Interval, adjusted_p: float, alpha: float) -> Verdict:
@@ -129,6 +128,14 @@ def judge(difference: Interval, adjusted_p: float, alpha: float) -> Verdict:
     if adjusted_p >= alpha:
         return "still"
     return "rose" if difference.value > 0 else "fell"
+
+
+def conclude(
+    verdict: Verdict, before: Measure, after: Measure, others: Mapping[str, tuple[Measure, Interval]]
+) -> tuple[Verdict, str]:
+    """Return what the test found if nothing speaks against it, else `still` and what does; see `objection`."""
+    against = objection(verdict, before, after, others)
+    return ("still" if against else verdict), against
 
 
 def objection(verdict: Verdict, before: Measure, after: Measure, others: Mapping[str, tuple[Measure, Interval]]) -> str:

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from scipy import stats
 
-from pipeline_lib.results.statistics import Interval
+from pipeline_lib.results.measure import Measure
+from pipeline_lib.results.statistics import Interval, Mean
+
+
+def average(means: Sequence[Mean]) -> Mean:
+    """Return the mean over seeds of the same items."""
+    return means[0]._replace(values=np.mean([mean.values for mean in means], axis=0))
+
+
+def averaged_measure(measures: Sequence[Measure]) -> Measure:
+    """Return a measure whose value and interval are the means over seeds."""
+    value, low, high = (float(np.mean(column)) for column in zip(*(m.interval for m in measures), strict=True))
+    return replace(measures[-1], value=value, low=low, high=high)
 
 
 def over_seeds(images: Interval, by_seed: Sequence[float], confidence: float) -> tuple[Interval, float]:
@@ -15,17 +28,20 @@ def over_seeds(images: Interval, by_seed: Sequence[float], confidence: float) ->
 
     Its variance is that over images, of the seeds' average, plus s² / S of the S seeds, whose S − 1 degrees of freedom
     count as far as seeds matter (Satterthwaite 1946; as readers and cases in multi-reader studies, Hillis 2007). A part
-    of the images' noise is in both, which errs on the wide side.
+    of the images' noise is in both, which errs on the wide side. The verdict takes the larger of this p-value and that
+    of the exact test over images.
 
     Args:
         images: The mean difference over seeds, with its interval over images at the same `confidence`.
-        by_seed: The difference of each seed, two or more.
+        by_seed: The difference of each seed. A single one adds nothing: the interval stays, and the p-value is 0.
         confidence: Coverage, such as 0.95.
 
     >>> interval, p = over_seeds(Interval(0.02, 0.01, 0.03), [0.0, 0.02, 0.04], 0.95)
     >>> [round(end, 3) for end in interval], round(p, 3)  # seeds that differ much widen 0.01 to 0.03
     ([0.02, -0.021, 0.061], 0.216)
     """
+    if len(by_seed) == 1:
+        return images, 0.0
     of_images = ((images.high - images.low) / 2 / stats.norm.isf((1 - confidence) / 2)) ** 2
     of_seeds = float(np.var(by_seed, ddof=1)) / len(by_seed)
     if not of_seeds:

@@ -22,7 +22,8 @@ import torch
 from pipeline_lib import metrics
 from pipeline_lib.core import config, runtime
 from pipeline_lib.evaluate import run, scoring
-from pipeline_lib.evaluate.embedding import EmbeddedSet, EmbeddedTask, Embedder
+from pipeline_lib.evaluate.embedded import EmbeddedSet, EmbeddedTask, modality_means
+from pipeline_lib.evaluate.embedding import Embedder
 from pipeline_lib.evaluate.inputs import open_inputs, open_model
 from pipeline_lib.evaluate.settings import EvaluateSettings
 from pipeline_lib.report.inputs import read_inputs
@@ -110,7 +111,7 @@ def score(images: int, threads: int) -> tuple[float, float, float]:
     settings = config.load(ROOT / "params.yaml", EvaluateSettings)
     one = features(images)
     before, start, watch = peak_gigabytes(), time.perf_counter(), scoring.Stopwatch()
-    run._score_set(one, settings, scoring.modality_means(one), watch)
+    run._score_set(one, settings, modality_means(one), watch)
     seconds = time.perf_counter() - start
     for part, value in watch.seconds.items():
         print(f"    {part:<20} {value:7.2f} s", flush=True)

@@ -7,7 +7,8 @@ import torch
 
 from pipeline_lib.calibrate import trials, worlds
 from pipeline_lib.calibrate.worlds import TASK, World
-from pipeline_lib.evaluate import scoring
+from pipeline_lib.evaluate.embedded import Directions
+from pipeline_lib.evaluate.zero_shot import zero_shot
 from pipeline_lib.results import statistics
 
 RANKS = ("image_to_text_log_rank", "text_to_image_log_rank")
@@ -55,7 +56,7 @@ def test_an_untrained_model_that_comes_to_answer_two_common_classes_is_not_bette
         assert row.difference.value > 0.05
         assert row.verdict == "still"
         assert row.objection == "it is not measurably above what always answering the commonest class gives"
-        _, classes, _ = scoring.zero_shot(scoring.Directions.of(tilted, None), tilted, TASK)
+        _, classes, _ = zero_shot(Directions.of(tilted, None), tilted, TASK)
         assert classes["answers"]["num_given"] <= 3
         assert classes["answers"]["num_classes"] == 10
 
@@ -94,7 +95,7 @@ def test_a_model_collapsed_to_one_class_fell_and_is_named():
     towards = embedded.tasks[TASK].raw_prompt_features["ensemble"][4, 0]
     collapsed = replace(embedded, raw_image_features=embedded.raw_image_features + 30 * towards)
     assert verdicts(embedded, collapsed)[TOP1].verdict == "fell"
-    _, classes, _ = scoring.zero_shot(scoring.Directions.of(collapsed, None), collapsed, TASK)
+    _, classes, _ = zero_shot(Directions.of(collapsed, None), collapsed, TASK)
     assert classes["answers"]["favourite"] == "4"
     assert classes["answers"]["favourite_share"] > 0.9
 

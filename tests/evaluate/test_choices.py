@@ -12,9 +12,8 @@ from pipeline_lib import model
 from pipeline_lib.core import artifacts, shards
 from pipeline_lib.core.choices import Choice
 from pipeline_lib.evaluate import choices, scoring
-from pipeline_lib.evaluate.embedding import EmbeddedChoices, EmbeddedSet
+from pipeline_lib.evaluate.embedded import EmbeddedChoices, EmbeddedSet, Means
 from pipeline_lib.evaluate.measured import headline_values, with_intervals
-from pipeline_lib.evaluate.scoring import Means
 from pipeline_lib.results import statistics
 from pipeline_lib.results.folders import CENTRED, Evaluation, Variant
 from pipeline_lib.results.measure import Measure

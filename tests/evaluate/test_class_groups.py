@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline_lib.evaluate import class_groups, scoring
-from pipeline_lib.evaluate.embedding import EmbeddedTask
+from pipeline_lib.evaluate.embedded import EmbeddedTask
 from tests.evaluate.test_evaluate import SETTINGS, make_set
 
 NAMES = (

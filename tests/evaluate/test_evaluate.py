@@ -22,8 +22,9 @@ from pipeline_lib import metrics, model
 from pipeline_lib.core import artifacts, config, runtime, shards
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.core.paths import Paths
-from pipeline_lib.evaluate import probes, published, run, scoring, wise_ft
-from pipeline_lib.evaluate.embedding import EmbeddedSet, EmbeddedTask, Embedder
+from pipeline_lib.evaluate import probes, published, retrieval, run, scoring, wise_ft, zero_shot
+from pipeline_lib.evaluate.embedded import Directions, EmbeddedSet, EmbeddedTask, modality_means
+from pipeline_lib.evaluate.embedding import Embedder
 from pipeline_lib.evaluate.inputs import EvaluationInputs, open_inputs, open_model
 from pipeline_lib.evaluate.measured import Measured, headline_values, metric_values, with_intervals
 from pipeline_lib.evaluate.probes import Labelled
@@ -77,7 +78,7 @@ def by_key(measures):
 
 def test_classes_of_one_name_are_told_apart():
     hits, labels = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0, 2, 1])
-    block = scoring._per_class(("crane", "owl", "crane"), labels, hits, torch.tensor([0, 0, 2]))
+    block = zero_shot._per_class(("crane", "owl", "crane"), labels, hits, torch.tensor([0, 0, 2]))
     assert [row["class"] for row in block["per_class"]] == ["owl", "crane (2)", "crane (0)"]
     assert [row["true"] for row in block["confusions"]] == ["owl", "crane (2)"]
 
@@ -190,8 +191,8 @@ def test_repeated_images_and_captions_are_counted_and_left_out_of_a_second_recal
     captions[40] = captions[41] = captions[2]  # both captions of image 20 go, and so it goes as well
     captions[50] = captions[10]  # stays: the first of its kind went with image 5
     one = make_set(hashes=hashes, captions=captions)
-    assert scoring.duplicates(one) == {"images": 1, "captions": 4}
-    images, texts = scoring.distinct_rows(one)
+    assert one.duplicates == {"images": 1, "captions": 4}
+    images, texts = retrieval.distinct_rows(one)
     assert images.tolist() == [i for i in range(30) if i not in (5, 20)]
     assert texts.tolist() == [j for j in range(60) if j not in (10, 11, 20, 40, 41)]
     block, _ = scoring.score(one, SETTINGS)
@@ -212,7 +213,7 @@ def test_centring_takes_its_means_from_another_set_alone():
     shifted = dataclasses.replace(other, raw_text_features=-other.raw_text_features)
     gaps = []
     for source in (other, shifted):
-        block, _ = scoring.score(one, SETTINGS, scoring.modality_means(source))
+        block, _ = scoring.score(one, SETTINGS, modality_means(source))
         gaps.append(block["gap"]["centroid_distance"])
         assert "raw_image_norm" not in block["gap"]
     plain, _ = scoring.score(one, SETTINGS)
@@ -221,10 +222,10 @@ def test_centring_takes_its_means_from_another_set_alone():
 
 def test_class_directions_are_centred_like_captions():
     one = make_set()
-    means = scoring.modality_means(make_set(seed=1, name="val"))
+    means = modality_means(make_set(seed=1, name="val"))
     prompts = one.tasks["kind"].raw_prompt_features["ensemble"]
     expected = torch.stack([metrics.mean_centre(of_class, means.text).mean(0) for of_class in prompts])
-    found = scoring.Directions.of(one, means).classes(prompts)
+    found = Directions.of(one, means).classes(prompts)
     assert torch.allclose(found, torch.nn.functional.normalize(expected, dim=1), atol=1e-6)
 
 

@@ -41,15 +41,7 @@ def test_nearest_caption_equals_a_slow_search():
         assert caption == int(np.argmax(scores))
 
 
-PREPROCESS = {
-    "size": [40, 60],
-    "mode": "RGB",
-    "mean": [0.5, 0.5, 0.5],
-    "std": [0.5, 0.5, 0.5],
-    "interpolation": "bicubic",
-    "resize_mode": "shortest",
-    "fill_color": 0,
-}
+PREPROCESS = {**example_results.PREPROCESS, "size": [40, 60]}
 
 
 def png(image):
