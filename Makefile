@@ -66,8 +66,8 @@ generate: $(STAMP) ## write ablations/*.yaml and docs/params.* anew, after an ed
 bench: $(STAMP) ## measurements as ratios, into bench.json
 	python -m tests.bench
 
-ablate: $(STAMP) ## run every ablation on top of params.yaml (SEEDS=0..2 for several seeds)
-	python -m pipeline_lib.compare queue --seeds '$(or $(SEEDS),0)'
+ablate: $(STAMP) ## run every ablation on top of params.yaml (SEEDS=0..2 RATES=2e-5,5e-5 ONLY=contrastive,hycd)
+	python -m pipeline_lib.compare queue --seeds '$(or $(SEEDS),0)' --rates '$(RATES)' --only '$(ONLY)'
 
 ui: $(STAMP) ## the MLflow UI on http://127.0.0.1:5000 (takes half a minute to start)
 	@case "$$MLFLOW_TRACKING_URI" in \

@@ -291,8 +291,8 @@ def effective_rank(features: torch.Tensor) -> torch.Tensor:
     Args:
         features: [N, D].
 
-    >>> effective_rank(torch.eye(4)), effective_rank(torch.ones(4, 4))
-    (tensor(4.), tensor(1.))
+    >>> round(effective_rank(torch.eye(4)).item(), 3), round(effective_rank(torch.ones(4, 4)).item(), 3)
+    (4.0, 1.0)
     """
     unit = _unit_rows(features, "features")
     rows = unit.double()

@@ -45,6 +45,7 @@ def make_project(root: Path, *, seed=0, recipe="clip_refine", **options) -> Path
         ("recipe: clip_refine", f"recipe: {recipe}"),
         ("  seed: 0\n  epochs: 1", f"  seed: {seed}\n  epochs: 1"),
         ("bootstrap_samples: 1000", "bootstrap_samples: 200"),
+        ("wise_ft: [0.5]", "wise_ft: [0.25, 0.5, 0.75]"),
     ):
         assert old in params
         params = params.replace(old, new)
@@ -195,7 +196,7 @@ def write_part(directory, size, *, with_captions, with_task):
         shards=[{**file, **counts}],
         counts={"read": size + 3, "used": size, "filtered": 2, "quarantined": 1},
         tasks={TASK: {"classnames": CLASSES, "templates": ["a {}"]}} if with_task else {},
-        source={"format": "openmoji"},
+        source={"format": "scenes"},
         max_image_pixels=1_000_000,
         **counts,
     )

@@ -36,6 +36,14 @@ def write(path: Path, content: bytes | str) -> Path:
     return path
 
 
+def openmoji(folder: Path, **numbers: int) -> Path:
+    """The default's index with few scenes."""
+    index = json.loads((Path(__file__).parents[1] / "data/openmoji/index.json").read_text())
+    index["scenes"] = {"seed": 0, "base": 8, "refine": 8, "val": 4, "eval": 6, **numbers}
+    write(folder / "index.json", json.dumps(index))
+    return folder
+
+
 def coco(folder: Path, count: int = 6, split: str = "val2017") -> Path:
     """COCO: 5 to 7 captions an image, annotations in another order than images."""
     images = [{"id": 9 * n + 1, "file_name": f"{9 * n + 1:012d}.jpg", "height": 16, "width": 24} for n in range(count)]

@@ -43,7 +43,7 @@ TEXT_TOWER = "sentence-transformers/all-MiniLM-L6-v2"
 CONTEXT_LENGTH = 77
 MAX_PIXELS = 100_000_000  # of an image of part `base`, which is in no shard and so not held to `shard.max_image_pixels`
 MAX_BAD_SHARE = 0.01
-PASS_SIZE = 16  # rows that a tower sees at once; large passes are slower on CPUs
+PASS_SIZE = 64  # rows that a tower sees at once
 START_SCALE = 1 / 0.07  # as in CLIP
 
 
@@ -207,7 +207,9 @@ def _embed_texts(clip: model.Clip, captions: list[str], progress: bool) -> torch
     def watch(passes: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
         return runtime.until_stopped(terminal.progress(passes, label="embed captions", enabled=progress))
 
-    return embed_texts_by_length(clip, clip.tokenize(captions), PASS_SIZE, multiple=1, watch=watch)
+    number = {caption: place for place, caption in enumerate(dict.fromkeys(captions))}
+    features = embed_texts_by_length(clip, clip.tokenize([*number]), PASS_SIZE, multiple=1, watch=watch)
+    return features[[number[caption] for caption in captions]]
 
 
 def train_heads(pairs: Pairs, settings: DemoSettings) -> Heads:
@@ -232,7 +234,8 @@ def train_heads(pairs: Pairs, settings: DemoSettings) -> Heads:
     generator = torch.Generator().manual_seed(settings.seed)
     image_head = _random_head(settings.embed_dim, pairs.image_features.shape[1], generator)
     text_head = _random_head(settings.embed_dim, pairs.text_features.shape[1], generator)
-    log_scale = nn.Parameter(torch.tensor(math.log(START_SCALE)))
+    log_scale = nn.Parameter(torch.tensor(math.log(settings.logit_scale or START_SCALE)))
+    log_scale.requires_grad_(settings.logit_scale is None)
     heads = {"params": [image_head, text_head], "weight_decay": settings.weight_decay}
     optimizer = torch.optim.AdamW([heads, {"params": [log_scale], "weight_decay": 0.0}], lr=settings.learning_rate)
     batches = math.ceil(num_images / settings.batch_size)

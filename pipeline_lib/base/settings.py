@@ -32,6 +32,11 @@ class DemoSettings:
     dropout: ShareBelow1
     """The share of the towers' features that is set to 0 while the heads are trained."""
 
+    logit_scale: Positive | None
+    """The scale of the cosines while the heads are trained. At 100, where OpenAI's CLIP ended, images and captions stay
+    far apart (the modality gap). `null` learns it, and they nearly meet.
+    """
+
     seed: Count
     """The seed of the heads' first weights, of the order, of the captions drawn and of the dropout."""
 

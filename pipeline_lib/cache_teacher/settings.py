@@ -36,7 +36,8 @@ class CacheTeacherSettings:
     text_cut: Literal["set", "chunk", "none"]
     """Where token ids are cut, if the text tower allows it. `set` cuts all of them at the longest caption of the whole
     set. `chunk` sorts the captions by length and cuts each pass at its own longest, which is faster and gives the same
-    features to rounding, not to the bit. `none` keeps the model's whole context. Cuts are rounded up to 16 tokens.
+    features to rounding, not to the bit. `none` keeps the model's whole context. The cut of `set` is rounded up to 16
+    tokens.
     """
 
     pixels: Literal["auto", "always", "never"]

@@ -38,9 +38,11 @@ def write_unit(
     student_ids, teacher_ids = read_token_ids(unit, cuts)
     content = _without_features(entries, student_ids, faults)
     if settings.mode == "cached":
-        embed = embed_texts_by_length if settings.text_cut == "chunk" else embed_texts
         content["image_features"] = torch.cat(features)
-        content["text_features"] = embed(teacher, teacher_ids, settings.chunk_size)
+        if settings.text_cut == "chunk":
+            content["text_features"] = embed_texts_by_length(teacher, teacher_ids, settings.chunk_size, multiple=1)
+        else:
+            content["text_features"] = embed_texts(teacher, teacher_ids, settings.chunk_size)
         check.check_unit(content, unit.name)
         for name in ("image_features", "text_features"):
             content[name] = content[name].to(STORED_DTYPES[settings.dtype])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pipeline_lib import calibrate, terminal
 from pipeline_lib.calibrate import study
+from pipeline_lib.calibrate.study import Alarms
 from pipeline_lib.results import power
 
 
@@ -38,18 +39,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{name + ': ' + direction:38} {size:6}  " + "  ".join(f"{100 * share:16.0f} %" for share in shares))
         return
     print("false alarms and power; percent of runs; the level claimed is 5 %\n")
+    together: dict[str, Alarms] = {}
     for world in study.all_worlds(options.sizes):
-        print(_lines(study.study(world, options.runs)), flush=True)
+        found = study.study(world, options.runs)
+        for kind, one in _kinds(found).items():
+            together.setdefault(kind, Alarms()).join(one)
+        print(_lines(found), flush=True)
+    print("\n".join(["all of these together", *(_shares(kind, one) for kind, one in together.items())]))
+
+
+def _kinds(found: study.Study) -> dict[str, Alarms]:
+    """Return what was counted, by how nothing differs."""
+    rows = {**found.alarms, "one run of a training that helps nothing": found.one_run}
+    rows[f"the same, {study.SEEDS} seeds together"] = found.several
+    return {kind: one for kind, one in rows.items() if one.runs}
+
+
+def _shares(kind: str, one: Alarms) -> str:
+    shares = f"rose {_percent(one.rose / one.runs)}, fell {_percent(one.fell / one.runs)}"
+    return f"  {kind:42} {shares}; false {_percent(one.false / one.runs)} (at most {_percent(one.upper)})"
 
 
 def _lines(found: study.Study) -> str:
     """Render what was counted on one world."""
     lines = [f"{found.world.num_images} images, {found.world.name}"]
-    rows = {**found.alarms, "one run of a training that helps nothing": found.one_run}
-    rows[f"the same, {study.SEEDS} seeds together"] = found.several
-    for kind, one in ((kind, one) for kind, one in rows.items() if one.runs):
-        shares = f"rose {_percent(one.rose / one.runs)}, fell {_percent(one.fell / one.runs)}"
-        lines.append(f"  {kind:42} {shares}; false {_percent(one.false / one.runs)} (at most {_percent(one.upper)})")
+    lines += [_shares(kind, one) for kind, one in _kinds(found).items()]
     for label, row in found.power.items():
         *shares, smallest = row.tolist()
         effects = ", ".join(

@@ -59,6 +59,13 @@ class Alarms:
         self.fell += "fell" in verdicts
         self.false += any(row.verdict != "still" and wrong(row) for row in rows)
 
+    def join(self, other: Alarms) -> None:
+        """Count the runs of another one with these."""
+        self.runs += other.runs
+        self.rose += other.rose
+        self.fell += other.fell
+        self.false += other.false
+
     @property
     def upper(self) -> float:
         """Return the upper end of the 95 % interval of the false share (Wilson 1927)."""

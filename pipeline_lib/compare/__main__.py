@@ -33,6 +33,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, default=Path("data/compare"), help="folder (default: %(default)s)")
     parser.add_argument("--seeds", default="0", help="with queue: 0, 0,1,5 or 0..2 (default: %(default)s)")
+    parser.add_argument("--rates", default="", help="with queue: learning rates, such as 2e-5,5e-5,1e-4")
+    parser.add_argument("--only", default="", help="with queue: these ablations, such as contrastive,hycd")
     parser.add_argument("--ablations", type=Path, default=CHANGES, help="with queue (default: %(default)s)")
     return parser.parse_args(arguments)
 
@@ -47,7 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folders, revisions = list(options.folders), list(options.revs)
     if folders == ["queue"]:
         folders = []
-        revisions += ablate.run(Path("params.yaml"), options.ablations, ablate.parse_seeds(options.seeds))
+        seeds, rates = ablate.parse_seeds(options.seeds), ablate.parse_rates(options.rates)
+        only = options.only.split(",") if options.only else []
+        revisions += ablate.run(Path("params.yaml"), options.ablations, seeds, rates, only)
     elif options.experiments or not (folders or revisions):
         revisions += current_experiments()
         folders += [] if options.experiments else ["."]

@@ -13,6 +13,7 @@ here: `dvc exp remove` the experiments first.
 from __future__ import annotations
 
 import json
+import math
 import re
 import tempfile
 import textwrap
@@ -74,11 +75,40 @@ def parse_seeds(text: str) -> list[int]:
 # ---- the plan ----
 
 
-def plan(params_file: Path, changes_file: Path, seeds: Sequence[int]) -> tuple[list[Planned], list[str]]:
-    """Return the experiments of the grid, params.yaml as it is first; and a sentence on what is left out.
+def parse_rates(text: str) -> list[float]:
+    """Read `2e-5,5e-5` as learning rates, each once; an empty text holds none.
+
+    >>> parse_rates("2e-5,5e-5")
+    [2e-05, 5e-05]
 
     Raises:
-        UserError: An ablation is malformed, or sets what params.yaml does not have.
+        UserError: One of them is not a positive number.
+    """
+    rates = []
+    for part in text.split(",") if text else ():
+        try:
+            rates.append(float(part))
+        except ValueError:
+            rates.append(math.nan)
+        if not 0 < rates[-1] < math.inf:
+            raise UserError(f"--rates: {part!r} is no learning rate; write them like 2e-5,5e-5,1e-4")
+    return list(dict.fromkeys(rates))
+
+
+def plan(
+    params_file: Path, changes_file: Path, seeds: Sequence[int], rates: Sequence[float] = (), only: Sequence[str] = ()
+) -> tuple[list[Planned], list[str]]:
+    """Return the experiments of the grid, params.yaml as it is first; and a sentence on what is left out.
+
+    Args:
+        params_file: What the ablations are put on top of.
+        changes_file: Where they are written.
+        seeds: Each ablation runs with each of these.
+        rates: And at each of these learning rates; none: at that of params.yaml.
+        only: The ablations to run, by name; none: all.
+
+    Raises:
+        UserError: An ablation is malformed, or sets what params.yaml does not have, or one of `only` is not known.
     """
     here = dotted_keys(config.read_params(params_file))
     variants: dict[str, dict[str, Any]] = {config.load(params_file, RefineSettings).recipe: {}}
@@ -92,12 +122,24 @@ def plan(params_file: Path, changes_file: Path, seeds: Sequence[int]) -> tuple[l
             notes.append(f"{ablation.origin}: {ablation.name}: {says} `{same}`.")
         else:
             variants[ablation.name] = changes
-    return [_planned(here, name, changes, seed) for name, changes in variants.items() for seed in seeds], notes
+    if unknown := [name for name in only if name not in variants]:
+        raise UserError(f"--only: no ablation `{unknown[0]}`; there are {', '.join(variants)}")
+    chosen = {name: changes for name, changes in variants.items() if not only or name in only}
+    at_rates = [{"refine.learning_rate": rate} for rate in rates] or [{}]
+    planned = [
+        _planned(here, name, {**changes, **rate}, seed)
+        for name, changes in chosen.items()
+        for rate in at_rates
+        for seed in seeds
+    ]
+    return planned, notes
 
 
 def _planned(here: Mapping[str, Any], variant: str, changes: Mapping[str, Any], seed: int) -> Planned:
+    rate = changes.get("refine.learning_rate")
+    name = "-".join([variant.replace("_", "-"), *([] if rate is None else [f"lr{rate:g}"]), f"seed{seed}"])
     changes = {**changes, "refine.seed": seed}
-    return Planned(f"{variant.replace('_', '-')}-seed{seed}", changes, deciding({**here, **changes}))
+    return Planned(name, changes, deciding({**here, **changes}))
 
 
 def split_off_setups(ablations: Sequence[Ablation], folder: Path) -> tuple[list[Ablation], list[str]]:
@@ -181,13 +223,15 @@ def _state(found: Found | None) -> str:
 # ---- running it ----
 
 
-def run(params_file: Path, changes_file: Path, seeds: Sequence[int]) -> list[str]:
-    """Say what is planned, run what is missing, and return the names of all experiments planned.
+def run(
+    params_file: Path, changes_file: Path, seeds: Sequence[int], rates: Sequence[float] = (), only: Sequence[str] = ()
+) -> list[str]:
+    """Say what is planned (see `plan`), run what is missing, and return the names of all experiments planned.
 
     Raises:
         UserError: DVC refused, an experiment failed, or it would lack its data.
     """
-    planned, notes = plan(params_file, changes_file, seeds)
+    planned, notes = plan(params_file, changes_file, seeds, rates, only)
     check_inputs(params_file)
     found = look(planned)
     print("\n\n".join([plan_table(planned, found), *notes]), flush=True)

@@ -17,11 +17,14 @@ import torch
 
 from pipeline_lib.model.clip import Clip
 
+IMAGES_ON_CPU = 16  # in a pass: a convolution's activations of more leave the cache
 CUT_MULTIPLE = 16  # tokens that a cut is rounded up to by default, so that shapes (and kernels) are few
 
 
 def embed_images(clip: Clip, images: torch.Tensor, pass_size: int) -> torch.Tensor:
     """Return the raw features, float32 [n, D] on the CPU, of uint8 images [n, 3, H, W]."""
+    if clip.device.type == "cpu":
+        pass_size = min(pass_size, IMAGES_ON_CPU)
     return _embed(clip, clip.encode_image, images, pass_size)
 
 

@@ -22,6 +22,7 @@ import torch
 from pipeline_lib.core import runtime
 from pipeline_lib.core.distributed import World
 from pipeline_lib.model import SCALARS, Clip
+from pipeline_lib.model.embed import cut_length
 from pipeline_lib.model.features import Features, Inputs
 from pipeline_lib.refine import recipes
 from pipeline_lib.refine.sampling import Draws
@@ -34,6 +35,7 @@ class Encoders:
     student: Clip
     precision: str = "fp32"
     compile: bool = False
+    text_groups: int = 1  # texts are sorted by length into so many groups, each cut at its own longest
 
     @cached_property
     def _calls(self) -> tuple[Callable[..., torch.Tensor], Callable[..., torch.Tensor]]:
@@ -44,9 +46,21 @@ class Encoders:
         """Embed b pairs: raw image and text features [b, D], at least fp32."""
         device = self.student.device
         with runtime.arithmetic(self.precision, device):
-            raw = [call(x.to(device, non_blocking=True)) for call, x in zip(self._calls, inputs, strict=True)]
-        image, text = (x.float() if x.dtype in (torch.bfloat16, torch.float16) else x for x in raw)
+            image = self._calls[0](inputs.images.to(device, non_blocking=True))
+            text = self._encode_texts(inputs.token_ids.to(device, non_blocking=True))
+        image, text = (x.float() if x.dtype in (torch.bfloat16, torch.float16) else x for x in (image, text))
         return image, text
+
+    def _encode_texts(self, token_ids: torch.Tensor) -> torch.Tensor:
+        """Embed texts, in groups by length where that is asked for: most of a batch is shorter than its longest."""
+        encode = self._calls[1]
+        if self.text_groups == 1 or self.student.text_cut_refusal:
+            return encode(token_ids)
+        lengths = self.student.text_lengths(token_ids)
+        order = lengths.argsort(stable=True)
+        groups = [rows for rows in order.tensor_split(self.text_groups) if len(rows)]
+        cut = [token_ids[rows, : cut_length(lengths[rows], token_ids.shape[1], 1)] for rows in groups]
+        return torch.cat([encode(some) for some in cut])[order.argsort()]
 
     def send_back(self, outputs: Iterable[torch.Tensor], gradients: Iterable[torch.Tensor]) -> None:
         """Add the gradient of `sum(outputs * gradients)` to the weights, in the precision of the forward pass."""

@@ -58,8 +58,11 @@ class RefineSettings:
     precision: Literal["fp32", "tf32", "bf16"]
     """Precision of the student's towers (bf16: autocast); the losses stay fp32."""
 
-    text_cut: Literal["set", "batch"]
-    """Where token ids are cut; set: as they are cached; batch: once more, at the longest caption of each batch."""
+    text_cut: Literal["set", "batch", "groups"]
+    """Where token ids are cut. `set` takes them as they are cached, `batch` cuts once more at the longest caption of
+    each batch. `groups` sorts a batch by length into four passes, each cut at its own longest: the fastest where
+    lengths differ. The features are the same to rounding.
+    """
 
     trainable: Literal["all", "projections"]
     """Which weights are trained; projections: only those that project into the shared space."""

@@ -22,6 +22,8 @@ from pipeline_lib.refine.recipes import Recipe
 from pipeline_lib.refine.sampling import Draws
 from pipeline_lib.refine.settings import RefineSettings
 
+TEXT_GROUPS = 4  # of a batch by length; more save little and make passes small
+
 
 @dataclass(kw_only=True)
 class State:
@@ -44,7 +46,12 @@ class State:
         select_trainable(student, settings)
         return cls(
             student=student,
-            encoders=Encoders(student=student, precision=settings.precision, compile=settings.compile),
+            encoders=Encoders(
+                student=student,
+                precision=settings.precision,
+                compile=settings.compile,
+                text_groups=TEXT_GROUPS if settings.text_cut == "groups" else 1,
+            ),
             optimizer=make_optimizer(student, settings),
             initial={name: p.detach().to("cpu", copy=True) for name, p in named_trainable(student)},
             initial_logit_scale=float(student.module.logit_scale.detach()),
@@ -73,7 +80,7 @@ class Setup:
 
     def cut_texts(self, student: Clip, inputs: Inputs) -> Inputs:
         """Cut the token ids at the batch's longest caption where `refine.text_cut` says so."""
-        if self.settings.text_cut == "set" or student.text_cut_refusal:
+        if self.settings.text_cut != "batch" or student.text_cut_refusal:
             return inputs
         length = cut_length(student.text_lengths(inputs.token_ids), inputs.token_ids.shape[1])
         return inputs._replace(token_ids=inputs.token_ids[:, :length])

@@ -10,6 +10,7 @@ from pipeline_lib.report.inputs import ReportInputs
 from pipeline_lib.results.folders import Variant
 
 FEWER = 0.5  # of the base's classes or directions: below this share the loss is said
+LOST = 2 / 3  # of the base's classes: below this share, where they are few already, it is said as well
 FAVOURED = 0.5  # share of all answers that one class gets, and twice what it should
 LOSS_ROSE, LOSS_SOARED = 1.1, 2.0  # times the loss on `val` before: said; broken
 NO_LOSS = 0.01  # less before is none: a recipe that distils from the base alone begins at 0 and can only rise
@@ -58,11 +59,12 @@ def _answers(inputs: ReportInputs) -> Iterator[str]:
         for task, block in after.items():
             was, now = before[task]["answers"], block["answers"]
             given = f"{now['num_given']} of {now['num_classes']} classes are ever answered (before: {was['num_given']})"
-            few = now["num_given"] < FEWER * now["num_present"] and now["num_given"] < was["num_given"]
+            few = now["num_given"] < FEWER * now["num_present"] and now["num_given"] < LOST * was["num_given"]
             if few or now["num_given"] < FEWER * was["num_given"]:
                 yield f"On {name}: {task} only {given}."
             share, true = now["favourite_share"], now["favourite_true_share"]
-            if share > max(FAVOURED, 2 * true) and share > was["favourite_share"]:
+            much, drifted = max(FAVOURED, 2 * true), 1 - share < FEWER * (1 - was["favourite_share"])
+            if share > much and (was["favourite_share"] <= much or drifted):
                 yield (
                     f"On {name}: {task} answers drift to one class: {page.percent(share)}\u00a0% of them are "
                     f"`{now['favourite']}`, which {page.percent(true)}\u00a0% of the images are."

@@ -54,7 +54,8 @@ class ReportInputs:
     @property
     def uses_openmoji(self) -> bool:
         """Return whether images of OpenMoji are shown or evaluated, whose licence asks to be named."""
-        return any(part.manifest.get("source", {}).get("format") == "openmoji" for part in self.parts.values())
+        formats = {part.manifest.get("source", {}).get("format") for part in self.parts.values()}
+        return not formats.isdisjoint(("scenes", "openmoji"))
 
     @cached_property
     def comparison(self) -> list[Paired]:

@@ -78,7 +78,7 @@ def _set_writer(
     rules = Rules(
         work=work, settings=settings, captioned=source.captioned, labelled=source.labelled, tasks=source.tasks
     )
-    splitter = Splitter(parts, source.samples.folder, source.name)
+    splitter = Splitter(parts, source.samples.folder, source.name, source.samples.splits)
     answers = {part: known_answers.read_known_answers(data, part) for part in splitter.parts}
     return SetWriter(source=source, splitter=splitter, rules=rules, known_answers=answers)
 

@@ -9,11 +9,12 @@ choices         what the sets of choices between texts and images share
 imagenet        ImageNet's classes: the WordNet id and the name of each
 known_answers   what models are known to score on a set, beside it
 tars            tars that others wrote, listed where they lie
-openmoji_*      the images and names of the default data set, from installed packages
+openmoji_*      the default's pictures and what they show, from installed packages
+scene_*         the default's scenes: what a scene holds and where, and its texts
 settings        section `data` of params.yaml
 
 The other files are a format each, by its name: caption_choice, clip_benchmark, coco, flickr, image_folder, image_pairs,
-jsonl, openmoji, webdataset.
+jsonl, openmoji, scenes, webdataset.
 
 To add a format, say `my_format`:
 

@@ -20,6 +20,7 @@ from pipeline_lib.sources import (
     image_pairs,
     jsonl,
     openmoji,
+    scenes,
     webdataset,
 )
 from pipeline_lib.sources.place import Place
@@ -27,6 +28,7 @@ from pipeline_lib.sources.samples import Source
 from pipeline_lib.sources.settings import DataSettings
 
 FORMATS: Mapping[str, Callable[[Place], Source]] = {
+    "scenes": scenes.open_set,
     "openmoji": openmoji.open_set,
     "coco": coco.open_set,
     "flickr": flickr.open_set,

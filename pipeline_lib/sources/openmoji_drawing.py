@@ -10,23 +10,35 @@ from __future__ import annotations
 import functools
 import io
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 from pipeline_lib.sources.openmoji_packages import path_of
 
-SIZE = 160  # pixels; the default model sees 128
+SIZE = 96  # pixels, as many as the default model sees
+_LINE_LEVEL = 100  # of 255: brighter than this is no line
 _FIRST_PRIVATE = 0xF0000  # plane 15, private use
 _VARIATION_SELECTOR = 0xFE0F
 
 
-@dataclass(frozen=True, slots=True)
-class DrawnImage:
-    """An image that is drawn when it is read."""
+class Placed(NamedTuple):
+    """One picture in an image: its square has its upper left corner at (x, y)."""
 
     emoji: str  # the sequence of code points
+    size: int
+    x: int
+    y: int
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnImage:
+    """An image that is drawn when it is read: pictures on a plain background, side `SIZE`."""
+
+    pictures: tuple[Placed, ...]
+    background: str  # as Pillow's ImageColor reads it
     font_digest: str
+    lines_only: bool = False
 
     @property
     def name(self) -> str:
@@ -36,7 +48,7 @@ class DrawnImage:
     @property
     def where(self) -> str:
         """How messages name it."""
-        return "-".join(f"U+{ord(point):X}" for point in self.emoji)
+        return " ".join("-".join(f"U+{ord(point):X}" for point in placed.emoji) for placed in self.pictures)
 
     @property
     def size(self) -> int:
@@ -44,27 +56,34 @@ class DrawnImage:
         return 0
 
     def read(self) -> bytes:
-        """Draw the image and return it as PNG."""
-        return render(self.emoji)
+        """Draw the image and return it as PNG; equal bytes on every call with the same Pillow and the same font."""
+        file = io.BytesIO()
+        self.paint().save(file, "PNG", compress_level=3)
+        return file.getvalue()
+
+    def paint(self) -> Image.Image:
+        """Draw the image: RGB, SIZE x SIZE."""
+        image = Image.new("RGB", (SIZE, SIZE), "white" if self.lines_only else self.background)
+        for placed in self.pictures:
+            font, characters = _font(placed.size)
+            character = characters[_without_selectors(placed.emoji)]
+            ImageDraw.Draw(image).text((placed.x, placed.y), character, font=font, embedded_color=True)
+        return _lines(image) if self.lines_only else image
 
     def stamp(self) -> list[Any]:
         """Return what the image depends on."""
-        return [self.emoji, self.font_digest]
+        return [[list(placed) for placed in self.pictures], self.background, self.lines_only, self.font_digest]
 
 
 def draw(emoji: str) -> Image.Image:
-    """Draw an emoji on white: RGB, SIZE x SIZE."""
-    font, characters = _font()
-    image = Image.new("RGB", (SIZE, SIZE), "white")
-    ImageDraw.Draw(image).text((0, 0), characters[_without_selectors(emoji)], font=font, embedded_color=True)
-    return image
+    """Draw a picture alone on white: RGB, SIZE x SIZE."""
+    return DrawnImage((Placed(emoji, SIZE, 0, 0),), "white", "").paint()
 
 
-def render(emoji: str) -> bytes:
-    """Draw an emoji as PNG; equal bytes on every call with the same versions of Pillow and the font."""
-    file = io.BytesIO()
-    draw(emoji).save(file, "PNG", compress_level=3)
-    return file.getvalue()
+def _lines(image: Image.Image) -> Image.Image:
+    """Keep what is black, as the outlines are, and make everything else white."""
+    brightest = functools.reduce(ImageChops.lighter, image.split())
+    return brightest.point([min(255, value * 255 // _LINE_LEVEL) for value in range(256)]).convert("RGB")
 
 
 def _without_selectors(emoji: str) -> str:
@@ -72,7 +91,21 @@ def _without_selectors(emoji: str) -> str:
 
 
 @functools.cache
-def _font() -> tuple[ImageFont.FreeTypeFont, dict[str, str]]:
+def _font(size: int) -> tuple[ImageFont.FreeTypeFont, dict[str, str]]:
+    """Return the font at which a picture's square has `size` pixels, and the characters of its sequences."""
+    font, characters = _font_file()
+    return ImageFont.truetype(
+        io.BytesIO(font.data), size * font.scale, layout_engine=ImageFont.Layout.BASIC
+    ), characters
+
+
+class _FontFile(NamedTuple):
+    data: bytes
+    scale: float  # of a glyph's square to the font's nominal size
+
+
+@functools.cache
+def _font_file() -> tuple[_FontFile, dict[str, str]]:
     """Return the font with one private code point per sequence, and the map from sequence to it."""
     from fontTools.ttLib import TTFont
 
@@ -94,7 +127,5 @@ def _font() -> tuple[ImageFont.FreeTypeFont, dict[str, str]]:
     del font["GSUB"]
     copy = io.BytesIO()
     font.save(copy)
-    copy.seek(0)
     metrics = font["hhea"]
-    size = SIZE * font["head"].unitsPerEm / (metrics.ascent - metrics.descent)  # a glyph's square fills the image
-    return ImageFont.truetype(copy, size, layout_engine=ImageFont.Layout.BASIC), characters
+    return _FontFile(copy.getvalue(), font["head"].unitsPerEm / (metrics.ascent - metrics.descent)), characters

@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 from pipeline_lib.core.artifacts import sha256_file
 from pipeline_lib.core.errors import UserError
@@ -44,12 +45,13 @@ def describe_installed() -> dict[str, dict[str, str]]:
     }
 
 
-def check_index(index_file: Path) -> dict[str, dict[str, str]]:
-    """Compare `index_file` with what is installed and return it.
+def read_index(root: Path) -> tuple[Path, dict[str, Any]]:
+    """Return index.json, itself `root` or in that folder, and what it holds, compared with what is installed.
 
     Raises:
         UserError: The file is missing or unreadable, or another version of a package is installed.
     """
+    index_file = root if root.is_file() else root / "index.json"
     try:
         index = json.loads(index_file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -66,7 +68,7 @@ def check_index(index_file: Path) -> dict[str, dict[str, str]]:
                     f"{index_file}: {role}.{key} is {written.get(key)}, but {facts['package']} as installed here has "
                     f"{facts[key]}; {REMEDY}, or print a new index with `python -m pipeline_lib.sources.openmoji`"
                 )
-    return index
+    return index_file, index
 
 
 def path_of(role: str) -> Path:
@@ -81,7 +83,7 @@ def path_of(role: str) -> Path:
     facts = INSTALLED[role]
     spec = importlib.util.find_spec(facts["module"])
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"data.format: openmoji needs the package {facts['package']}; {REMEDY}")
+        raise UserError(f"data.format: OpenMoji needs the package {facts['package']}; {REMEDY}")
     return Path(next(iter(spec.submodule_search_locations)), facts["file"])
 
 
@@ -89,7 +91,7 @@ def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        raise UserError(f"data.format: openmoji needs the package {package}; {REMEDY}") from None
+        raise UserError(f"data.format: OpenMoji needs the package {package}; {REMEDY}") from None
 
 
 def _sha256(path: Path) -> str:

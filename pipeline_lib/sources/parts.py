@@ -3,13 +3,14 @@
     data:
       parts: {val: val.txt, refine: 0.7, eval: 0.3}
 
-Here the samples that the list file `val.txt` names are `val`, and the others are shared out by a hash of their key.
+Here the samples that the list file `val.txt` names are `val`, and the others are shared out by a hash of their key. A
+set that is published with splits has their names in place of list files.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,21 +22,37 @@ from pipeline_lib.sources.samples import Sample, Samples, read_lines
 class Splitter:
     """Say which part a sample belongs to.
 
-    List files claim samples by key or image file name. The others are shared out by a hash of their key: a number
-    in [0, 1), cut into intervals of the shares' lengths in the order in which they are written.
+    List files claim samples by key or image file name, and the set's own splits those that belong to them. The others
+    are shared out by a hash of their key: a number in [0, 1), cut into intervals of the shares' lengths in the order in
+    which they are written.
     """
 
-    def __init__(self, parts: Mapping[str, float | str], folder: Path, name: str = "data") -> None:
+    def __init__(
+        self, parts: Mapping[str, float | str], folder: Path, name: str = "data", splits: Sequence[str] = ()
+    ) -> None:
         """Read the list files.
 
+        Args:
+            parts: Each with a share, the name of a list file in `folder`, or one of the splits.
+            folder: Where list files are.
+            name: How messages call the set.
+            splits: The set's own.
+
         Raises:
-            UserError: A share is out of [0, 1], shares exceed 1 together, a list is missing, two lists hold one name.
+            UserError: A share is out of [0, 1], shares exceed 1 together, a list is missing, or two parts claim one
+                name or one split.
         """
         self.parts = tuple(part for part, value in parts.items() if value != 0)
         self.claims: dict[str, str] = {}
+        self.published: dict[str, str] = {}  # split -> part
         for part, value in parts.items():
-            if isinstance(value, str):
-                self._claim(part, folder / value, name)
+            if value in splits:
+                if self.published.setdefault(str(value), part) != part:
+                    raise UserError(
+                        f"{name}.parts.{part}: `{self.published[str(value)]}` has the split {value} already"
+                    )
+            elif isinstance(value, str):
+                self._claim(part, folder / value, name, splits)
         self.bounds: list[tuple[float, str]] = []
         total = 0.0
         for part, value in parts.items():
@@ -47,18 +64,21 @@ class Splitter:
         if total > 1 + 1e-9:
             raise UserError(f"{name}.parts: the shares add up to {total:g}, at most 1 is possible")
 
-    def _claim(self, part: str, path: Path, name: str) -> None:
+    def _claim(self, part: str, path: Path, name: str, splits: Sequence[str]) -> None:
         if not path.is_file():
+            own = f" or one of the set's own splits ({', '.join(splits)})" if splits else ""
             raise UserError(
-                f"{name}: list file {path} of part `{part}` does not exist; name one below the set's folder, or write "
-                "a share such as 0.8"
+                f"{name}: list file {path} of part `{part}` does not exist; name one below the set's folder{own}, or "
+                "write a share such as 0.8"
             )
         for line in read_lines(path):
             if self.claims.setdefault(line, part) != part:
                 raise UserError(f"{path}: {line} stands in the lists of parts `{self.claims[line]}` and `{part}`")
 
-    def part_of(self, key: str, file_name: str = "") -> str | None:
+    def part_of(self, key: str, file_name: str = "", split: str = "") -> str | None:
         """Return the part of a sample, or None if it is in none."""
+        if split in self.published:
+            return self.published[split]
         if self.claims:
             claimed = self.claims.get(key) or self.claims.get(file_name)
             if claimed:
@@ -70,7 +90,7 @@ class Splitter:
 
     def __call__(self, sample: Sample) -> str | None:
         """Return the part of `sample`, or None if it is in none."""
-        return self.part_of(sample.key, sample.image.name)
+        return self.part_of(sample.key, sample.image.name, sample.split)
 
 
 def split(samples: Samples, parts: Mapping[str, float | str]) -> dict[str, list[Sample]]:
@@ -79,7 +99,7 @@ def split(samples: Samples, parts: Mapping[str, float | str]) -> dict[str, list[
     Raises:
         UserError: See `Splitter`.
     """
-    splitter = Splitter(parts, samples.folder)
+    splitter = Splitter(parts, samples.folder, splits=samples.splits)
     found: dict[str, list[Sample]] = {part: [] for part in splitter.parts}
     for sample in samples:
         part = splitter(sample)

@@ -72,21 +72,22 @@ class Place:
                 return str(self.folder / name)
         raise UserError(f"{self.name}.images: no folder {' or '.join(names)} in {self.folder}; name the image folder")
 
-    def make_source(self, make: Callable[[], Iterable[Sample]], **more: Any) -> Source:
-        """Make the `Source` of the samples that `make` gives, cut to the list file `split` where one is named.
+    def make_source(self, make: Callable[[], Iterable[Sample]], splits: Sequence[str] = (), **more: Any) -> Source:
+        """Make the `Source` of the samples that `make` gives, cut to `split` where one is named.
 
         Args:
             make: Gives all samples, in the same order each time.
+            splits: The splits that the set is published with; `split` is one of them or a list file.
             more: Further fields of `Source`.
 
         Raises:
-            UserError: The list file does not exist.
+            UserError: `split` is neither.
         """
         chosen = make
         if self.split is not None:
-            splitter = Splitter({"chosen": self.split}, self.folder, self.name)
+            splitter = Splitter({"chosen": self.split}, self.folder, self.name, splits)
 
             def chosen() -> Iterable[Sample]:
                 return (sample for sample in make() if splitter(sample))
 
-        return Source(name=self.name, samples=Samples(chosen, self.folder, self.limit), **more)
+        return Source(name=self.name, samples=Samples(chosen, self.folder, self.limit, splits), **more)

@@ -114,6 +114,7 @@ class Sample:
     captions: tuple[str, ...] = ()  # stripped, none empty
     labels: Mapping[str, int] = field(default_factory=dict)  # task -> class index
     empty_captions: int = 0  # dropped
+    split: str = ""  # to which it belongs as the set is published, where the set has splits of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +128,11 @@ class Task:
 class Samples(Iterable[Sample]):
     """An iterable that starts anew each time, cut at `limit`; list files are looked up in `folder`."""
 
-    def __init__(self, make: Callable[[], Iterable[Sample]], folder: Path, limit: int | None) -> None:
-        """`make` gives all samples, always in the same order."""
-        self.make, self.folder, self.limit = make, folder, limit
+    def __init__(
+        self, make: Callable[[], Iterable[Sample]], folder: Path, limit: int | None, splits: Sequence[str] = ()
+    ) -> None:
+        """`make` gives all samples, always in the same order; `splits` are the set's own."""
+        self.make, self.folder, self.limit, self.splits = make, folder, limit, tuple(splits)
 
     def __iter__(self) -> Iterator[Sample]:
         """From the first sample on."""

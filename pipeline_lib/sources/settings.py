@@ -13,7 +13,15 @@ class EvaluationSet:
     """One more set to evaluate on, below `data.evaluation_root`."""
 
     format: Literal[
-        "coco", "flickr", "jsonl", "image_folder", "webdataset", "clip_benchmark", "caption_choice", "image_pairs"
+        "coco",
+        "flickr",
+        "jsonl",
+        "image_folder",
+        "webdataset",
+        "clip_benchmark",
+        "caption_choice",
+        "image_pairs",
+        "openmoji",
     ]
     """The layout of the set on disk. `pipeline_lib/sources/<format>.py` shows each layout with an example."""
 
@@ -28,7 +36,8 @@ class EvaluationSet:
     split: str | None = None
     """Which samples of the set are used. For `clip_benchmark` it is the folder `train` or `test`, and `null` means
     `test`. For `coco`, `flickr`, `jsonl` and `image_folder` it is the name of a list file in the set's folder with a
-    key or image name per line, and `null` means all samples. The other formats take only `null`.
+    key or image name per line, and `null` means all samples. For `openmoji` it is `moved` or `lines`. The other formats
+    take only `null`.
     """
 
     limit: AtLeastOne | None = None
@@ -47,7 +56,7 @@ class EvaluationSet:
 class DataSettings:
     """The image-text set, its parts, and further sets to evaluate on."""
 
-    format: Literal["openmoji", "coco", "flickr", "jsonl", "image_folder", "webdataset"]
+    format: Literal["scenes", "coco", "flickr", "jsonl", "image_folder", "webdataset"]
     """The layout of the set on disk. `pipeline_lib/sources/<format>.py` shows each layout with a block to paste."""
 
     root: str
@@ -66,8 +75,9 @@ class DataSettings:
     """
 
     parts: Mapping[str, float | str]
-    """The parts of the set. Each name has either a list file in the set's folder (a key or image name per line), or the
-    share of those samples that no list claims, assigned by a hash of the key. The part `base` trains the heads of the
+    """The parts of the set. Each name has a list file in the set's folder (a key or image name per line), one of the
+    splits that the set is published with (of `scenes`: base, refine, val, eval), or the share of those samples that
+    neither claims, assigned by a hash of the key. The part `base` trains the heads of the
     demo base, `refine` is what the refinement trains on, and `val` gives the loss on pairs that it does not train on
     and is where choices are made (`evaluate.selection`). Every other part is evaluated.
     """

@@ -26,7 +26,15 @@ PROJECT = Path(__file__).parents[2]
 SHARED = PROJECT.parent / "shared" / "data"
 PARTS = {"base": 0.8, "refine": 0.1, "val": 0.05, "eval": 0.05}
 SETTINGS = DemoSettings(
-    image_size=64, embed_dim=16, epochs=30, batch_size=16, learning_rate=1e-2, weight_decay=0.01, dropout=0.5, seed=0
+    image_size=64,
+    embed_dim=16,
+    epochs=30,
+    batch_size=16,
+    learning_rate=1e-2,
+    weight_decay=0.01,
+    dropout=0.5,
+    logit_scale=None,
+    seed=0,
 )
 COLOURS = ("red", "blue", "green", "yellow", "black", "orange")
 SHAPES = ("circle", "square", "cross", "line")
@@ -240,6 +248,22 @@ def test_heads_are_a_function_of_features_and_seed():
     assert not torch.equal(first.image_weight, other.image_weight)
 
 
+def test_a_fixed_scale_stays_and_keeps_the_modalities_apart():
+    """At a scale of 100 the means of images and captions stay further apart than where the scale is learned."""
+    pairs = planted()
+    fixed, learned = (
+        demo.train_heads(pairs, dataclasses.replace(SETTINGS, logit_scale=scale)) for scale in (100.0, None)
+    )
+    assert fixed.logit_scale == pytest.approx(100)
+    assert learned.logit_scale != pytest.approx(100, rel=0.05)
+
+    def distance(heads):
+        image, text = pairs.image_features @ heads.image_weight.T, pairs.text_features @ heads.text_weight.T
+        return (F.normalize(image, dim=1).mean(0) - F.normalize(text, dim=1).mean(0)).norm().item()
+
+    assert distance(fixed) > 1.2 * distance(learned)
+
+
 def test_raw_norms_match_the_logit_scale():
     """Over the pairs: mean ‖f‖·‖g‖ is the scale, mean ‖f‖ is mean ‖g‖; no cosine moves."""
     pairs = planted(captions=2)
@@ -276,7 +300,7 @@ def test_one_image_is_too_little():
 
 def write_params(folder: Path, root: Path, **demo_settings) -> None:
     params = config.read_params(PROJECT / "params.yaml")
-    params["data"] |= {"format": "jsonl", "root": str(root / "set.jsonl"), "parts": PARTS}
+    params["data"] |= {"format": "jsonl", "root": str(root / "set.jsonl"), "parts": PARTS, "evaluation": {}}
     params["base"]["demo"] |= dataclasses.asdict(SETTINGS) | demo_settings
     params["runtime"] |= {"num_threads": 1, "progress": False}
     params["tracking"]["mode"] = "disabled"

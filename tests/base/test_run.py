@@ -70,6 +70,7 @@ def settings(**given) -> BaseSettings:
         "learning_rate": 1e-3,
         "weight_decay": 0.01,
         "dropout": 0.5,
+        "logit_scale": None,
         "seed": 0,
     }
     section["demo"] = demo | section.get("demo", {})

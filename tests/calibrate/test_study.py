@@ -93,6 +93,15 @@ def test_the_command_prints_both_tables(tmp_path, capsys):
     assert printed.count("20 images, ") == 5
     assert "two halves of a model" in printed
     assert "3 seeds together" in printed
+    whole = printed.split("all of these together\n")[1]
+    assert [line.split("  ")[1] for line in whole.splitlines()] == [
+        study.SAME,
+        study.HALVES,
+        study.PERMUTED,
+        study.UNTRAINED,
+        "one run of a training that helps nothing",
+        "the same, 3 seeds together",
+    ]
     example_results.make_project(tmp_path)
     main(["--folder", str(tmp_path / "data/eval"), "--sizes", "40", "--runs", "10"])
     printed = capsys.readouterr().out

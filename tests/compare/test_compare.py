@@ -394,6 +394,29 @@ def test_plan_leaves_everything_else_the_users(tmp_path):
         assert (one.parameters["refine.learning_rate"], one.parameters["data.limit"]) == (2e-5, 300)
 
 
+def test_plan_has_every_rate_of_the_chosen_ablations():
+    found, _ = ablate.plan(ROOT / "params.yaml", ROOT / CHANGES, [0, 1], [2e-5, 1e-4], ["hycd", "clip_refine"])
+    names = [
+        f"{recipe}-lr{rate}-seed{seed}"
+        for recipe in ("clip-refine", "hycd")
+        for rate in ("2e-05", "0.0001")
+        for seed in (0, 1)
+    ]
+    assert [one.name for one in found] == names
+    assert [one.parameters["refine.learning_rate"] for one in found] == [2e-5, 2e-5, 1e-4, 1e-4] * 2
+    assert found[0].changes == {"refine.learning_rate": 2e-5, "refine.seed": 0}
+    with pytest.raises(UserError, match="--only: no ablation `hicd`; there are clip_refine, "):
+        ablate.plan(ROOT / "params.yaml", ROOT / CHANGES, [0], only=["hicd"])
+
+
+@pytest.mark.parametrize("text", ["fast", "1e-5,", "0", "-1e-5", "nan", "inf"])
+def test_rates_are_positive_numbers(text):
+    assert ablate.parse_rates("") == []
+    assert ablate.parse_rates("1e-5,2e-5,1e-5") == [1e-5, 2e-5]
+    with pytest.raises(UserError, match=r"--rates: .* is no learning rate; write them like 2e-5,5e-5,1e-4"):
+        ablate.parse_rates(text)
+
+
 def test_plan_has_every_seed():
     found, _ = ablate.plan(ROOT / "params.yaml", ROOT / CHANGES, [3, 1])
     assert [one.name for one in found][:2] == ["clip-refine-seed3", "clip-refine-seed1"]

@@ -95,7 +95,7 @@ def test_every_number_has_a_range_or_none_by_choice():
 
 
 def test_nested_blocks_and_mappings_are_strict(tmp_path):
-    path = params_with(tmp_path, ("  evaluation: {} #", "  evaluation: {cifar: {format: clip_benchmark, pat: x}} #"))
+    path = params_with(tmp_path, ("    naming: {", "    cifar: {format: clip_benchmark, pat: x}\n    naming: {"))
     with pytest.raises(UserError, match=r"data.evaluation.cifar.pat: unknown key; did you mean `path`\?"):
         config.load(path, DataSettings)
 

@@ -38,7 +38,9 @@ from tests.tiny_model import write_tiny_clip
 
 ROOT = Path(__file__).parents[2]
 RANKS = ("median", "geometric_mean")
-SETTINGS = dataclasses.replace(config.load(ROOT / "params.yaml", EvaluateSettings), bootstrap_samples=50)
+SETTINGS = dataclasses.replace(
+    config.load(ROOT / "params.yaml", EvaluateSettings), bootstrap_samples=50, prompt="a photo of a {}"
+)
 COLOURS = {"red": (200, 40, 40), "green": (40, 190, 60), "blue": (50, 60, 220)}
 
 
@@ -305,6 +307,7 @@ def project(tmp_path_factory):
         folder.mkdir(parents=True, exist_ok=True)
         draw(folder / f"{i}.png", list(COLOURS.values())[i % 3], 1000 + i)
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["evaluate"]["prompt"] = SETTINGS.prompt
     params["data"] = {
         "format": "jsonl",
         "root": "photos",

@@ -44,7 +44,7 @@ def test_the_projects_own_params_pass(path):
         ("data", {"parts": {"refine": 0, "val": 0.1, "eval": 0.2}}, "data.parts.refine: missing"),
         ("data", {"parts": {"refine": 0.5, "eval": 0.2}}, "evaluate.selection: there is no part or set `val`; name one that none is trained on: eval"),  # noqa: E501
         ("evaluate", {"selection": "refine"}, "evaluate.selection: models are trained on `refine`; name one that none is trained on: val, eval"),  # noqa: E501
-        ("data", {"parts": {"base": 0.4, "refine": 0.5, "val": 0.1}}, "data.parts: nothing to evaluate on"),
+        ("data", {"parts": {"base": 0.4, "refine": 0.5, "val": 0.1}, "evaluation": {}}, "data.parts: nothing to evaluate on"),  # noqa: E501
         ("data", {"evaluation": shifts(r="imagenet")}, "data.evaluation.r.shift_of: no other evaluated set or part is called `imagenet`; there are eval"),  # noqa: E501
         ("data", {"evaluation": shifts(r="r")}, "data.evaluation.r.shift_of: no other evaluated set or part is called `r`"),  # noqa: E501
         ("data", {"evaluation": shifts(r="val")}, "data.evaluation.r.shift_of: no other evaluated set or part is called `val`"),  # noqa: E501

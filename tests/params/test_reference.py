@@ -55,9 +55,9 @@ def test_every_key_stands_in_its_section_in_the_order_of_the_file():
         ("refine", "- **`learning_rate`** (number, at least 0). Default: `5e-5`. "),
         ("refine", "- **`betas`** (list of 2 numbers, each at least 0 and below 1). Default: `[0.9, 0.999]`. "),
         ("refine", "- **`micro_batch`** (whole number, at least 1, or null). Default: `null`. "),
-        ("data", "Default: `{base: 0.44, refine: 0.30, val: 0.05, eval: 0.21}`. "),
-        ("data", "- **`evaluation`** (names of your own: the block below). Default: `{}`. "),
-        ("evaluate", "- **`prompt`** (text). Default: `a photo of a {}`. "),
+        ("data", "Default: `{base: base, refine: refine, val: val, eval: eval}`. "),
+        ("data", "- **`evaluation`** (names of your own: the block below). Default: `{naming: {format: openmoji, "),
+        ("evaluate", "- **`prompt`** (text). Default: `a picture of {}`. "),
         ("evaluate", "- **`confidence`** (number, above 0 and below 1). Default: `0.95`. "),
         ("base", "- **`demo`** (the block below or null). May be left out. "),
     ],
@@ -76,7 +76,7 @@ def test_a_key_that_the_file_leaves_out_is_listed_without_a_default():
 
 def test_a_new_recipe_and_another_value_of_one_leave_it_as_it_is():
     page = render_reference(PARAMS)
-    for old, new in (("  hycd: {", "  mine: {weight: 1.0}\n  hycd: {"), ("scale: 100.0", "scale: 50.0")):
+    for old, new in (("  hycd: {", "  mine: {weight: 1.0}\n  hycd: {"), ("{scale: 100.0", "{scale: 50.0")):
         assert PARAMS.count(old) == 1
         assert render_reference(PARAMS.replace(old, new)) == page
     assert render_reference(PARAMS.replace("  seed: 0\n  epochs", "  seed: 1\n  epochs")) != page

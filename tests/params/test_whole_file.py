@@ -58,8 +58,8 @@ def test_comments_and_the_lines_around_a_change_stay():
         "edit those, or a copy of this.",
         "# Mine.",
         "# Differs from params.yaml in: refine.learning_rate, data.format, base.demo.dropout",
-        "  format: coco # openmoji | coco | flickr | jsonl | image_folder | webdataset",
-        "    dropout: 0.1 # chosen by cross-validation inside part `base`",
+        "  format: coco # scenes | coco | flickr | jsonl | image_folder | webdataset",
+        "    dropout: 0.1",
         "  learning_rate: 1e-6 # the paper: 1e-6 at batch 512 on 118k pairs; a small set needs more to move at all",
     ]
     assert len(after) == len(before) + 3
@@ -68,8 +68,12 @@ def test_comments_and_the_lines_around_a_change_stay():
 @pytest.mark.parametrize(
     ("key", "value", "line"),
     [
-        ("data.parts", {"refine": 0.9, "val": "val.txt"}, "  parts: {refine: 0.9, val: val.txt} # a share of"),
-        ("data.evaluation", {"a": {"path": "b", "limit": None}}, "  evaluation: {a: {path: b, limit: null}} # name:"),
+        ("data.parts", {"refine": 0.9, "val": "val.txt"}, "  parts: {refine: 0.9, val: val.txt} # one of the"),
+        (
+            "data.evaluation",
+            {"a": {"path": "b", "limit": None}},
+            "  evaluation: {a: {path: b, limit: null}} # more sets",
+        ),
         ("refine.betas", [0.9, 0.98], "  betas: [0.9, 0.98]\n"),
         ("refine.recipe", "no", "  recipe: no\n"),
         ("report.title", "1e-6", "  title: '1e-6'\n"),

@@ -36,6 +36,29 @@ def test_chunks_give_the_gradient_of_the_whole_batch(tiny_clip, refine_settings,
     assert largest_difference(gradients(clip), expected) < 1e-12
 
 
+@pytest.mark.parametrize("micro_batch", [None, 2])
+def test_groups_of_texts_by_length_give_the_gradient_of_the_whole_batch(tiny_clip, refine_settings, micro_batch):
+    """Each text cut with those of its own length, back in its place: equal to plain autograd on whole texts."""
+    clip, inputs, teacher, draws = case(tiny_clip)
+    select_trainable(clip, refine_settings)
+    recipe = recipes.make_recipe("clip_refine", blocks())
+    expected = plain_gradients(clip, recipe, inputs, teacher, draws)
+    widths = []
+
+    class Watched(Encoders):
+        @property
+        def _calls(self):
+            image, text = super()._calls
+            return image, lambda ids: widths.append(ids.shape) or text(ids)
+
+    clip.module.zero_grad(set_to_none=True)
+    backward(Watched(student=clip, text_groups=3), recipe, inputs, teacher, draws, micro_batch=micro_batch)
+    assert largest_difference(gradients(clip), expected) < 1e-12
+    lengths = sorted(clip.text_lengths(inputs.token_ids).tolist())
+    assert max(width for _, width in widths) == lengths[-1] < inputs.token_ids.shape[1]
+    assert min(width for _, width in widths) < lengths[-1]
+
+
 def test_second_pass_repeats_the_first_with_dropout_on(tmp_path, refine_settings):
     """With stochastic layers the recomputed chunk must draw the same masks: equal to a hand-made reference."""
     tiny_clip = write_tiny_clip(tmp_path / "clip", seed=1)

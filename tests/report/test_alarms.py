@@ -42,6 +42,23 @@ def test_a_model_that_answers_one_class_is_broken_whatever_rose(inputs):
     assert few in report.terminal_table(inputs).replace("\n", " ")
 
 
+@pytest.mark.parametrize(
+    ("was", "now", "share", "said"),
+    [
+        ((4, 0.3), 3, 0.4, 0),  # as many as before, nearly
+        ((2, 0.6), 2, 0.65, 0),  # poor before, and no poorer
+        ((2, 0.6), 1, 0.65, 1),  # half of what few there were
+        ((3, 0.6), 3, 0.9, 1),  # drifted much further towards one
+        ((3, 0.4), 3, 0.6, 1),  # and over the half
+    ],
+)
+def test_what_the_base_did_as_well_is_no_breakdown(inputs, was, now, share, said):
+    for evaluation, (given, favourite) in ((inputs.base, was), (inputs.refined, (now, share))):
+        answers = of_set(evaluation)["classes"]["shape"]["answers"]
+        answers |= {"num_given": given, "favourite_share": favourite, "favourite_true_share": 0.25}
+    assert len(alarms.breakdowns(inputs)) == said
+
+
 def test_collapsed_features_are_said(inputs):
     of_set(inputs.refined)["gap"]["effective_rank_text"] = 1.2
     (said,) = alarms.breakdowns(inputs)

@@ -36,7 +36,7 @@ def test_the_header_says_what_was_run(written):
     header = (folder / report.MARKDOWN).read_text().split("## Verdict")[0]
     for line in (
         "- **base model**: demo: `lite0` and `minilm` with heads trained on 44 images",
-        "- **data**: openmoji in `openmoji`; 512 images with captions to train on",
+        "- **data**: scenes in `openmoji`; 512 images with captions to train on",
         "- **recipe**: `clip_refine`, learning rate 5e-05, 8 steps of 64 pairs (1 epoch)",
         "- **evaluated on**: eval (120 images, 240 captions); to choose on: val (60 images, 120 captions)",
         "- **seed**: 0",

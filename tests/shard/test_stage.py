@@ -36,6 +36,7 @@ def configure(**changes) -> None:
         "format": "coco",
         "root": "coco",
         "parts": {"refine": 0.6, "val": 0.2, "eval": 0.2},
+        "evaluation": {},
     } | changes.pop("data", {})
     params["shard"] |= {"samples_per_shard": 4, "max_bad_share": 0.0} | changes.pop("shard", {})
     params["tracking"]["mode"] = "disabled"

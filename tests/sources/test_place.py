@@ -31,7 +31,8 @@ UNUSED = {
     "clip_benchmark": ("images",),
     "caption_choice": ("split",),
     "image_pairs": ("split",),
-    "openmoji": ("images", "annotations"),
+    "scenes": ("images", "annotations"),
+    "openmoji": ("images",),
 }
 
 
@@ -39,7 +40,7 @@ UNUSED = {
 def test_settings_that_a_format_does_not_use(tmp_path, kind, key):
     folder = tmp_path / "set"
     folder.mkdir()
-    evaluated = kind == "clip_benchmark" or key == "split"
+    evaluated = kind in ("clip_benchmark", "openmoji") or key == "split"
     name = "data.evaluation.s" if evaluated else "data"
     open_set = open_for_evaluation if evaluated else lambda root, kind, **more: open_source(data(root, kind, **more))
     with pytest.raises(UserError, match=rf"^{name}\.{key}: format {kind} does not use it; write null$"):

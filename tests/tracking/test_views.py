@@ -45,10 +45,11 @@ def test_a_row_of_the_table_is_the_verdict_the_headlines_and_the_gap(tmp_path, m
     monkeypatch.chdir(tmp_path)
     inputs = read_inputs(tmp_path / "params.yaml")
     found = report.summary(inputs)
-    hits = [e.items("eval")["image_to_text_hit_at_1"].mean() for e in (inputs.base, inputs.refined)]
-    assert found["eval/image_to_text_recall_at_1"] == pytest.approx(hits[1], rel=1e-3)
-    assert found["eval/image_to_text_recall_at_1_difference"] == pytest.approx(hits[1] - hits[0], rel=1e-3, abs=1e-9)
-    assert 0 < found["eval/image_to_text_recall_at_1_adjusted_p"] <= 1
+    items = [e.items("eval") for e in (inputs.base, inputs.refined)]
+    top = [(one["zero_shot.shape.ensemble.prediction"] == one["zero_shot.shape.label"]).mean() for one in items]
+    assert found["eval/zero_shot_shape_top1"] == pytest.approx(top[1], rel=1e-3)
+    assert found["eval/zero_shot_shape_top1_difference"] == pytest.approx(top[1] - top[0], rel=1e-3, abs=1e-9)
+    assert 0 < found["eval/image_to_text_log_rank_adjusted_p"] <= 1
     gap = [Variant(e).block("eval", "gap")["centroid_distance"] for e in (inputs.base, inputs.refined)]
     assert found["eval/centroid_distance_difference"] == pytest.approx(gap[1] - gap[0], rel=1e-3)
     assert found["verdict"] == report.sentence(inputs)
