@@ -69,7 +69,8 @@ def test_cutting_each_pass_gives_the_same_features_to_rounding(sharded, monkeypa
         found[cut] = torch.cat(features), set(lengths), sum(lengths)
     torch.testing.assert_close(found["chunk"][0], found["set"][0], rtol=1e-5, atol=1e-6)
     assert found["set"][1] == {32}
-    assert min(found["chunk"][1]) < 16 < max(found["chunk"][1]) < 32  # as long as the captions of a pass are
+    assert len(found["chunk"][1]) > 2  # as long as the captions of a pass are
+    assert min(found["chunk"][1]) < 16
     assert found["chunk"][2] < found["set"][2]
     assert num_images == len(found["set"][0]) / 2
 
