@@ -51,14 +51,16 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def rarest(counts: Sequence[int]) -> np.ndarray:
-    """Return which classes are rare: the fifth with the smallest counts, of equals the first; bool [K].
+    """Return which classes are rare: the fifth with the smallest counts, and those that are named as seldom; bool [K].
 
-    >>> rarest([3, 0, 5, 0, 9]).tolist()
-    [False, True, False, False, False]
+    Where all but some are named equally often, these are the rare ones.
+
+    >>> rarest([3, 0, 5, 0, 9]).tolist(), rarest([1, 1, 0, 1, 1, 1, 1, 1, 1, 1]).tolist().index(True)
+    ([False, True, False, True, False], 2)
     """
-    is_rare = np.zeros(len(counts), dtype=bool)
-    is_rare[np.argsort(counts, kind="stable")[: max(1, int(RARE_SHARE * len(counts)))]] = True
-    return is_rare
+    array = np.array(counts)
+    last = np.sort(array)[max(1, int(RARE_SHARE * len(array))) - 1]
+    return array < last if last == array.max() else array <= last
 
 
 def group_classes(sets: Sequence[EmbeddedSet], training: Part | None) -> dict[tuple[str, ...], list[int]]:
@@ -82,14 +84,7 @@ def group_classes(sets: Sequence[EmbeddedSet], training: Part | None) -> dict[tu
             log.info("`%s`: %s, so there are no rare and common ones", name, times)
         else:
             found[classnames] = counts
-            _log_ties(name, counts)
     return found
-
-
-def _log_ties(name: str, counts: Sequence[int]) -> None:
-    is_rare, array = rarest(counts), np.array(counts)
-    if tied := int((array[~is_rare] == array[is_rare].max()).sum()):
-        log.info("`%s`: %d common classes are named as seldom as the last rare ones, but come after them", name, tied)
 
 
 def grouped(
