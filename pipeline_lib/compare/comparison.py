@@ -30,13 +30,18 @@ def table(board: Board, name: str) -> Table:
         _rival_row(board, name, row) if isinstance(row, Rival) else _group_row(board, name, row)
         for row in board.ranked_rows
     ]
+    found = [row for row in rows if row is not None]
+    header = (f"{name}, %", "seeds", *keys.values(), "gap")
+    note_on_gap = " Gap: centroid distance."
+    if all(row.cells[-1].text == "–" for row in found):  # a set of classes has none
+        header, found, note_on_gap = header[:-1], [replace(row, cells=row.cells[:-1]) for row in found], ""
     return Table(
-        (f"{name}, %", "seeds", *keys.values(), "gap"),
-        tuple(row for row in rows if row is not None),
+        header,
+        tuple(found),
         note="Mean ± standard deviation over seeds; in small type the "
         f"{page.level(board.settings.confidence)} interval of the difference from base, over images and, of several "
         "seeds, over seeds. A triangle: the difference is measurable after Holm's correction over this table, and the "
-        "number is above chance. Gap: centroid distance.",
+        f"number is above chance.{note_on_gap}",
     )
 
 

@@ -749,7 +749,7 @@ def test_ablations_run_as_experiments_and_are_read_from_the_dvc_cache(dvc_projec
     names = ["clip-refine-seed0", "hycd-seed0"]
     run("dvc", "exp", "run", "--queue", "--name", "of-the-user", "--set-param", "refine.seed=7")
     main(["queue", "--seeds", "0", "--output", "out"])
-    assert "first on val" in capsys.readouterr().out
+    assert "eval, %  " in capsys.readouterr().out
     markdown = (dvc_project / "out" / comparison.MARKDOWN).read_text()
     assert "2 configurations, 2 runs" in markdown
     assert names[0] in markdown
