@@ -52,7 +52,7 @@ def test_true_captions_make_it_better_wrong_ones_do_not_and_an_untrained_copy_is
     run_stage("base", tmp_path)
     moved, sentence = refined(tmp_path, monkeypatch)
     assert moved == {"image → text log rank": "rose", "text → image log rank": "rose"}
-    assert sentence == "Better: both headlines rose."
+    assert sentence == "Better: all 2 headlines rose."
 
     draw_part = scenes.draw_part
 
