@@ -98,7 +98,7 @@ def rows_by_name(project):
     for row in rows.values():
         assert row.info.status == "FINISHED"
         assert [stage for stage in IN_MLFLOW if f"stage.{stage}" not in row.data.tags] == []
-        assert {"eval/image_to_text_recall_at_1", "eval/centroid_distance"} <= set(row.data.metrics)
+        assert {"eval/image_to_text_log_rank", "eval/centroid_distance"} <= set(row.data.metrics)
         assert row.data.tags["verdict"].endswith(".")
     return rows
 
