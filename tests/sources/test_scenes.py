@@ -39,7 +39,7 @@ def test_the_default_reads_every_part_as_it_is_published(samples):
     numbers = json.loads((ROOT / data.root / "index.json").read_text())["scenes"]
     parts = split(formats.open_source(data).samples, data.parts)
     assert list(parts) == list(scenes.PARTS)
-    assert [sample.key for part in parts.values() for sample in part].sort() == [s.key for s in samples].sort()
+    assert sorted(one.key for part in parts.values() for one in part) == sorted(one.key for one in samples)
     labelled = {part: sum(bool(sample.labels) for sample in found) for part, found in parts.items()}
     assert labelled["val"] == pytest.approx(len(CONCEPTS) / 3, rel=0.1)
     assert {part: n for part, n in labelled.items() if part != "val"} == {"base": 0, "refine": 0, "eval": 0}
