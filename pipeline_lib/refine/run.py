@@ -74,7 +74,10 @@ def run(job: Job) -> dict[str, Any]:
         job.run.log_metrics({f"refine/{name}": value for name, value in norms.items()})
     measured |= run_steps(state, setup, checkpoints, job.runtime, job.run)
     checks.check_weights(student)
-    measured["weight_displacement"] = state.displacement()
+    state.optimizer.zero_grad()  # makes room for the models that are loaded from here on
+    base = model.load(job.paths.base, device=student.device, verify=False)
+    measured["weight_displacement"] = state.displacement(base)
+    del base
     measured |= measure_val_loss("after", student, val, setup)
     checks.warn_if_still(measured["weight_displacement"])
     digest = ""

@@ -97,3 +97,8 @@ class RefineSettings:
     """Largest relative difference between the student's and the cached features that is accepted before the first step;
     where the cache is not in fp32, a larger one is.
     """
+
+    @property
+    def text_groups(self) -> int:
+        """Return in how many passes, by length, a batch's captions are embedded; more than four save little."""
+        return 4 if self.text_cut == "groups" else 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +21,6 @@ from pipeline_lib.refine.recipes import Recipe
 from pipeline_lib.refine.sampling import Draws
 from pipeline_lib.refine.settings import RefineSettings
 
-TEXT_GROUPS = 4  # of a batch by length; more save little and make passes small
-
 
 @dataclass(kw_only=True)
 class State:
@@ -32,7 +29,6 @@ class State:
     student: Clip
     encoders: Encoders  # of `student`, as it is trained
     optimizer: torch.optim.AdamW
-    initial: Mapping[str, torch.Tensor]  # the trained weights before the first step, on the CPU
     initial_logit_scale: float  # the parameter, a logarithm
     step: int = 0
 
@@ -50,21 +46,22 @@ class State:
                 student=student,
                 precision=settings.precision,
                 compile=settings.compile,
-                text_groups=TEXT_GROUPS if settings.text_cut == "groups" else 1,
+                text_groups=settings.text_groups,
             ),
             optimizer=make_optimizer(student, settings),
-            initial={name: p.detach().to("cpu", copy=True) for name, p in named_trainable(student)},
             initial_logit_scale=float(student.module.logit_scale.detach()),
         )
 
-    def displacement(self) -> float:
-        """Return ‖w − w₀‖ / ‖w₀‖ over the trained weights w."""
-        moved = norm = 0.0
+    @torch.no_grad()
+    def displacement(self, base: Clip) -> float:
+        """Return ‖w − w₀‖ / ‖w₀‖ over the trained weights w, w₀ those of `base`."""
+        starts = base.module.state_dict()
+        moved, norm = [], []
         for name, parameter in named_trainable(self.student):
-            start = self.initial[name].double()
-            moved += float((parameter.detach().cpu().double() - start).square().sum())
-            norm += float(start.square().sum())
-        return math.sqrt(moved / max(norm, 1e-30))
+            start = starts[name].to(parameter)
+            moved.append(float(torch.linalg.vector_norm(parameter - start, dtype=torch.float64)))
+            norm.append(float(torch.linalg.vector_norm(start, dtype=torch.float64)))
+        return math.hypot(*moved) / max(math.hypot(*norm), 1e-15)
 
 
 @dataclass(frozen=True, kw_only=True)

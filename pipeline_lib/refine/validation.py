@@ -59,8 +59,9 @@ def _batch_loss(student: Clip, rows: np.ndarray, setup: Setup) -> float:
 @torch.no_grad()
 def embed_batch(student: Clip, inputs: Inputs, setup: Setup) -> Features:
     """Embed a batch as a step does, but without dropout and by plain towers even where compiled ones train."""
-    encoders = Encoders(student=student, precision=setup.settings.precision)
-    size = setup.settings.micro_batch or len(inputs.images)
+    settings = setup.settings
+    encoders = Encoders(student=student, precision=settings.precision, text_groups=settings.text_groups)
+    size = settings.micro_batch or len(inputs.images)
     chunks = [x.split(size) for x in setup.cut_texts(student, inputs)]
     with _eval_mode(student.module):
         embedded = [encoders(Inputs(*chunk)) for chunk in zip(*chunks, strict=True)]
