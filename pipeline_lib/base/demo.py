@@ -4,9 +4,9 @@ No pretrained CLIP comes in a Python package, but real towers do: EfficientNet-L
 (sentences). `join_towers` puts both, weights unchanged, into one open_clip CustomTextCLIP; `train_heads` learns the two
 projections contrastively on cached tower features. It is a small dual encoder, not a CLIP.
 
-Two choices matter to what is measured later. The scale, fixed at 100 by default as OpenAI's CLIP ended: the modalities
-stay a centroid distance of 1 apart; learned from 14, they nearly meet. And raw norms are scaled until their mean product equals the
-logit scale, as in OpenAI's CLIP, because losses on raw dot products depend on it.
+Two choices matter to what is measured later. The scale is fixed at 100, as OpenAI's CLIP ended: the modalities stay a
+centroid distance of 1 apart; where it is learned, they nearly meet. And raw norms are scaled until their mean product
+equals the logit scale, as in OpenAI's CLIP, because losses on raw dot products depend on it.
 """
 
 from __future__ import annotations
