@@ -1,4 +1,4 @@
-"""What no difference of headlines shows: nothing was trained, one class is answered, features collapsed, loss rose."""
+"""What no headline shows: nothing was trained, one class is answered, features collapsed, the loss or rare classes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ LOST = 2 / 3  # of the base's classes: below this share, where they are few alre
 FAVOURED = 0.5  # share of all answers that one class gets, and twice what it should
 LOSS_ROSE, LOSS_SOARED = 1.1, 2.0  # times the loss on `val` before: said; broken
 NO_LOSS = 0.01  # less before is none: a recipe that distils from the base alone begins at 0 and can only rise
+CLASS_GROUPS = {  # of `class_groups`, and how each reads
+    "rare_classes": "classes that the training captions seldom name",
+    "common_classes": "classes that the training captions name",
+}
 MODALITIES = {"effective_rank_image": "images", "effective_rank_text": "captions"}
 
 
@@ -42,6 +46,22 @@ def doubts(inputs: ReportInputs) -> list[str]:
                 "and labels belong to their images."
             )
     return found
+
+
+def lost_classes(inputs: ReportInputs) -> list[str]:
+    """Return where classes that the training captions seldom name, or the others, are named worse, a sentence each.
+
+    A fall of the one can hide behind a rise of the other; neither is a headline, and no correction is made for their
+    number.
+    """
+    fell = [row for row in inputs.comparison if row.before.score in CLASS_GROUPS and row.difference.high < 0]
+    return [
+        f"On {row.before.set_name}, {row.before.task} loses on {CLASS_GROUPS[row.before.score]}: "
+        f"{page.percent(row.before.value)} → {page.percent(row.after.value)}\u00a0%, "
+        f"{page.points(row.difference.value)} points ({page.points(row.difference.low)} to "
+        f"{page.points(row.difference.high)})."
+        for row in fell
+    ]
 
 
 def left_out(inputs: ReportInputs) -> list[str]:

@@ -91,7 +91,7 @@ def summary(inputs: ReportInputs) -> dict[str, float | str]:
 
 def terminal_table(inputs: ReportInputs) -> str:
     """Render the verdict and the before/after table as plain text, at most 100 columns wide for usual names."""
-    warnings = [*alarms.breakdowns(inputs), *alarms.doubts(inputs)]
+    warnings = [*alarms.breakdowns(inputs), *alarms.doubts(inputs), *alarms.lost_classes(inputs)]
     said = [sentence(inputs), *warnings, verdict.resolution_line(inputs), f"Next: {advice.next_step(inputs)}"]
     lines = [textwrap.fill(plain_text(text), 100) for text in said if text]
     return "\n\n".join(["\n".join(lines), to_terminal(tables.before_after_table(inputs))])

@@ -32,13 +32,15 @@ def section(inputs: ReportInputs) -> tuple[Any, ...]:
     order = {"rose": 0, "fell": 1, "still": 2}
     ordered = sorted(headlines, key=lambda row: order[row.verdict])
     points: list[tuple[str, Tone]] = [(_point(row, inputs), row.verdict) for row in ordered]
-    warnings: list[tuple[str, Tone]] = [(text, "fell") for text in (*alarms.breakdowns(inputs), *alarms.doubts(inputs))]
+    warned, lost = [*alarms.breakdowns(inputs), *alarms.doubts(inputs)], alarms.lost_classes(inputs)
+    warnings: list[tuple[str, Tone]] = [(text, "fell") for text in warned]
+    losses: list[tuple[str, Tone]] = [(text, "fell") for text in lost]
     notes: list[tuple[str, Tone]] = [(text, "still") for text in alarms.left_out(inputs)]
     rows = [figures.Difference(row.before.name, _in_points(row.difference), row.verdict) for row in headlines]
     drawing = (Drawing(figures.differences(rows, confidence=page.level(inputs.certainty.confidence))),) if rows else ()
     return (
         Text(sentence(inputs), lead=True),
-        Points((*warnings, *points, *notes)),
+        Points((*warnings, *points, *losses, *notes)),
         Text(f"**Next:** {advice.next_step(inputs)}"),
         *(Text(text) for text in (_gap_text(inputs), probe_verdict(inputs.probes), _training_note(inputs)) if text),
         *drawing,

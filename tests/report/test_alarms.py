@@ -7,6 +7,7 @@ import pytest
 from pipeline_lib.report import advice, alarms, verdict
 from pipeline_lib.report import run as report
 from pipeline_lib.report.page import Text
+from pipeline_lib.results.statistics import Interval
 from tests import example_results
 
 
@@ -96,6 +97,25 @@ def test_a_base_at_chance_makes_every_number_doubtful(inputs):
     assert "check that captions and labels belong to their images" in alarms.doubts(inputs)[0]
     assert advice.next_step(inputs).startswith("check that captions and labels belong to their images")
     assert verdict.sentence(inputs) == "No measurable change in any of the 3 headlines."
+
+
+@pytest.mark.parametrize(("high", "said"), [(-0.021, 1), (0.001, 0)])
+def test_classes_that_lost_behind_others_that_won_are_said(inputs, high, said):
+    row = next(row for row in inputs.comparison if row.before.task)
+    rare = dataclasses.replace(
+        row,
+        before=dataclasses.replace(row.before, value=0.367, score="rare_classes"),
+        after=dataclasses.replace(row.after, value=0.317, score="rare_classes"),
+        difference=Interval(-0.05, -0.08, high),
+        adjusted_p=None,
+    )
+    inputs = dataclasses.replace(inputs, comparison=[*inputs.comparison, rare])
+    expected = (
+        "On eval, shape loses on classes that the training captions seldom name: 36.7 → 31.7\u00a0%, −5.0 points "
+        "(−8.0 to −2.1)."
+    )
+    assert alarms.lost_classes(inputs) == [expected][:said]
+    assert (expected.replace("\u00a0", " ") in report.terminal_table(inputs).replace("\n", " ")) == bool(said)
 
 
 def test_images_left_out_are_counted_with_their_reason(inputs):
