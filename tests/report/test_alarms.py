@@ -109,7 +109,7 @@ def test_classes_that_lost_behind_others_that_won_are_said(inputs, high, said):
         difference=Interval(-0.05, -0.08, high),
         adjusted_p=None,
     )
-    inputs = dataclasses.replace(inputs, comparison=[*inputs.comparison, rare])
+    inputs.comparison.append(rare)
     expected = (
         "On eval, shape loses on classes that the training captions seldom name: 36.7 → 31.7\u00a0%, −5.0 points "
         "(−8.0 to −2.1)."
