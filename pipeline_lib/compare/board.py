@@ -60,12 +60,16 @@ class Board:
 
     def keys(self, name: str) -> dict[str, str]:
         """Return the headlines of a set that all groups have: key -> label."""
-        found = [
-            {measure.key: measure.label for measure in Variant(candidate.refined).headlines(name)}
-            for group in self.groups
-            for candidate in group.candidates
-        ]
-        return {key: label for key, label in found[0].items() if all(key in one for one in found)}
+        return self._headlines[name]
+
+    @cached_property
+    def _headlines(self) -> dict[str, dict[str, str]]:
+        refined = [Variant(candidate.refined) for group in self.groups for candidate in group.candidates]
+        found = {}
+        for name in (*self._names("selection"), *self._names("sets")):
+            labels = [{measure.key: measure.label for measure in one.headlines(name)} for one in refined]
+            found[name] = {key: label for key, label in labels[0].items() if all(key in one for one in labels)}
+        return found
 
     @cached_property
     def bases(self) -> dict[str, Evaluation]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class Candidate:
         """Return the name of the recipe."""
         return self.parameters["refine"]["recipe"]
 
-    @property
+    @cached_property
     def configuration(self) -> dict[str, Any]:
         """Return everything but the seed and what is measured beside the numbers compared, as dotted keys.
 
