@@ -91,9 +91,15 @@ class FileJob:
         writer.close()
 
     def _texts(self, sample: Sample) -> dict[str, bytes]:
-        """Return the members beside the image: everything as .json, and .cls where there is one class task."""
+        """Return the members beside the image: everything as .json, and what readers of tars ask for by their endings.
+
+        That is .txt, the first caption, without which open_clip's trainer takes no sample; .cls where there is one
+        class task.
+        """
         content = {"key": sample.key, "captions": sample.captions, "labels": sample.labels}
         texts = {"json": artifacts.canonical_json(content).encode()}
+        if sample.captions:
+            texts["txt"] = sample.captions[0].encode()
         if tuple(self.rules.tasks) == (CLASS_TASK,) and CLASS_TASK in sample.labels:
             texts["cls"] = str(sample.labels[CLASS_TASK]).encode()
         return texts

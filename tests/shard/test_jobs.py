@@ -4,6 +4,7 @@ import io
 import tarfile
 
 import pytest
+import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -52,7 +53,7 @@ def test_a_shard_holds_the_bytes_of_the_files_at_the_offsets_of_the_index(tmp_pa
     assert [tar[e.offset : e.offset + e.size] for e in entries] == [image_file(n) for n in range(5)]
     with tarfile.open(fileobj=io.BytesIO(tar)) as file:
         members = file.getmembers()
-        assert [m.name for m in members][:3] == ["k%2E0.jpg", "k%2E0.cls", "k%2E0.json"]
+        assert [m.name for m in members][:4] == ["k%2E0.jpg", "k%2E0.cls", "k%2E0.json", "k%2E0.txt"]
         assert [(m.offset_data, m.size) for m in members if m.name.endswith("jpg")] == [
             (e.offset, e.size) for e in entries
         ]
@@ -63,6 +64,14 @@ def test_a_shard_holds_the_bytes_of_the_files_at_the_offsets_of_the_index(tmp_pa
         assert file.extractfile("k%2E1.cls").read() == b"1"
     assert (record.num_samples, record.num_captions, record.num_bytes) == (5, 5, len(tar))
     assert record.sha256 == artifacts.sha256_bytes(tar)
+
+
+def test_webdataset_reads_a_shard_as_image_and_text_with_no_conversion(tmp_path):
+    """Two members are all that open_clip's trainer asks for: an image and a .txt."""
+    run_job(job(tmp_path, [sample(tmp_path, n, captions=(f"dog {n}, “a”", "another")) for n in range(3)]))
+    pairs = webdataset.WebDataset(str(tmp_path / "work/output/refine/00000.tar"), shardshuffle=False)
+    read = [(image, text.decode()) for image, text in pairs.to_tuple("jpg;png;jpeg;webp", "txt")]
+    assert read == [(image_file(n), f"dog {n}, “a”") for n in range(3)]
 
 
 def test_a_finished_shard_is_kept_and_a_changed_one_is_not(tmp_path):
