@@ -48,8 +48,8 @@ run: $(STAMP) ## the whole pipeline on params.yaml, then the before/after table
 	@echo
 	@python -m pipeline_lib.report
 
-test: $(STAMP) ## the quick tests
-	python -m pytest
+test: $(STAMP) ## the quick tests, in two processes of one thread (JOBS=4: four)
+	OMP_NUM_THREADS=1 python -m pytest -n $(or $(JOBS),2) --dist loadfile
 
 test-slow: $(STAMP) ## the slow proofs: processes, kills, real DVC and MLflow
 	python -m pytest -m slow
