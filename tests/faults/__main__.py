@@ -1,0 +1,38 @@
+"""`python -m tests.faults`: see the package."""
+
+import argparse
+import logging
+import sys
+import tempfile
+from pathlib import Path
+
+import tests.faults
+from tests.faults import table
+from tests.tiny_project import STAGES
+
+
+def main() -> int:
+    """Print the table row by row, then the findings; exit 1 if there is one."""
+    parser = argparse.ArgumentParser(
+        description=tests.faults.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("stages", nargs="*", metavar="stage", help=f"of {', '.join(STAGES)} (default: all)")
+    parser.add_argument("--times", type=int, default=20, help="of each random fault (default: %(default)s)")
+    options = parser.parse_args()
+    if unknown := [name for name in options.stages if name not in STAGES]:
+        parser.error(f"no stage {unknown[0]}")
+    findings: list[str] = []
+    logging.basicConfig(level=logging.ERROR)
+    with tempfile.TemporaryDirectory() as top:
+        project = table.make(Path(top) / "project")
+        print(table.HEADER, flush=True)
+        for name in options.stages or STAGES:
+            for row in table.Stage(name, project, Path(top) / "trial").rows(options.times):
+                print(row, flush=True)
+                findings += row.findings
+    print(*findings, sep="\n")
+    return bool(findings)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
