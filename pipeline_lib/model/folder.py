@@ -33,6 +33,7 @@ from pipeline_lib.core import artifacts
 from pipeline_lib.core.errors import UserError, first_lines
 from pipeline_lib.model.clip import Clip
 from pipeline_lib.model.facts import TOKENIZER_FILES, TOWER_CONFIG, compare_facts, compute_facts, recorded_facts
+from pipeline_lib.model.preprocess import CONVENTIONS
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
@@ -103,6 +104,9 @@ def read_config(directory: Path) -> dict[str, Any]:
     found = config.get("model_cfg") if isinstance(config, dict) else None
     if not isinstance(found, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= found.keys():
         raise UserError(f"{directory / CONFIG}: no `model_cfg` with embed_dim, vision_cfg and text_cfg")
+    conventions = (config.get("preprocess_cfg") or {}).get(CONVENTIONS, "transformers")
+    if conventions != "transformers":
+        raise UserError(f"{directory / CONFIG}: {CONVENTIONS} `{conventions}` are not known; only `transformers` are")
     return config
 
 
@@ -210,7 +214,8 @@ def write_config(directory: Path, model_config: Mapping[str, Any], preprocess: M
     Args:
         directory: Where the model is being put together.
         model_config: open_clip's `model_cfg`.
-        preprocess: Keys of open_clip's `preprocess_cfg`; the rest take its defaults. The size is the image tower's.
+        preprocess: Keys of open_clip's `preprocess_cfg`, and `conventions` (see `preprocess`); the rest take its
+            defaults. The size is the image tower's.
 
     Raises:
         UserError: A file is missing and cannot be fetched.
@@ -218,6 +223,7 @@ def write_config(directory: Path, model_config: Mapping[str, Any], preprocess: M
     directory.mkdir(parents=True, exist_ok=True)
     complete = open_clip.transform.merge_preprocess_dict(open_clip.transform.PreprocessCfg(), dict(preprocess))
     complete["size"] = model_config["vision_cfg"].get("image_size", 224)
+    complete |= {key: preprocess[key] for key in (CONVENTIONS,) if key in preprocess}
     artifacts.write_json(directory / CONFIG, {"model_cfg": dict(model_config), "preprocess_cfg": complete})
     text_config = model_config["text_cfg"]
     tower, tokenizer = text_config.get("hf_model_name"), text_config.get("hf_tokenizer_name")

@@ -137,12 +137,25 @@ def test_the_written_directory_loads_after_a_move_and_names_no_place(tmp_path, w
         lambda w: {"state_dict": w, "epoch": 3, "optimizer": {"state": {}}},
         lambda w: {"state_dict": {f"module.{k}": v for k, v in w.items()}},
         lambda w: {f"_orig_mod.module.{k}": v for k, v in w.items()},
+        lambda w: {"epoch": 1, "model_state_dict": w, "optimizer": {"state": {0: {"exp_avg": torch.ones(1)}}}},
+        lambda w: {"state_dict": {f"model.{k}": v for k, v in w.items()}, "hyper_parameters": {"lr": 1.0}},
+        lambda w: {f"student.backbone.{k}": v for k, v in w.items()},
+        lambda w: {k.replace("visual.", "visual._orig_mod.", 1): v for k, v in w.items()},
+        lambda w: {"n_averaged": torch.tensor(4), **{f"module.{k}": v for k, v in w.items()}},
+        lambda w: {k if k == "logit_scale" else f"backbone.{k}": v for k, v in w.items()},
+        lambda w: (
+            {f"backbone.{k}": v for k, v in (w | {"logit_scale": torch.ones(())}).items()}
+            | {"logit_scale": w["logit_scale"]}
+        ),
         lambda w: w | {"input_resolution": torch.tensor(32), "context_length": torch.tensor(77)},
     ],
 )
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin"])
 def test_wrapped_checkpoints_are_unwrapped(wrap, suffix, tmp_path, weights):
-    """Training checkpoints, DataParallel and compile prefixes, OpenAI's integers among the tensors."""
+    """Training checkpoints, prefixes of wrappers and compilers, integers among the tensors, bitwise.
+
+    The last is the released CLIP-Refine code's: the wrapper's scale is the one that it trains and uses.
+    """
     path = tmp_path / f"mine{suffix}"
     torch.save(wrap(weights), path)
     assert model.weights_digest(checkpoints.read_checkpoint(path)) == model.weights_digest(weights)
@@ -189,7 +202,12 @@ def cut_zip(path: Path) -> None:
         ("cut.safetensors", cut, "not a whole safetensors file"),
         ("list.pt", lambda p: torch.save([torch.ones(1)], p), "holds no weights"),
         ("nothing.pt", lambda p: torch.save({}, p), "holds no weights"),
-        ("model.pt", lambda p: torch.save({"model": {"a": torch.ones(1)}}, p), "`model` is not a tensor"),
+        ("model.pt", lambda p: torch.save({"model": {"a": 1}}, p), "`model` is not a tensor"),
+        (
+            "two.pt",
+            lambda p: torch.save({"model": {"a": torch.ones(1)}, "ema": {"a": torch.ones(1)}}, p),
+            r"several models \(`model`, `ema`\); save",
+        ),
         ("other.pt", lambda p: torch.save({"a": torch.ones(1)}, p), r"1 unexpected \(a\); check base.model$"),
         ("missing.pt", lambda p: None, "no such file or folder"),
     ],
@@ -380,26 +398,6 @@ def test_hugging_face_folders_give_transformers_features(given, tmp_path):
     assert torch.equal(plain.eval().encode_text(clip.tokenize(CAPTIONS)), found)
 
 
-def test_hugging_face_preprocessing_is_kept(tmp_path):
-    hugging_face_model(tmp_path / "hf")
-    processor = {
-        "image_mean": [0.1, 0.2, 0.3],
-        "image_std": [0.4, 0.5, 0.6],
-        "resample": 2,
-        "size": {"height": 32, "width": 32},
-        "do_center_crop": False,
-    }
-    (tmp_path / "hf" / "preprocessor_config.json").write_text(json.dumps(processor))
-    clip = materialise(tmp_path / "base", path=str(tmp_path / "hf"))
-    kept = {key: clip.facts["preprocess"][key] for key in ("mean", "std", "interpolation", "resize_mode")}
-    assert kept == {
-        "mean": [0.1, 0.2, 0.3],
-        "std": [0.4, 0.5, 0.6],
-        "interpolation": "bilinear",
-        "resize_mode": "squash",
-    }
-
-
 def test_sharded_and_pickled_hugging_face_weights_are_read(tmp_path):
     theirs = hugging_face_model(tmp_path / "hf")
     whole = checkpoints.read_checkpoint(tmp_path / "hf" / "model.safetensors")
@@ -414,7 +412,7 @@ def test_sharded_and_pickled_hugging_face_weights_are_read(tmp_path):
 
 
 def test_the_standard_tokenizer_is_recognised_and_another_is_kept(tmp_path):
-    """OpenAI's vocabulary means open_clip's own tokenizer; any other comes along and is used."""
+    """OpenAI's vocabulary alone means open_clip's own tokenizer; any other tokenizer comes along and is used."""
     theirs = hugging_face_model(tmp_path / "hf")
     (tmp_path / "hf" / "vocab.json").write_text(json.dumps(model.standard_vocabulary()))
     clip = materialise(tmp_path / "base", path=str(tmp_path / "hf"))
@@ -429,7 +427,7 @@ def test_the_standard_tokenizer_is_recognised_and_another_is_kept(tmp_path):
     token_ids[:, 4] = 3  # this tokenizer's end; transformers' pooling needs the model's
     assert_same_features(clip, theirs, token_ids)
     (tmp_path / "small" / "tokenizer.json").unlink()
-    with pytest.raises(UserError, match=r"no tokenizer.json or vocab.json"):
+    with pytest.raises(UserError, match=r"no tokenizer.json, and its vocabulary is not the standard"):
         materialise(tmp_path / "base", path=str(tmp_path / "small"))
 
 
