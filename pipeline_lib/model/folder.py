@@ -27,13 +27,13 @@ import open_clip.transform
 import safetensors
 import safetensors.torch
 import torch
-from torch import nn
 
 from pipeline_lib.core import artifacts
 from pipeline_lib.core.errors import UserError, first_lines
 from pipeline_lib.model.clip import Clip
 from pipeline_lib.model.facts import TOKENIZER_FILES, TOWER_CONFIG, compare_facts, compute_facts, recorded_facts
 from pipeline_lib.model.preprocess import CONVENTIONS
+from pipeline_lib.model.towers import faster_in_channels_last
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
@@ -67,7 +67,7 @@ def load(
     else:
         clip.facts = recorded
     clip.module.to(device=device, dtype=dtype)
-    if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in clip.module.visual.modules()):
+    if faster_in_channels_last(clip.module.visual):
         clip.module.visual.to(memory_format=torch.channels_last)  # half the time of a convolutional tower
     return clip
 
