@@ -32,6 +32,11 @@ _SCALARS = ("logit_scale", "logit_bias")  # which may stand beside a model that 
 _NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "n_averaged")  # integers of OpenAI's, of swa_utils'
 
 
+def read(path: Path) -> Tensors:
+    """Read a checkpoint, or the shards of one where `path` is their index (`*.index.json`)."""
+    return read_sharded(path) if path.name.endswith(".index.json") else read_checkpoint(path)
+
+
 def read_checkpoint(path: Path) -> Tensors:
     """Read tensors by name from a .safetensors file or a PyTorch checkpoint (.pt, .pth, .bin).
 

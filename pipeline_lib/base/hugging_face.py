@@ -263,8 +263,8 @@ def _read_weights(folder: Path) -> Tensors:
     """Read the weights in the order in which transformers looks for them."""
     for name in _WEIGHTS:
         if (folder / name).is_file():
-            read = checkpoints.read_sharded if name.endswith(".index.json") else checkpoints.read_checkpoint
-            return {key: value for key, value in read(folder / name).items() if not key.endswith("position_ids")}
+            found = checkpoints.read(folder / name)
+            return {key: value for key, value in found.items() if not key.endswith("position_ids")}
     raise UserError(f"{folder}: no {' or '.join(_WEIGHTS[::2])}, whole or in shards with their index")
 
 
@@ -273,8 +273,8 @@ def is_named_so(tensors: Mapping[str, Any]) -> bool:
     return {"text_model.embeddings.token_embedding.weight", "visual_projection.weight"} <= tensors.keys()
 
 
-def convert_weights(tensors: Mapping[str, torch.Tensor], folder: Path = Path()) -> Tensors:
-    """Return CLIPModel's tensors under open_clip's names; `folder` is where they come from, for the message.
+def convert_weights(tensors: Mapping[str, torch.Tensor], origin: Path | str) -> Tensors:
+    """Return CLIPModel's tensors under open_clip's names; `origin` is where they come from, for the message.
 
     Raises:
         UserError: A tensor is missing, or belongs to no part of a CLIPModel.
@@ -283,9 +283,9 @@ def convert_weights(tensors: Mapping[str, torch.Tensor], folder: Path = Path()) 
     try:
         converted = dict(_convert(left))
     except KeyError as error:
-        raise UserError(f"{folder}: tensor {error} is missing; not a whole CLIPModel") from None
+        raise UserError(f"{origin}: tensor {error} is missing; not a whole CLIPModel") from None
     if left:
-        raise UserError(f"{folder}: tensor `{next(iter(left))}` belongs to no part of a CLIPModel")
+        raise UserError(f"{origin}: tensor `{next(iter(left))}` belongs to no part of a CLIPModel")
     return converted
 
 

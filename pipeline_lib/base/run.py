@@ -137,9 +137,14 @@ def _checkpoint(settings: BaseSettings, work: Path) -> Made:
         return _hugging_face(path, work)
     name, architecture = _architecture(settings)
     record = _tag(settings, name, architecture)[1] if settings.pretrained else _only_preprocess(name)
-    tensors = checkpoints.read_checkpoint(path)
-    origin = f"base.path: {path}: weights of base.model `{name}`"
-    clip = _assemble(work, architecture, record, tensors, origin, "; check base.model")
+    origin, remedy = f"base.path: {path}: weights of base.model `{name}`", "; check base.model"
+    if path.suffix == ".npz":
+        model.write_config(work, architecture, record)
+        clip = model.create(work)
+        model.load_big_vision(clip, path, origin, remedy)
+    else:
+        index = checkpoints.shard_index(path) or path
+        clip = _assemble(work, architecture, record, checkpoints.read(index), origin, remedy)
     return Made(clip, {"kind": "checkpoint", "file": path.name, "model": name}, "that of the checkpoint")
 
 
@@ -147,7 +152,10 @@ def _hugging_face(folder: Path, work: Path) -> Made:
     if (folder / model.CONFIG).is_file():
         raise UserError(f"base.source: {folder} is an open_clip directory; use `source: local_dir`")
     if not (folder / model.TOWER_CONFIG).is_file():
-        raise UserError(f"base.path: {folder} is no Hugging Face CLIPModel folder (no {model.TOWER_CONFIG})")
+        raise UserError(
+            f"base.path: {folder} is no Hugging Face CLIPModel folder (no {model.TOWER_CONFIG}); "
+            "give the path of the weights file itself, and its architecture as base.model"
+        )
     try:
         converted = hugging_face.read_folder(folder)
         assumed = [] if converted.processor else ["preprocessing"]
@@ -186,10 +194,11 @@ def _local_dir(settings: BaseSettings, work: Path) -> Made:
     if weights is None:
         raise UserError(f"base.path: {folder} holds no weights")
     found = model.read_config(folder)
+    tensors = checkpoints.read(checkpoints.shard_index(weights) or weights)
     model.copy_files(folder, work)
-    clip = _assemble(
-        work, found["model_cfg"], found.get("preprocess_cfg", {}), checkpoints.read_checkpoint(weights), str(folder)
-    )
+    clip = _assemble(work, found["model_cfg"], found.get("preprocess_cfg") or {}, tensors, str(folder))
+    if hugging_face.is_named_so(tensors) and (folder / model.TOWER_CONFIG).is_file():
+        agreement.check_features(clip, hugging_face.read_config(folder), tensors, None, folder)
     recorded = model.recorded_facts(folder)
     model.compare_facts(folder, model.compute_facts(clip), recorded)
     before = folder / artifacts.TRAINED_ON
@@ -206,10 +215,14 @@ def _assemble(
     origin: str,
     remedy: str = "",
 ) -> model.Clip:
-    """Make the model in memory, with its configuration and the files it needs in `work`."""
+    """Make the model in memory, with its configuration and the files it needs in `work`.
+
+    The tensors may go by open_clip's names or by those of transformers' CLIPModel.
+    """
     model.write_config(work, model_config, preprocess)
     clip = model.create(work)
-    model.load_weights(clip, tensors, origin, remedy)
+    named = hugging_face.convert_weights(tensors, origin) if hugging_face.is_named_so(tensors) else tensors
+    model.load_weights(clip, named, origin, remedy)
     return clip
 
 

@@ -113,8 +113,9 @@ def read_config(directory: Path) -> dict[str, Any]:
 def load_weights(clip: Clip, state_dict: Mapping[str, torch.Tensor], origin: str, remedy: str = "") -> None:
     """Copy `state_dict` into `clip`: every tensor of the model, each in its shape, and nothing else.
 
-    open_clip's own conversions apply (older names of separate text towers, Apple's MobileCLIP names); a position table
-    of another length is refused instead of being interpolated, since that would be another model.
+    open_clip's own conversions apply (older names of separate text towers, Apple's MobileCLIP names), and so does the
+    way back from a separate text tower; a position table of another length is refused instead of being interpolated,
+    since that would be another model. Half precision becomes float32 exactly, float64 is rounded to it.
 
     Args:
         clip: A model from `create`.
@@ -123,11 +124,15 @@ def load_weights(clip: Clip, state_dict: Mapping[str, torch.Tensor], origin: str
         remedy: What to add to it.
 
     Raises:
-        UserError: It does not fit; names the first tensors that are missing, unexpected or of another shape.
+        UserError: It does not fit; names the first tensors that are missing, unexpected, of another shape, no
+            floating-point numbers where the model has such, or not finite.
     """
     tensors = open_clip.factory.convert_state_dict(clip.module, dict(state_dict))
     if "positional_embedding" in tensors and not hasattr(clip.module, "positional_embedding"):
         tensors = open_clip.model.convert_to_custom_text_state_dict(tensors)
+    if not hasattr(clip.module, "text"):
+        merged = {name.removeprefix("text."): tensor for name, tensor in tensors.items()}
+        tensors = merged if len(merged) == len(tensors) else tensors
     tensors.pop("text.transformer.embeddings.position_ids", None)  # a buffer that transformers < 4.31 saved
     own = clip.module.state_dict()
     for name in ("logit_scale", "logit_bias"):  # 0-d in some versions, 1-d in others
@@ -145,12 +150,22 @@ def _misfits(own: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor])
         for name in own
         if name in given and given[name].shape != own[name].shape
     ]
+    fitting = [name for name in own if name in given and given[name].shape == own[name].shape]
+    usable = [name for name in fitting if _is_of_type(given[name], own[name])]
     groups = {
         "missing": [name for name in own if name not in given],
         "unexpected": [name for name in given if name not in own],
         "of another shape": shapes,
+        "of another type": [f"{name} {given[name].dtype}" for name in fitting if name not in set(usable)],
+        "not finite": [name for name in usable if not given[name].to(own[name].dtype).isfinite().all()],
     }
     return [f"{len(found)} {kind} ({_some(found)})" for kind, found in groups.items() if found]
+
+
+def _is_of_type(given: torch.Tensor, own: torch.Tensor) -> bool:
+    """Tell whether a tensor's numbers are plain ones of the model's kind: floating-point, or counts."""
+    plain = given.layout == torch.strided and not given.is_quantized and not given.is_complex() and not given.is_meta
+    return plain and given.is_floating_point() == own.is_floating_point() and given.dtype != torch.bool
 
 
 def _some(names: list[str], count: int = 2) -> str:

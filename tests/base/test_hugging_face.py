@@ -17,7 +17,7 @@ from pipeline_lib import model
 from pipeline_lib.base import agreement
 from pipeline_lib.core import artifacts
 from pipeline_lib.core.errors import UserError
-from tests.base.test_run import assert_left_nothing, edit, hugging_face_model, materialise
+from tests.base.made import assert_left_nothing, edit, hugging_face_model, materialise
 
 transformers = pytest.importorskip("transformers")
 
