@@ -55,6 +55,8 @@ def check_texts(clip: model.Clip, folder: Path) -> None:
         UserError: They differ, or an id has no row in the model's table; names the text.
     """
     tokenizer = _tokenizer(folder)
+    if tokenizer.pad_token_id is None:
+        raise UserError(f"{folder}: its tokenizer has no pad_token; name one in tokenizer_config.json, such as its end")
     rows, largest = clip.text_tower.token_embedding.num_embeddings, max(tokenizer.get_vocab().values())
     if largest >= rows:
         raise UserError(

@@ -22,12 +22,7 @@ from pipeline_lib.core.errors import UserError
 
 Tensors = dict[str, torch.Tensor]
 
-_WRAPPERS = {  # parts of a name that training puts there, around the whole model or around one tower
-    "module",  # DistributedDataParallel, AveragedModel of torch.optim.swa_utils
-    "_orig_mod",  # torch.compile
-    "_fsdp_wrapped_module",
-    "_checkpoint_wrapped_module",
-}
+_INSERTED = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}  # by torch, anywhere in a name
 _SCALARS = ("logit_scale", "logit_bias")  # which may stand beside a model that a wrapper holds under one prefix
 _NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size", "n_averaged")  # integers of OpenAI's, of swa_utils'
 
@@ -95,7 +90,7 @@ def unwrapped(tensors: Mapping[str, torch.Tensor], path: Path) -> Tensors:
     Raises:
         UserError: Two tensors would have one name; `path` is named.
     """
-    bare = [(".".join(part for part in name.split(".") if part not in _WRAPPERS), name) for name in tensors]
+    bare = [(_bare(name), name) for name in tensors]
     names = [short for short, _ in bare if short not in (*_SCALARS, *_NOT_WEIGHTS)]
     prefix = _common_prefix(names)
     inner = {short.removeprefix(prefix): name for short, name in bare if short.startswith(prefix)}
@@ -103,6 +98,18 @@ def unwrapped(tensors: Mapping[str, torch.Tensor], path: Path) -> Tensors:
     if len(inner) + len(outer) != len(bare):
         raise UserError(f"{path}: two tensors are named alike without what wrappers add; save one model alone")
     return {short: tensors[name] for short, name in (inner | outer).items() if short not in _NOT_WEIGHTS}
+
+
+def _bare(name: str) -> str:
+    """Drop what torch inserts; `module` (DistributedDataParallel, swa_utils) around a model or a tower alone.
+
+    Further inside, some of timm's architectures have a `module` of their own.
+    """
+    kept: list[str] = []
+    for part in name.split("."):
+        if part not in _INSERTED and not (part == "module" and kept in ([], ["visual"], ["text"])):
+            kept.append(part)
+    return ".".join(kept)
 
 
 def _common_prefix(names: list[str]) -> str:

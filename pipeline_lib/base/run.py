@@ -165,7 +165,9 @@ def _hugging_face(folder: Path, work: Path) -> Made:
         elif converted.model_config["text_cfg"]["vocab_size"] == len(model.standard_vocabulary()):
             assumed.append("tokenizer")
         else:
-            raise UserError(f"{folder}: no tokenizer.json, and its vocabulary is not the standard CLIP one")
+            raise UserError(
+                f"{folder}: no tokenizer.json, and its vocabulary is not the standard CLIP one; copy it there"
+            )
         clip = _assemble(work, converted.model_config, converted.preprocess, converted.tensors, str(folder))
         _check_agreement(clip, converted, folder)
     except UserError as error:

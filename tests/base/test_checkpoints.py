@@ -117,6 +117,12 @@ def test_two_models_in_one_file_are_not_mixed(tmp_path):
         checkpoints.read_checkpoint(tmp_path / "two.pt")
 
 
+def test_a_part_of_an_architecture_that_is_named_like_a_wrapper_stays(tmp_path):
+    names = ["visual.trunk.stages.0.module.weight", "visual.trunk.head.weight", "logit_scale", "ln_final.weight"]
+    torch.save({name: torch.ones(1) for name in names}, tmp_path / "w.pt")
+    assert list(checkpoints.read_checkpoint(tmp_path / "w.pt")) == names
+
+
 def test_names_of_another_part_are_no_prefix(weights, tiny_architecture, tmp_path):
     """A loss with weights of its own beside the model: nothing is dropped in silence."""
     content = {f"model.{name}": tensor for name, tensor in weights.items()} | {"loss.weight": torch.ones(2)}

@@ -207,6 +207,14 @@ def add_a_token(folder: Path) -> None:
             lambda d: edit(d / "tokenizer_config.json", lambda c: c.update(auto_map={"AutoTokenizer": ["a.B", None]})),
             "auto_map names code",
         ),
+        (
+            lambda d: edit(d / "tokenizer_config.json", lambda c: c.update(pad_token=None, tokenizer_class=None)),
+            "its tokenizer has no pad_token",
+        ),
+        (
+            lambda d: edit(d / "tokenizer_config.json", lambda c: c.update(padding_side="left")),
+            "text features would differ by",
+        ),
         (add_a_token, "the tokenizer has ids up to 49408, the model 49408 rows"),
         (lambda d: (d / "tokenizer.json").rename(d / "vocab.json"), "half a tokenizer, merges.txt is missing"),
     ],

@@ -60,6 +60,7 @@ def test_the_written_directory_loads_after_a_move_and_names_no_place(tmp_path, w
         lambda w: {"state_dict": {f"model.{k}": v for k, v in w.items()}, "hyper_parameters": {"lr": 1.0}},
         lambda w: {f"student.backbone.{k}": v for k, v in w.items()},
         lambda w: {k.replace("visual.", "visual._orig_mod.", 1): v for k, v in w.items()},
+        lambda w: {k.replace("visual.", "_orig_mod.visual.module.", 1): v for k, v in w.items()},
         lambda w: {"n_averaged": torch.tensor(4), **{f"module.{k}": v for k, v in w.items()}},
         lambda w: {k if k == "logit_scale" else f"backbone.{k}": v for k, v in w.items()},
         lambda w: (
