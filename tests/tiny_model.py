@@ -56,12 +56,14 @@ def write_tiny_clip(directory: Path, seed: int = 0, *, quick_gelu: bool = False,
     return directory
 
 
-def write_tiny_timm_clip(directory: Path, seed: int = 0) -> Path:
+def write_tiny_timm_clip(
+    directory: Path, seed: int = 0, *, image_size: int = 32, timm_model: str = "resnet10t"
+) -> Path:
     """A tiny open_clip model whose image tower is timm's smallest residual network, with batch normalisation."""
     config = tiny_config()
     config["model_cfg"]["vision_cfg"] = {
-        "image_size": 32,
-        "timm_model_name": "resnet10t",
+        "image_size": image_size,
+        "timm_model_name": timm_model,
         "timm_model_pretrained": False,
         "timm_pool": "avg",
         "timm_proj": "linear",

@@ -1,7 +1,9 @@
 """Stage `base`: the pre-trained model, from wherever it comes, as one self-contained open_clip folder.
 
-checkpoints   weights from elsewhere, as tensors by open_clip's names
+agreement     the converted model against transformers' own, before it is accepted
+checkpoints   checkpoint files as tensors by name
 demo          the demo base: two published towers, joined by heads trained here
+hugging_face  CLIPModel folders in open_clip's terms
 run           the base from wherever `base.source` says, and what is written to data/base/
 settings      section `base` of params.yaml
 """

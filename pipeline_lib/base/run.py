@@ -7,6 +7,7 @@ dependency. One function per source; what was written is loaded back and compare
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 
 from pipeline_lib import model
-from pipeline_lib.base import checkpoints, demo
+from pipeline_lib.base import agreement, checkpoints, demo, hugging_face
 from pipeline_lib.base.settings import BaseSettings
 from pipeline_lib.core import artifacts
 from pipeline_lib.core.errors import UserError
@@ -23,6 +24,8 @@ from pipeline_lib.model.features import row_difference
 from pipeline_lib.sources import formats
 from pipeline_lib.sources.parts import split
 from pipeline_lib.sources.settings import DataSettings
+
+log = logging.getLogger(__name__)
 
 _PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode")
 
@@ -134,9 +137,14 @@ def _checkpoint(settings: BaseSettings, work: Path) -> Made:
         return _hugging_face(path, work)
     name, architecture = _architecture(settings)
     record = _tag(settings, name, architecture)[1] if settings.pretrained else _only_preprocess(name)
-    tensors = checkpoints.read_checkpoint(path)
-    origin = f"base.path: {path}: weights of base.model `{name}`"
-    clip = _assemble(work, architecture, record, tensors, origin, "; check base.model")
+    origin, remedy = f"base.path: {path}: weights of base.model `{name}`", "; check base.model"
+    if path.suffix == ".npz":
+        model.write_config(work, architecture, record)
+        clip = model.create(work)
+        model.load_big_vision(clip, path, origin, remedy)
+    else:
+        index = checkpoints.shard_index(path) or path
+        clip = _assemble(work, architecture, record, checkpoints.read(index), origin, remedy)
     return Made(clip, {"kind": "checkpoint", "file": path.name, "model": name}, "that of the checkpoint")
 
 
@@ -144,26 +152,39 @@ def _hugging_face(folder: Path, work: Path) -> Made:
     if (folder / model.CONFIG).is_file():
         raise UserError(f"base.source: {folder} is an open_clip directory; use `source: local_dir`")
     if not (folder / model.TOWER_CONFIG).is_file():
-        raise UserError(f"base.path: {folder} is no Hugging Face CLIPModel folder (no {model.TOWER_CONFIG})")
+        raise UserError(
+            f"base.path: {folder} is no Hugging Face CLIPModel folder (no {model.TOWER_CONFIG}); "
+            "give the path of the weights file itself, and its architecture as base.model"
+        )
     try:
-        converted = checkpoints.read_hugging_face(folder)
+        converted = hugging_face.read_folder(folder)
+        assumed = [] if converted.processor else ["preprocessing"]
+        if hugging_face.has_tokenizer(folder):
+            model.copy_files(folder, work)
+            converted.model_config["text_cfg"]["hf_tokenizer_name"] = folder.name
+        elif converted.model_config["text_cfg"]["vocab_size"] == len(model.standard_vocabulary()):
+            assumed.append("tokenizer")
+        else:
+            raise UserError(
+                f"{folder}: no tokenizer.json, and its vocabulary is not the standard CLIP one; copy it there"
+            )
+        clip = _assemble(work, converted.model_config, converted.preprocess, converted.tensors, str(folder))
+        _check_agreement(clip, converted, folder)
     except UserError as error:
         raise UserError(f"base.path: {error}") from error
-    converted.model_config["text_cfg"].update(_tokenizer_of(folder, converted.model_config, work))
-    clip = _assemble(work, converted.model_config, converted.preprocess, converted.tensors, f"base.path: {folder}")
-    return Made(clip, {"kind": "hugging_face", "folder": folder.name}, "that of the checkpoint")
+    if assumed:
+        log.warning("%s: no files of its %s, so OpenAI's is used; copy them there", folder, " and ".join(assumed))
+    source = {"kind": "hugging_face", "folder": folder.name, **({"assumed_of_openai": assumed} if assumed else {})}
+    return Made(clip, source, "that of the checkpoint")
 
 
-def _tokenizer_of(folder: Path, model_config: Mapping[str, Any], work: Path) -> dict[str, Any]:
-    """Copy the folder's tokenizer to `work` and return its text_cfg entries; nothing of both for the standard one."""
-    vocabulary = checkpoints.vocabulary(folder)
-    standard = model.standard_vocabulary()
-    if vocabulary == standard or (not vocabulary and model_config["text_cfg"]["vocab_size"] == len(standard)):
-        return {}
-    if not vocabulary:
-        raise UserError(f"{folder}: no tokenizer.json or vocab.json, and its vocabulary is not the standard CLIP one")
-    model.copy_files(folder, work)
-    return {"hf_tokenizer_name": folder.name}
+def _check_agreement(clip: model.Clip, converted: hugging_face.Converted, folder: Path) -> None:
+    """Compare the converted model with transformers' own, as far as the folder says what its own is."""
+    if converted.processor:
+        agreement.check_images(clip, converted.processor, folder)
+    if hugging_face.has_tokenizer(folder):
+        agreement.check_texts(clip, folder)
+    agreement.check_features(clip, converted.config, converted.theirs, converted.processor, folder)
 
 
 def _local_dir(settings: BaseSettings, work: Path) -> Made:
@@ -175,10 +196,11 @@ def _local_dir(settings: BaseSettings, work: Path) -> Made:
     if weights is None:
         raise UserError(f"base.path: {folder} holds no weights")
     found = model.read_config(folder)
+    tensors = checkpoints.read(checkpoints.shard_index(weights) or weights)
     model.copy_files(folder, work)
-    clip = _assemble(
-        work, found["model_cfg"], found.get("preprocess_cfg", {}), checkpoints.read_checkpoint(weights), str(folder)
-    )
+    clip = _assemble(work, found["model_cfg"], found.get("preprocess_cfg") or {}, tensors, str(folder))
+    if hugging_face.is_named_so(tensors) and (folder / model.TOWER_CONFIG).is_file():
+        agreement.check_features(clip, hugging_face.read_config(folder), tensors, None, folder)
     recorded = model.recorded_facts(folder)
     model.compare_facts(folder, model.compute_facts(clip), recorded)
     before = folder / artifacts.TRAINED_ON
@@ -195,10 +217,14 @@ def _assemble(
     origin: str,
     remedy: str = "",
 ) -> model.Clip:
-    """Make the model in memory, with its configuration and the files it needs in `work`."""
+    """Make the model in memory, with its configuration and the files it needs in `work`.
+
+    The tensors may go by open_clip's names or by those of transformers' CLIPModel.
+    """
     model.write_config(work, model_config, preprocess)
     clip = model.create(work)
-    model.load_weights(clip, tensors, origin, remedy)
+    named = hugging_face.convert_weights(tensors, origin) if hugging_face.is_named_so(tensors) else tensors
+    model.load_weights(clip, named, origin, remedy)
     return clip
 
 

@@ -41,6 +41,8 @@ class ServedClip(mlflow.pyfunc.PythonModel):
         self.model.to(self.device).eval()
         self.size = self.model.visual.preprocess_cfg["size"]
         self.tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+        if _conventions(folder) and hasattr(self.tokenizer, "clean_fn"):
+            self.tokenizer.clean_fn = str
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Embed or classify the rows of `model_input`; see the top of this file.
@@ -138,13 +140,40 @@ class ServedClip(mlflow.pyfunc.PythonModel):
             raise _refuse(f"image: {width}x{height} pixels are too many (limit {self.limits['max_image_pixels']})")
 
 
+def _conventions(folder: str) -> str | None:
+    """Return whose conventions the folder follows if not open_clip's (see pipeline_lib.model.preprocess)."""
+    found = json.loads(Path(folder, "open_clip_config.json").read_text(encoding="utf-8")).get("preprocess_cfg") or {}
+    return found.get("conventions")
+
+
+def _as_transformers(preprocess: Any) -> Callable[[Image.Image], torch.Tensor]:
+    """Put the steps of open_clip's transform in transformers' order, and crop as it does."""
+    *resizing, _, to_tensor, normalize = preprocess.transforms
+
+    def apply(image: Image.Image) -> torch.Tensor:
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = image.convert("RGB")
+        for step in resizing:
+            image = _crop(image, *step.size) if type(step).__name__ == "CenterCrop" else step(image)
+        return normalize(to_tensor(image))
+
+    return apply
+
+
+def _crop(image: Image.Image, height: int, width: int) -> Image.Image:
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
 def _load(folder: str) -> tuple[Any, Any]:
     """Load model and evaluation transform; a Hugging Face text tower finds its configuration here, not on the hub."""
     text_config = json.loads(Path(folder, "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]["text_cfg"]
     own = {"hf_model_name": folder, "hf_model_pretrained": False} if text_config.get("hf_model_name") else None
     options = {"text_cfg": {**text_config, **own}} if own else {}
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}", **options)
-    return model, preprocess
+    return model, _as_transformers(preprocess) if _conventions(folder) else preprocess
 
 
 def _given(model_input: pd.DataFrame, name: str) -> dict[int, Any]:

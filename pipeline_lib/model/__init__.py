@@ -2,6 +2,7 @@
 
 preprocess   open_clip's evaluation transform, cut in two where pixels are uint8
 clip         the loaded model: images and captions to raw features, tokenizer, logit scale
+big_vision   checkpoints of big_vision (.npz, SigLIP)
 embed        a tower over many rows without gradients, in passes of one size
 facts        what decides its features, by digest; compared with what a folder's manifest recorded
 features     the tuples that travel between model, losses, recipes and metrics
@@ -13,6 +14,7 @@ published    architectures, published weights, vocabulary and prompt templates t
 names of ImageNet's classes there.
 """
 
+from pipeline_lib.model.big_vision import load_big_vision
 from pipeline_lib.model.clip import SCALARS, Clip
 from pipeline_lib.model.facts import (
     GUARDED,
@@ -66,6 +68,7 @@ __all__ = [
     "download",
     "imagenet_templates",
     "load",
+    "load_big_vision",
     "load_weights",
     "lock_image",
     "lock_text",

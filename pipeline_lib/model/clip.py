@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import open_clip
 import open_clip.hf_model
+import open_clip.tokenizer
 import open_clip.transformer
 import torch
 from torch import nn
 
-from pipeline_lib.model.preprocess import Preprocess, preprocess_config
+from pipeline_lib.model.preprocess import CONVENTIONS, Preprocess, preprocess_config
 
 SCALARS = ("logit_scale", "logit_bias")  # parameters that the loss itself uses, outside the towers
 _POOLERS_THAT_IGNORE_PADDING = {"MeanPooler", "ClsPooler", "ClsLastHiddenStatePooler"}  # MaxPooler raises
@@ -30,7 +31,7 @@ class Clip:
         self.config = config
         self.directory = directory
         self.facts: dict[str, Any] = {}
-        self.preprocess = Preprocess(preprocess_config(module))
+        self.preprocess = Preprocess(preprocess_config(module, config.get("preprocess_cfg") or {}))
         self.context_length: int = config["model_cfg"]["text_cfg"].get("context_length", 77)
         self.embed_dim: int = config["model_cfg"]["embed_dim"]
 
@@ -84,8 +85,14 @@ class Clip:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """Return open_clip's tokenizer for this directory."""
-        return open_clip.get_tokenizer(f"local-dir:{self.directory.resolve()}")
+        """Return open_clip's tokenizer for this directory.
+
+        By transformers' conventions it gets texts as they are; open_clip mends their encoding and HTML entities first.
+        """
+        found = open_clip.get_tokenizer(f"local-dir:{self.directory.resolve()}")
+        if CONVENTIONS in self.preprocess.config and isinstance(found, open_clip.tokenizer.HFTokenizer):
+            found.clean_fn = str
+        return found
 
     def tokenize(self, texts: list[str]) -> torch.Tensor:
         """Return the token ids of N captions, int64 [N, context_length], padded, too long ones truncated."""

@@ -17,6 +17,7 @@ import torch
 from pipeline_lib.core import artifacts
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.model.clip import Clip
+from pipeline_lib.model.preprocess import CONVENTIONS
 
 TOWER_CONFIG = "config.json"  # a Hugging Face text tower's own configuration
 TOKENIZER_FILES = (
@@ -69,6 +70,7 @@ def _tokenizer_digest(clip: Clip) -> str:
     settings = {key: text_config.get(key) for key in ("tokenizer_mode", "tokenizer_kwargs")}
     if text_config.get("hf_tokenizer_name"):
         paths = [clip.directory / name for name in TOKENIZER_FILES]
+        settings |= {key: clip.preprocess.config[key] for key in (CONVENTIONS,) if key in clip.preprocess.config}
     else:
         paths = [Path(open_clip.tokenizer.default_bpe())]
     files = {path.name: artifacts.sha256_file(path) for path in paths if path.is_file()}

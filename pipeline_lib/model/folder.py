@@ -27,12 +27,13 @@ import open_clip.transform
 import safetensors
 import safetensors.torch
 import torch
-from torch import nn
 
 from pipeline_lib.core import artifacts
 from pipeline_lib.core.errors import UserError, first_lines
 from pipeline_lib.model.clip import Clip
 from pipeline_lib.model.facts import TOKENIZER_FILES, TOWER_CONFIG, compare_facts, compute_facts, recorded_facts
+from pipeline_lib.model.preprocess import CONVENTIONS
+from pipeline_lib.model.towers import faster_in_channels_last
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
@@ -66,7 +67,7 @@ def load(
     else:
         clip.facts = recorded
     clip.module.to(device=device, dtype=dtype)
-    if any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in clip.module.visual.modules()):
+    if faster_in_channels_last(clip.module.visual):
         clip.module.visual.to(memory_format=torch.channels_last)  # half the time of a convolutional tower
     return clip
 
@@ -103,14 +104,18 @@ def read_config(directory: Path) -> dict[str, Any]:
     found = config.get("model_cfg") if isinstance(config, dict) else None
     if not isinstance(found, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= found.keys():
         raise UserError(f"{directory / CONFIG}: no `model_cfg` with embed_dim, vision_cfg and text_cfg")
+    conventions = (config.get("preprocess_cfg") or {}).get(CONVENTIONS, "transformers")
+    if conventions != "transformers":
+        raise UserError(f"{directory / CONFIG}: {CONVENTIONS} `{conventions}` are not known; only `transformers` are")
     return config
 
 
 def load_weights(clip: Clip, state_dict: Mapping[str, torch.Tensor], origin: str, remedy: str = "") -> None:
     """Copy `state_dict` into `clip`: every tensor of the model, each in its shape, and nothing else.
 
-    open_clip's own conversions apply (older names of separate text towers, Apple's MobileCLIP names); a position table
-    of another length is refused instead of being interpolated, since that would be another model.
+    open_clip's own conversions apply (older names of separate text towers, Apple's MobileCLIP names), and so does the
+    way back from a separate text tower; a position table of another length is refused instead of being interpolated,
+    since that would be another model. Half precision becomes float32 exactly, float64 is rounded to it.
 
     Args:
         clip: A model from `create`.
@@ -119,11 +124,15 @@ def load_weights(clip: Clip, state_dict: Mapping[str, torch.Tensor], origin: str
         remedy: What to add to it.
 
     Raises:
-        UserError: It does not fit; names the first tensors that are missing, unexpected or of another shape.
+        UserError: It does not fit; names the first tensors that are missing, unexpected, of another shape, no
+            floating-point numbers where the model has such, or not finite.
     """
     tensors = open_clip.factory.convert_state_dict(clip.module, dict(state_dict))
     if "positional_embedding" in tensors and not hasattr(clip.module, "positional_embedding"):
         tensors = open_clip.model.convert_to_custom_text_state_dict(tensors)
+    if not hasattr(clip.module, "text"):
+        merged = {name.removeprefix("text."): tensor for name, tensor in tensors.items()}
+        tensors = merged if len(merged) == len(tensors) else tensors
     tensors.pop("text.transformer.embeddings.position_ids", None)  # a buffer that transformers < 4.31 saved
     own = clip.module.state_dict()
     for name in ("logit_scale", "logit_bias"):  # 0-d in some versions, 1-d in others
@@ -141,12 +150,22 @@ def _misfits(own: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor])
         for name in own
         if name in given and given[name].shape != own[name].shape
     ]
+    fitting = [name for name in own if name in given and given[name].shape == own[name].shape]
+    usable = [name for name in fitting if _is_of_type(given[name], own[name])]
     groups = {
         "missing": [name for name in own if name not in given],
         "unexpected": [name for name in given if name not in own],
         "of another shape": shapes,
+        "of another type": [f"{name} {given[name].dtype}" for name in fitting if name not in set(usable)],
+        "not finite": [name for name in usable if not given[name].to(own[name].dtype).isfinite().all()],
     }
     return [f"{len(found)} {kind} ({_some(found)})" for kind, found in groups.items() if found]
+
+
+def _is_of_type(given: torch.Tensor, own: torch.Tensor) -> bool:
+    """Tell whether a tensor's numbers are plain ones of the model's kind: floating-point, or counts."""
+    plain = given.layout == torch.strided and not given.is_quantized and not given.is_complex() and not given.is_meta
+    return plain and given.is_floating_point() == own.is_floating_point() and given.dtype != torch.bool
 
 
 def _some(names: list[str], count: int = 2) -> str:
@@ -210,7 +229,8 @@ def write_config(directory: Path, model_config: Mapping[str, Any], preprocess: M
     Args:
         directory: Where the model is being put together.
         model_config: open_clip's `model_cfg`.
-        preprocess: Keys of open_clip's `preprocess_cfg`; the rest take its defaults. The size is the image tower's.
+        preprocess: Keys of open_clip's `preprocess_cfg`, and `conventions` (see `preprocess`); the rest take its
+            defaults. The size is the image tower's.
 
     Raises:
         UserError: A file is missing and cannot be fetched.
@@ -218,6 +238,7 @@ def write_config(directory: Path, model_config: Mapping[str, Any], preprocess: M
     directory.mkdir(parents=True, exist_ok=True)
     complete = open_clip.transform.merge_preprocess_dict(open_clip.transform.PreprocessCfg(), dict(preprocess))
     complete["size"] = model_config["vision_cfg"].get("image_size", 224)
+    complete |= {key: preprocess[key] for key in (CONVENTIONS,) if key in preprocess}
     artifacts.write_json(directory / CONFIG, {"model_cfg": dict(model_config), "preprocess_cfg": complete})
     text_config = model_config["text_cfg"]
     tower, tokenizer = text_config.get("hf_model_name"), text_config.get("hf_tokenizer_name")

@@ -2,10 +2,15 @@
 
 `decode` does its PIL steps in their order, `normalize` its ToTensor and Normalize on the device; both together equal
 the transform bitwise.
+
+A model that comes from transformers sees images otherwise in two points: they become RGB before they are resized, what
+is transparent white, and of an odd number of pixels too many the centre crop leaves out one more at the end. Its
+`preprocess_cfg` says `conventions: transformers`, which open_clip passes over, and `decode` follows them.
 """
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -16,8 +21,11 @@ import numpy as np
 import open_clip
 import open_clip.transform
 import torch
+import torchvision
 from PIL import Image
 from torch import nn
+
+CONVENTIONS = "conventions"  # a key of preprocess_cfg: absent, or `transformers`
 
 
 @dataclass(frozen=True)
@@ -28,13 +36,14 @@ class Preprocess:
 
     @cached_property
     def _steps(self) -> list[Any]:
+        config = {key: value for key, value in self.config.items() if key != CONVENTIONS}
         steps = open_clip.transform.image_transform_v2(
-            open_clip.transform.PreprocessCfg(**self.config), is_train=False
+            open_clip.transform.PreprocessCfg(**config), is_train=False
         ).transforms
         kinds = [type(step).__name__ for step in steps[-3:]]
         if kinds != ["MaybeConvertMode", "MaybeToTensor", "Normalize"]:
             raise RuntimeError(f"open_clip's evaluation transform ends in {kinds}; this version is not supported")
-        return steps
+        return steps if CONVENTIONS not in self.config else _as_transformers(steps)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -85,7 +94,31 @@ class Preprocess:
         return scaled.sub_(constant(self.config["mean"])).div_(constant(self.config["std"])).to(dtype)
 
 
-def preprocess_config(module: nn.Module) -> dict[str, Any]:
-    """Return open_clip's preprocess_cfg with every key, as JSON values."""
+def _as_transformers(steps: list[Any]) -> list[Any]:
+    """Put the PIL steps in transformers' order, and crop as it does."""
+    *resizing, _, to_tensor, normalize = steps
+    cropping = [
+        functools.partial(_crop, size=step.size) if isinstance(step, torchvision.transforms.CenterCrop) else step
+        for step in resizing
+    ]
+    return [_on_white, *cropping, to_tensor, normalize]
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _crop(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    height, width = size
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def preprocess_config(module: nn.Module, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return open_clip's preprocess_cfg with every key, and the conventions that `given`, the file's own, adds."""
     config = asdict(open_clip.transform.PreprocessCfg()) | open_clip.get_model_preprocess_cfg(module)
+    config |= {key: given[key] for key in (CONVENTIONS,) if key in given}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}

@@ -4,103 +4,22 @@ import argparse
 import dataclasses
 import json
 import shutil
-import socket
 from pathlib import Path
 
 import open_clip
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from pipeline_lib import model
 from pipeline_lib.base import checkpoints
 from pipeline_lib.base import run as base
-from pipeline_lib.base.settings import BaseSettings
-from pipeline_lib.core import artifacts, schema
+from pipeline_lib.core import artifacts
 from pipeline_lib.core.errors import UserError
-from pipeline_lib.sources.settings import DataSettings
-from tests.tiny_model import tiny_config, write_tiny_clip, write_tiny_hf_clip
+from tests.base.made import CAPTIONS, CPU, assert_left_nothing, data, edit, hugging_face_model, materialise, settings
+from tests.tiny_model import write_tiny_clip, write_tiny_hf_clip
 
-CPU = torch.device("cpu")
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 605157884\n"
-CAPTIONS = ["a cat", "two dogs on a hill"]
-
-
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch):
-    def refuse(*_args, **_kwargs):
-        raise AssertionError("a network connection was tried")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-
-
-@pytest.fixture
-def tiny_architecture(monkeypatch):
-    """Two architecture names, `Tiny` and `Tiny-quickgelu`, and two tags, as open_clip would know them."""
-    record = {
-        "hf_hub": "nobody/tiny/",
-        "mean": (0.5, 0.4, 0.3),
-        "std": (0.2, 0.2, 0.2),
-        "interpolation": "bilinear",
-        "resize_mode": "squash",
-    }
-    plain, quick = (tiny_config(quick_gelu=flag)["model_cfg"] for flag in (False, True))
-    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "Tiny", plain)
-    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "Tiny-quickgelu", quick)
-    tags = open_clip.pretrained._PRETRAINED
-    monkeypatch.setitem(tags, "Tiny", {"own": record, "openai": {**record, "quick_gelu": True}})
-    monkeypatch.setitem(tags, "Tiny-quickgelu", {"openai": {**record, "quick_gelu": True}})
-    return record
-
-
-@pytest.fixture
-def weights(tmp_path):
-    """Weights of the tiny model, as a state dict."""
-    return load_file(write_tiny_clip(tmp_path / "tiny", seed=3) / model.WEIGHTS)
-
-
-def settings(**given) -> BaseSettings:
-    section = {"source": "checkpoint", "model": None, "pretrained": None, "path": None, **given}
-    demo = {
-        "image_size": 64,
-        "embed_dim": 16,
-        "epochs": 3,
-        "batch_size": 8,
-        "learning_rate": 1e-3,
-        "weight_decay": 0.01,
-        "dropout": 0.5,
-        "logit_scale": None,
-        "seed": 0,
-    }
-    section["demo"] = demo | section.get("demo", {})
-    return schema.build(BaseSettings, section, "params.yaml: base")
-
-
-def data(root: Path = Path(), **given) -> DataSettings:
-    section = {
-        "format": "jsonl",
-        "root": str(root),
-        "images": None,
-        "annotations": None,
-        "parts": {"base": 1.0},
-        "limit": None,
-        "evaluation_root": str(root),
-        "evaluation": {},
-        **given,
-    }
-    return schema.build(DataSettings, section, "params.yaml: data")
-
-
-def materialise(target: Path, **given) -> model.Clip:
-    """Run the source and load what it wrote."""
-    base.run(settings(**given), data(), target, device=CPU)
-    assert artifacts.verify(target) == []
-    return model.load(target)
-
-
-def assert_left_nothing(folder: Path) -> None:
-    assert not [path.name for path in folder.iterdir() if "base" in path.name]
 
 
 # Checkpoints
@@ -137,12 +56,26 @@ def test_the_written_directory_loads_after_a_move_and_names_no_place(tmp_path, w
         lambda w: {"state_dict": w, "epoch": 3, "optimizer": {"state": {}}},
         lambda w: {"state_dict": {f"module.{k}": v for k, v in w.items()}},
         lambda w: {f"_orig_mod.module.{k}": v for k, v in w.items()},
+        lambda w: {"epoch": 1, "model_state_dict": w, "optimizer": {"state": {0: {"exp_avg": torch.ones(1)}}}},
+        lambda w: {"state_dict": {f"model.{k}": v for k, v in w.items()}, "hyper_parameters": {"lr": 1.0}},
+        lambda w: {f"student.backbone.{k}": v for k, v in w.items()},
+        lambda w: {k.replace("visual.", "visual._orig_mod.", 1): v for k, v in w.items()},
+        lambda w: {k.replace("visual.", "_orig_mod.visual.module.", 1): v for k, v in w.items()},
+        lambda w: {"n_averaged": torch.tensor(4), **{f"module.{k}": v for k, v in w.items()}},
+        lambda w: {k if k == "logit_scale" else f"backbone.{k}": v for k, v in w.items()},
+        lambda w: (
+            {f"backbone.{k}": v for k, v in (w | {"logit_scale": torch.ones(())}).items()}
+            | {"logit_scale": w["logit_scale"]}
+        ),
         lambda w: w | {"input_resolution": torch.tensor(32), "context_length": torch.tensor(77)},
     ],
 )
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin"])
 def test_wrapped_checkpoints_are_unwrapped(wrap, suffix, tmp_path, weights):
-    """Training checkpoints, DataParallel and compile prefixes, OpenAI's integers among the tensors."""
+    """Training checkpoints, prefixes of wrappers and compilers, integers among the tensors, bitwise.
+
+    The last is the released CLIP-Refine code's: the wrapper's scale is the one that it trains and uses.
+    """
     path = tmp_path / f"mine{suffix}"
     torch.save(wrap(weights), path)
     assert model.weights_digest(checkpoints.read_checkpoint(path)) == model.weights_digest(weights)
@@ -189,7 +122,12 @@ def cut_zip(path: Path) -> None:
         ("cut.safetensors", cut, "not a whole safetensors file"),
         ("list.pt", lambda p: torch.save([torch.ones(1)], p), "holds no weights"),
         ("nothing.pt", lambda p: torch.save({}, p), "holds no weights"),
-        ("model.pt", lambda p: torch.save({"model": {"a": torch.ones(1)}}, p), "`model` is not a tensor"),
+        ("model.pt", lambda p: torch.save({"model": {"a": 1}}, p), "`model` is not a tensor"),
+        (
+            "two.pt",
+            lambda p: torch.save({"model": {"a": torch.ones(1)}, "ema": {"a": torch.ones(1)}}, p),
+            r"several models \(`model`, `ema`\); save",
+        ),
         ("other.pt", lambda p: torch.save({"a": torch.ones(1)}, p), r"1 unexpected \(a\); check base.model$"),
         ("missing.pt", lambda p: None, "no such file or folder"),
     ],
@@ -229,7 +167,7 @@ def test_pickled_code_is_never_run(tmp_path):
     [
         ({"path": "x.pt"}, "base.path: x.pt: no such file"),
         ({"path": None, "model": "Tiny"}, "base.path: missing"),
-        ({"path": "."}, r"^base.path: . is no Hugging Face CLIPModel folder \(no config.json\)$"),
+        ({"path": "."}, r"^base.path: . is no Hugging Face CLIPModel folder \(no config.json\); give the path of"),
         ({"path": "w.pt"}, "base.model: missing"),
         ({"path": "w.pt", "model": "Tinny"}, "base.model: open_clip knows no `Tinny`; did you mean `Tiny`"),
         ({"path": "w.pt", "model": "qqq"}, "open_clip knows no `qqq`; known: "),
@@ -329,24 +267,6 @@ def test_a_failed_download_says_how_to_go_without(tmp_path, monkeypatch, tiny_ar
 # Hugging Face
 
 
-def hugging_face_model(folder: Path, *, activation: str = "quick_gelu", eos: int = 49407, eps: float = 1e-5, **common):
-    """A random CLIPModel saved to `folder`."""
-    transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
-    common = {"hidden_act": activation, "num_hidden_layers": 2, "layer_norm_eps": eps, **common}
-    text = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "eos_token_id": eos}
-    vision = {"hidden_size": 48, "intermediate_size": 96, "num_attention_heads": 3, "image_size": 32, "patch_size": 8}
-    theirs = transformers.CLIPModel(
-        transformers.CLIPConfig(text_config={**text, **common}, vision_config={**vision, **common}, projection_dim=16)
-    ).eval()
-    with torch.no_grad():  # away from the initial values, at which a wrong mapping could hide
-        for parameter in theirs.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-        theirs.logit_scale.fill_(1.5)
-    theirs.save_pretrained(folder)
-    return theirs
-
-
 def assert_same_features(clip: model.Clip, theirs, token_ids: torch.Tensor) -> None:
     """To rounding, in float64, image and text, against transformers' own forward pass."""
     clip.module.double()
@@ -380,26 +300,6 @@ def test_hugging_face_folders_give_transformers_features(given, tmp_path):
     assert torch.equal(plain.eval().encode_text(clip.tokenize(CAPTIONS)), found)
 
 
-def test_hugging_face_preprocessing_is_kept(tmp_path):
-    hugging_face_model(tmp_path / "hf")
-    processor = {
-        "image_mean": [0.1, 0.2, 0.3],
-        "image_std": [0.4, 0.5, 0.6],
-        "resample": 2,
-        "size": {"height": 32, "width": 32},
-        "do_center_crop": False,
-    }
-    (tmp_path / "hf" / "preprocessor_config.json").write_text(json.dumps(processor))
-    clip = materialise(tmp_path / "base", path=str(tmp_path / "hf"))
-    kept = {key: clip.facts["preprocess"][key] for key in ("mean", "std", "interpolation", "resize_mode")}
-    assert kept == {
-        "mean": [0.1, 0.2, 0.3],
-        "std": [0.4, 0.5, 0.6],
-        "interpolation": "bilinear",
-        "resize_mode": "squash",
-    }
-
-
 def test_sharded_and_pickled_hugging_face_weights_are_read(tmp_path):
     theirs = hugging_face_model(tmp_path / "hf")
     whole = checkpoints.read_checkpoint(tmp_path / "hf" / "model.safetensors")
@@ -414,7 +314,7 @@ def test_sharded_and_pickled_hugging_face_weights_are_read(tmp_path):
 
 
 def test_the_standard_tokenizer_is_recognised_and_another_is_kept(tmp_path):
-    """OpenAI's vocabulary means open_clip's own tokenizer; any other comes along and is used."""
+    """OpenAI's vocabulary alone means open_clip's own tokenizer; any other tokenizer comes along and is used."""
     theirs = hugging_face_model(tmp_path / "hf")
     (tmp_path / "hf" / "vocab.json").write_text(json.dumps(model.standard_vocabulary()))
     clip = materialise(tmp_path / "base", path=str(tmp_path / "hf"))
@@ -429,14 +329,8 @@ def test_the_standard_tokenizer_is_recognised_and_another_is_kept(tmp_path):
     token_ids[:, 4] = 3  # this tokenizer's end; transformers' pooling needs the model's
     assert_same_features(clip, theirs, token_ids)
     (tmp_path / "small" / "tokenizer.json").unlink()
-    with pytest.raises(UserError, match=r"no tokenizer.json or vocab.json"):
+    with pytest.raises(UserError, match=r"no tokenizer.json, and its vocabulary is not the standard"):
         materialise(tmp_path / "base", path=str(tmp_path / "small"))
-
-
-def edit(path: Path, change) -> None:
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
 
 
 @pytest.mark.parametrize(
@@ -526,10 +420,10 @@ def test_a_model_that_reads_back_differently_fails(tmp_path, weights, tiny_archi
     assert_left_nothing(tmp_path)
 
 
-def test_a_model_that_gives_nan_fails(tmp_path, weights, tiny_architecture):
+def test_weights_that_are_not_numbers_are_refused(tmp_path, weights, tiny_architecture):
     weights["visual.proj"][0, 0] = float("nan")
     save_file(weights, tmp_path / "w.safetensors")
-    with pytest.raises(RuntimeError, match="differs by nan"):
+    with pytest.raises(UserError, match=r"w.safetensors: .*1 not finite \(visual.proj\); check base.model"):
         materialise(tmp_path / "base", model="Tiny", path=str(tmp_path / "w.safetensors"))
     assert_left_nothing(tmp_path)
 
