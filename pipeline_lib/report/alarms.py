@@ -65,11 +65,16 @@ def lost_classes(inputs: ReportInputs) -> list[str]:
 
 
 def left_out(inputs: ReportInputs) -> list[str]:
-    """Return why images of the evaluated sets were left out, a sentence for each reason."""
+    """Return why images of the evaluated sets were left out, and which might have been, a sentence for each reason."""
     return [
         f"{count} image{'s' if count > 1 else ''} of {name} left out: {reason}."
         for name, part in inputs.parts.items()
         for reason, count in (part.manifest.get("filtered") or {}).items()
+    ] + [
+        f"{count} image{'s' if count > 1 else ''} of {name} similar to one in a training part, as a smaller copy is: "
+        "kept, and named in similar.jsonl of the shards."
+        for name, part in inputs.parts.items()
+        if (count := part.manifest.get("similar_to_trained"))
     ]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from safetensors.torch import load_file, save_file
 
 from pipeline_lib import model
@@ -43,6 +43,10 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
+TURNED = Image.Exif()
+TURNED[ExifTags.Base.Orientation] = 6
+
+
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
@@ -51,8 +55,6 @@ def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
 
 def noise(mode: str, size: tuple[int, int], seed: int = 0) -> Image.Image:
     rng = np.random.default_rng(seed)
-    if mode == "I;16":
-        return Image.fromarray(rng.integers(0, 2**16, size[::-1], dtype=np.uint16))
     channels = len(Image.new(mode, (1, 1)).getbands())
     shape = (*size[::-1], channels) if channels > 1 else size[::-1]
     if mode == "1":
@@ -204,9 +206,15 @@ def test_a_flipped_activation_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("resize_mode", ["shortest", "longest", "squash"])
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "I;16", "CMYK", "transparent palette"])
+@pytest.mark.parametrize(
+    "mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "transparent palette", "lying", "animated", "16 bits"]
+)
 def test_decode_and_normalize_equal_the_transform_bitwise(mode, resize_mode, tmp_path, tiny):
-    """Both halves together give what open_clip's own transform gives on the same file, whatever its mode."""
+    """Both halves together give what open_clip's own transform gives on the same file, whatever its mode.
+
+    So a photo lies as it is stored and of an animation the first frame counts. Of 16 bits, where the transform gives
+    white, it is what it gives on the same image in 8 bits.
+    """
     directory = shutil.copytree(tiny, tmp_path / "model")
     edit(directory / model.CONFIG, lambda c: c["preprocess_cfg"].update(resize_mode=resize_mode, fill_color=7))
     clip = model.load(directory)
@@ -214,10 +222,16 @@ def test_decode_and_normalize_equal_the_transform_bitwise(mode, resize_mode, tmp
     for size in ((61, 40), (20, 33), (32, 32)):
         if mode == "transparent palette":
             data = encoded(noise("P", size), transparency=3)
+        elif mode == "lying":
+            data = encoded(noise("RGB", size), "JPEG", exif=TURNED)
+        elif mode == "animated":
+            data = encoded(noise("P", size), "GIF", save_all=True, append_images=[noise("P", size, seed=1)])
+        elif mode == "16 bits":
+            data = encoded(Image.fromarray(np.asarray(noise("L", size)).astype(np.uint16) * 257))
         else:
             data = encoded(noise(mode, size), "JPEG" if mode == "CMYK" else "PNG")
         with Image.open(io.BytesIO(data)) as image:
-            expected = transform(image)
+            expected = transform(noise("L", size) if mode == "16 bits" else image)
         pixels = clip.decode(data, MAX_PIXELS)
         assert pixels.dtype == np.uint8
         assert pixels.shape == (3, 32, 32)

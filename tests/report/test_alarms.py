@@ -123,6 +123,8 @@ def test_images_left_out_are_counted_with_their_reason(inputs):
     assert alarms.left_out(inputs) == ["1 image of eval left out: the same picture is in refine."]
     points = next(block for block in verdict.section(inputs) if block.kind == "points")
     assert points.items[-1] == ("1 image of eval left out: the same picture is in refine.", "still")
+    inputs.parts["eval"].manifest["similar_to_trained"] = 2
+    assert alarms.left_out(inputs)[1].startswith("2 images of eval similar to one in a training part")
 
 
 def replaced(inputs, *verdicts, centring="still"):
