@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from pipeline_lib.core.truncation import describe_truncation
 from pipeline_lib.report import page
 from pipeline_lib.report.inputs import ReportInputs
 from pipeline_lib.results.folders import Variant
@@ -76,6 +77,19 @@ def left_out(inputs: ReportInputs) -> list[str]:
         for name, part in inputs.parts.items()
         if (count := part.manifest.get("similar_to_trained"))
     ]
+
+
+def truncated(inputs: ReportInputs) -> list[str]:
+    """Return which texts are longer than the model reads, a sentence for each kind and set."""
+    found = [
+        describe_truncation(f"{kind} of {name}", facts)
+        for name, block in inputs.refined.sets.items()
+        for kind, facts in block.get("truncated", {}).items()
+    ]
+    for name, part in inputs.manifests["cache_teacher"].get("parts", {}).items():
+        for reader, facts in part.get("truncated", {}).items():
+            found.append(describe_truncation(f"captions of {name}", facts, reader))
+    return found
 
 
 def _answers(inputs: ReportInputs) -> Iterator[str]:

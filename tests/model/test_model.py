@@ -202,6 +202,52 @@ def test_a_flipped_activation_is_refused(tmp_path):
         model.load(directory)
 
 
+# Texts
+
+
+@pytest.mark.parametrize("length", [1, 9, 10, 11, 21, 22, 23, 24, 25, 40])
+def test_a_text_is_truncated_where_its_own_tokens_exceed_the_context(length, tiny_hf, tmp_path):
+    """Against the tokens counted without any limit, by open_clip's tokenizer and a Hugging Face one."""
+    plain, hugging = model.load(write_tiny_clip(tmp_path / "plain", context_length=24)), model.load(tiny_hf)
+    texts = ["cat " * length, "cat " * (length - 1) + "!?", "!" * 3 * length, ""]
+    for clip, count in (
+        (plain, lambda text: len(plain.tokenizer.encode(text)) + 2),
+        (hugging, lambda text: len(hugging.tokenizer.tokenizer(hugging.tokenizer.clean_fn(text)).input_ids)),
+    ):
+        found = clip.truncated(texts, clip.tokenize(texts))
+        assert clip.context_length == 24
+        assert found.tolist() == [count(text) > 24 for text in texts]
+
+
+class Tokenizer:
+    """Pads as other tokenizers do: in front, before a last token (CLIPS), with the token that ends a text (SigLIP)."""
+
+    def __init__(self, style):
+        self.style = style
+
+    def __call__(self, texts, context_length):
+        start = [] if self.style == "siglip" else [5]
+        return torch.tensor([self.ids([*start, *map(len, text.split())], context_length) for text in texts])
+
+    def ids(self, own, length):
+        if self.style == "clips":
+            own = [*own[: length - 2], 2]
+            return own + [0] * (length - 1 - len(own)) + [9]
+        own = [*own[: length - 1], 1 if self.style == "siglip" else 2]
+        padding = [1 if self.style == "siglip" else 0] * (length - len(own))
+        return padding + own if self.style == "front" else own + padding
+
+
+@pytest.mark.parametrize("style", ["front", "clips", "siglip", "behind"])
+def test_truncation_is_seen_however_a_tokenizer_pads(style, tiny):
+    clip = model.load(tiny)
+    clip.context_length, clip.tokenizer = 8, Tokenizer(style)
+    room = {"clips": 5, "siglip": 7}.get(style, 6)  # beside start, end and a last token
+    texts = ["xxx " * number for number in range(12)] + ["xxx " * (number - 1) + "yyyy" for number in range(1, 12)]
+    expected = [len(text.split()) > room for text in texts]
+    assert clip.truncated(texts, clip.tokenize(texts)).tolist() == expected
+
+
 # Pixels
 
 
