@@ -53,6 +53,6 @@ def open_rgb(data: bytes, formats: tuple[str, ...] | None = None) -> Image.Image
 
 def pixels_digest(rgb: Image.Image) -> bytes:
     """Return 16 bytes that stand for the size and pixels of an RGB image, however its file is encoded."""
-    digest = hashlib.blake2b(b"%d x %d" % rgb.size, digest_size=16)
+    digest = hashlib.sha256(b"%d x %d" % rgb.size)  # faster than others where the processor has it
     digest.update(rgb.tobytes())
-    return digest.digest()
+    return digest.digest()[:16]
