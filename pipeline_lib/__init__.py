@@ -3,8 +3,22 @@
 OpenMP's idle threads sleep instead of spinning, unless the user says otherwise. Spinning gains a little on an idle
 machine and costs a multiple on a busy one (two experiments at once: five times the step here). It is read when torch is
 imported, so it is set before.
+
+Ctrl-C while a command is still being imported ends it in one line, as it does later (`terminal`).
 """
 
 import os
+import sys
+from types import TracebackType
 
+
+def _end_in_one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+if sys.argv[0] == "-m":  # what Python calls a command until it has found its module: this is no library's import
+    sys.excepthook = _end_in_one_line
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

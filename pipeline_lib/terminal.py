@@ -7,8 +7,11 @@ every other exception through with its traceback.
 from __future__ import annotations
 
 import argparse
+import codecs
+import io
 import logging
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,6 +24,7 @@ from pipeline_lib.core.errors import UserError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+PLAIN_SIGNS = {"→": "->", "−": "-", "–": "-", "\u00a0": " ", "×": "x", "±": "+-", "▲": "^", "▼": "v", "●": "*"}
 
 
 def run_stage(
@@ -33,6 +37,7 @@ def run_stage(
         description: The stage's docstring, shown by `--help`.
         choice: Name and values of an optional positional argument, such as `("model", ("base", "refined"))`.
     """
+    _write_any_sign()
     parser = argparse.ArgumentParser(
         prog=_command(main), description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -66,14 +71,19 @@ def _end_repro() -> None:
 def one_line_errors(*, debug: bool = False, level: int = logging.INFO) -> Iterator[None]:
     """Log to standard error around a command, and say what the user can mend in one line there, with exit code 1.
 
-    Ctrl-C is one line as well. With `debug`, all log lines, and every error has its traceback.
+    Ctrl-C is one line as well. A reader of standard output that has seen enough (`| head`) ends the command without a
+    word, with a shell's exit code for it. With `debug`, all log lines, and every error has its traceback.
     """
+    _write_any_sign()
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr, force=True)
     for own in ("pipeline_lib", "stages"):
         logging.getLogger(own).setLevel(logging.DEBUG if debug else level)
     try:
         yield
+        sys.stdout.flush()  # here and not at exit, where a closed pipe could only be complained of
     except (UserError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            sys.exit(128 + signal.SIGPIPE)
         # A full disk or a missing permission is the user's to mend as well: OSError names the file itself.
         if debug or (isinstance(error, OSError) and not error.strerror):
             raise
@@ -84,6 +94,30 @@ def one_line_errors(*, debug: bool = False, level: int = logging.INFO) -> Iterat
             raise
         print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+
+
+def _nobody_reads() -> bool:
+    """Return whether standard output is a closed pipe, which it then is no longer: its rest needs a place at exit."""
+    ends = select.poll()
+    ends.register(sys.stdout.fileno(), 0)
+    if not ends.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
+
+
+def _write_any_sign() -> None:
+    """Let a terminal that has not every sign (Latin-1, ASCII) show a plain one instead, or the sign's number."""
+    codecs.register_error("plain_signs", _plain_signs)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="plain_signs")
+
+
+def _plain_signs(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    signs = error.object[error.start : error.end]
+    return "".join(PLAIN_SIGNS.get(one, one.encode("ascii", "backslashreplace").decode()) for one in signs), error.end
 
 
 def progress(items: Iterable[T] | None, *, label: str, enabled: bool = True, **options: Any) -> Any:

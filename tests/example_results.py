@@ -87,7 +87,12 @@ def fill_project(root: Path, *, gain=1.0, loss=1.0, with_captions=True, with_tas
     ):
         embedded = {name: embed(part, gain_now, loss_now, luck) for name, part in parts.items()}
         clip = SimpleNamespace(facts={"weights_digest": digest(weights)})
-        embedder = SimpleNamespace(clip=clip, world=World(), embed=lambda part, sets=embedded: sets[part.name])
+        embedder = SimpleNamespace(
+            clip=clip,
+            world=World(),
+            embed=lambda part, sets=embedded: sets[part.name],
+            count_truncated=lambda part: {},
+        )
         found = run.evaluate(embedder, model, EvaluationInputs([parts["eval"]], parts["val"]), settings)
         if model == "refined":
             more = {"val": 2, "eval": 1}  # so that the best mix on val is not the best on eval

@@ -235,7 +235,7 @@ def write_shards(
     section: DataSettings, target="shards", fingerprint="test", trained_on=(), num_workers=1, **limits
 ) -> dict:
     """Write `target` and give its manifest; `limits` change the section `shard:`."""
-    lines = "".join(json.dumps({"key": key, "sha256": sha256}) + "\n" for key, sha256 in trained_on)
+    lines = "".join(json.dumps(dict(zip(("key", "sha256", "pixels"), row, strict=False))) + "\n" for row in trained_on)
     return run(
         section,
         settings(**limits),

@@ -27,7 +27,7 @@ from torch import nn
 from pipeline_lib import model, terminal
 from pipeline_lib.base import checkpoints
 from pipeline_lib.base.settings import DemoSettings
-from pipeline_lib.core import artifacts, runtime
+from pipeline_lib.core import artifacts, images, runtime
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.losses import contrastive_loss
 from pipeline_lib.model.embed import embed_images, embed_texts_by_length
@@ -70,7 +70,7 @@ def train_demo(
     """Join the towers in `directory` and train the heads on `samples`.
 
     Returns:
-        The model, what it was trained on (key and SHA-256 of each image), and the loss of each epoch.
+        The model, what it was trained on (key, SHA-256 and `pixels_digest` of each image), and the loss of each epoch.
 
     Raises:
         UserError: A package is missing, there is too little to train on, or too many images cannot be decoded.
@@ -178,7 +178,8 @@ def tower_features(
         pixels.append(torch.from_numpy(image))
         owners += [len(trained_on)] * len(sample.captions)
         captions += sample.captions
-        trained_on.append({"key": sample.key, "sha256": artifacts.sha256_bytes(data)})
+        pixels_digest = images.pixels_digest(images.open_rgb(data)).hex()
+        trained_on.append({"key": sample.key, "sha256": artifacts.sha256_bytes(data), "pixels": pixels_digest})
     if len(bad) > MAX_BAD_SHARE * len(samples):
         raise UserError(f"data: {len(bad)} of {len(samples)} samples of part `base` are unusable ({bad[0]})")
     head, projection = clip.module.visual.head, clip.module.text.proj

@@ -23,7 +23,7 @@ from pipeline_lib.cache_teacher.fingerprint import fingerprint
 from pipeline_lib.cache_teacher.reader import CachedPart
 from pipeline_lib.cache_teacher.settings import CacheTeacherSettings
 from pipeline_lib.cache_teacher.statistics import feature_statistics, write_statistics
-from pipeline_lib.cache_teacher.tokens import TextCuts, choose_cuts, tokenize
+from pipeline_lib.cache_teacher.tokens import TextCuts, choose_cuts, count_truncated, tokenize
 from pipeline_lib.cache_teacher.unit import Unit
 from pipeline_lib.cache_teacher.writer import write_unit
 from pipeline_lib.core import artifacts, provenance, runtime, shards
@@ -31,6 +31,7 @@ from pipeline_lib.core.distributed import World
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.core.paths import Paths
 from pipeline_lib.core.runtime import RuntimeSettings
+from pipeline_lib.core.truncation import describe_truncation
 from pipeline_lib.model import Clip
 from pipeline_lib.model.features import raw_norms_problem
 
@@ -70,6 +71,9 @@ def run(
     measured = _complete(work, parts, facts, identity, teacher) | {"seconds": seconds}
     counts = (sum(part[name] for part in facts["parts"].values()) for name in COUNTS)
     log.info("%d images and %d captions in %.0f s", *counts, seconds)
+    for name, part in facts["parts"].items():
+        for reader, found in part.get("truncated", {}).items():
+            log.warning("%s", describe_truncation(f"captions of {name}", found, reader))
     if settings.mode == "cached":
         measured |= _verify(CachedPart(work / "teacher", None, parts[0], student), teacher, settings)
     if stores_pixels:
@@ -199,6 +203,7 @@ def _facts(
             "num_captions": part.num_captions,
             "num_invalid": len(invalid),
             "invalid": invalid,
+            **({"truncated": truncated} if (truncated := count_truncated(units[part.name])) else {}),
             "units": [{key: value for key, value in record.items() if key != "pixels"} for record in records],
         }
     return facts

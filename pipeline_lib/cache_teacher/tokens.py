@@ -11,6 +11,7 @@ import torch
 
 from pipeline_lib.cache_teacher.unit import Unit
 from pipeline_lib.core import artifacts
+from pipeline_lib.core.truncation import Truncation
 from pipeline_lib.model import Clip
 from pipeline_lib.model.embed import cut_length
 
@@ -31,8 +32,10 @@ def tokenize(unit: Unit, student: Clip, teacher: Clip) -> None:
     captions = [caption for entry in unit.read_entries() for caption in entry.captions]
     tokens = {"student": student.tokenize(captions)}
     lengths = student.text_lengths(tokens["student"])
+    tokens["student_truncated"] = student.truncated(captions, tokens["student"])
     if teacher is not student:
         tokens["teacher"] = teacher.tokenize(captions)
+        tokens["teacher_truncated"] = teacher.truncated(captions, tokens["teacher"])
         lengths = lengths.maximum(teacher.text_lengths(tokens["teacher"]))
     tokens["lengths"] = lengths
     artifacts.write_bytes(unit.tokens_path, safetensors.torch.save(tokens))
@@ -57,6 +60,20 @@ def read_token_ids(unit: Unit, cuts: TextCuts) -> tuple[torch.Tensor, torch.Tens
     """Return the cut ids, int64 [M, L] each, that the student and the teacher see."""
     tokens = _read(unit)
     return tokens["student"][:, : cuts.student], tokens.get("teacher", tokens["student"])[:, : cuts.teacher]
+
+
+def count_truncated(units: Iterable[Unit]) -> dict[str, dict[str, int]]:
+    """Return the `Truncation.facts` of all captions of `units` by the model that reads them, where some are cut."""
+    counts: dict[str, Truncation] = {}
+    for unit in units:
+        tokens = _read(unit)
+        for name in tokens.keys() & {"student", "teacher"}:
+            cut = tokens[f"{name}_truncated"]
+            captions = [caption for entry in unit.read_entries() for caption in entry.captions] if cut.any() else []
+            truncated = [captions[row] for row in cut.nonzero()[:, 0].tolist()]
+            counts.setdefault(name, Truncation(tokens[name].shape[1]))
+            counts[name].add(len(cut), truncated, tokens[name][cut].tolist())
+    return {name: facts for name, count in sorted(counts.items()) if (facts := count.facts())}
 
 
 def _read(unit: Unit) -> dict[str, torch.Tensor]:

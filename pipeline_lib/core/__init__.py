@@ -5,7 +5,9 @@ schema        plain values to frozen dataclasses, strictly
 config        the only reader of params.yaml, a section at a time
 paths         where each stage writes
 artifacts     files that cross a stage: atomic writes, hashes, manifests, work folders
+images        image files as pixels: samples of more than eight bits, a digest
 shards        the format of sharded data, and its reader
+truncation    texts that are longer than a model reads, counted
 provenance    code, its digest and the packages that a result came from
 runtime       signals, device, threads, precision, determinism
 distributed   many processes as one

@@ -22,7 +22,7 @@ from typing import IO, Any
 from pipeline_lib.core.errors import UserError
 
 MANIFEST = "manifest.json"
-TRAINED_ON = "trained_on.jsonl"  # of base and refined: {"key", "sha256"} of each image that shaped the weights
+TRAINED_ON = "trained_on.jsonl"  # {"key", "sha256"} (demo: "pixels" too) of each image that shaped the weights
 HISTORY = "history.jsonl"  # of refined: a line per step
 CHECKPOINTS = Path(".checkpoints")
 _CHUNK = 1 << 20  # bytes that `HashedFile` hashes and writes at a time

@@ -17,11 +17,11 @@ from pipeline_lib.core.artifacts import digest, sha256_file
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "transformers", "numpy", "pillow", "scikit-learn")
 OWN = ("pipeline_lib", "stages")
 DECIDES_NOTHING = (
-    "pipeline_lib/__init__.py",  # how idle threads wait
+    "pipeline_lib/__init__.py",  # how idle threads wait, and what Ctrl-C during an import says
     "pipeline_lib/params",  # refuses a params.yaml that does not fit together, and prints its reference
     "pipeline_lib/terminal.py",  # command lines, progress bars, how an error reads
     "pipeline_lib/tracking",  # what MLflow is told
-    "stages/__init__.py",  # prose
+    "stages/__init__.py",  # prose, and that import
 )
 """Files and folders whose code changes no output: in no stage's deps and in no fingerprint. An edit there re-runs
 nothing, and a half-finished epoch goes on.

@@ -28,6 +28,7 @@ from pipeline_lib.core import artifacts, runtime
 from pipeline_lib.core.distributed import World
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.core.shards import IndexEntry, Part, Shard
+from pipeline_lib.core.truncation import Truncation
 from pipeline_lib.evaluate.embedded import EmbeddedChoices, EmbeddedSet, EmbeddedTask
 from pipeline_lib.model import Clip, Preprocess
 from pipeline_lib.model.embed import embed_images, embed_texts_by_length
@@ -69,6 +70,25 @@ class Embedder:
         tasks = {name: self._task(part, entries, name, kinds) for name, kinds in prompts.items()}
         found = self._set(part, entries, raw_image_features, raw_captions, tasks)
         return replace(found, choices=_embedded_choices(part, entries, asked, raw_asked)) if part.choices else found
+
+    def count_truncated(self, part: Part) -> dict[str, dict[str, int]]:
+        """Return the `Truncation.facts` of the captions, texts of choices and prompts of a part, where some are cut."""
+        entries = [entry for _, entry in _places(part)]
+        prompts = [self._prompts(name, task) for name, task in _labelled_tasks(part, entries).items()]
+        of_kind = {
+            "captions": [caption for entry in entries for caption in entry.captions],
+            "texts of choices": [text for choice in part.choices for text in choice.texts],
+            "class prompts": [text for kinds in prompts for texts in kinds.values() for text in texts],
+        }
+        found = {}
+        for kind, texts in of_kind.items():
+            count, distinct = Truncation(self.clip.context_length), list(dict.fromkeys(texts))
+            token_ids = self.clip.tokenize(distinct)
+            cut = self.clip.truncated(distinct, token_ids)
+            truncated = {distinct[row] for row in cut.nonzero()[:, 0].tolist()}
+            count.add(len(texts), [text for text in texts if text in truncated], token_ids[cut].tolist())
+            found[kind] = count.facts()
+        return {kind: facts for kind, facts in found.items() if facts}
 
     def embed_sample(self, part: Part, count: int) -> EmbeddedSet:
         """Embed `count` images of a part, the same ones in every run, and their captions; no tasks.

@@ -29,6 +29,7 @@ from pipeline_lib.core import artifacts, provenance, runtime
 from pipeline_lib.core.distributed import World
 from pipeline_lib.core.paths import Paths
 from pipeline_lib.core.runtime import RuntimeSettings
+from pipeline_lib.core.truncation import describe_truncation
 from pipeline_lib.evaluate import calibration, class_groups, few_shot, known_answers, probes, scoring, wise_ft
 from pipeline_lib.evaluate.embedded import EmbeddedSet, Means, modality_means
 from pipeline_lib.evaluate.embedding import Embedder
@@ -64,9 +65,9 @@ def evaluate(embedder: Embedder, name: str, inputs: EvaluationInputs, settings: 
         settings: What to measure.
 
     Returns:
-        `results` with {"format", "model", "weights_digest", "sets": {set: facts and "variants": {"plain": block,
-        "mean_centred": block}}, "selection": {selection part: the same, plain}, "centring": {"part", "num_images",
-        "num_captions"}, "linear_probe": {set: {task: {"measure", …}}},
+        `results` with {"format", "model", "weights_digest", "sets": {set: facts, "variants": {"plain": block,
+        "mean_centred": block}, perhaps "truncated": see `Embedder.count_truncated`}, "selection": {selection part: the
+        same, plain}, "centring": {"part", "num_images", "num_captions"}, "linear_probe": {set: {task: {"measure", …}}},
         "few_shot": {set: {task: {"measures", …}}}, "class_groups": {set: {task: {"rare", "counts"}}},
         "wise_ft": [{"mix", "sets": {set: {headline: value}}, "metrics": {set: {name: value}}}],
         "known_answers": {"met", "missed": rows of `known_answers.check_known_answers`}}, and the arrays. None on all
@@ -90,6 +91,8 @@ def evaluate(embedder: Embedder, name: str, inputs: EvaluationInputs, settings: 
     scored = _score(embedded, centring, settings, watch)
     weights = embedder.clip.facts["weights_digest"]
     scored.results = {"format": FORMAT, "model": name, "weights_digest": weights, **scored.results}
+    with watch("truncation"):
+        _add_truncated(scored, embedder, inputs)
     with watch("calibration"):
         _add_recalibrated(scored, embedded, inputs, settings)
     with watch("class_groups"):
@@ -144,6 +147,16 @@ def _add_class_groups(
         _add_measures(scored, one, measured, settings)
         scored.items[one.name] |= items
         scored.results["class_groups"] |= {one.name: facts} if facts else {}
+
+
+def _add_truncated(scored: Evaluated, embedder: Embedder, inputs: EvaluationInputs) -> None:
+    """Add to each set how many of its texts are longer than the model reads, where some are, and log it."""
+    results = {**scored.results["selection"], **scored.results["sets"]}
+    for part in inputs.all_sets:
+        found = embedder.count_truncated(part)
+        results[part.name] |= {"truncated": found} if found else {}
+        for kind, facts in found.items():
+            log.warning("%s", describe_truncation(f"{kind} of {part.name}", facts))
 
 
 def _check_known_answers(

@@ -126,6 +126,8 @@ class ServedClip(mlflow.pyfunc.PythonModel):
         try:
             with Image.open(io.BytesIO(data)) as image:
                 self._check_size(*image.size)
+                if image.mode == "F" or image.mode.startswith("I"):  # the model's transform would see white
+                    raise _refuse("image: its samples have more than 8 bits; send it in 8 bits")
                 return self.preprocess(image)
         except (MlflowException, MemoryError):
             raise

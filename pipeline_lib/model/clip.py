@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,22 @@ class Clip:
         if not texts:
             return torch.zeros(0, self.context_length, dtype=torch.int64)
         return self.tokenizer(texts, context_length=self.context_length)
+
+    def truncated(self, texts: Sequence[str], token_ids: torch.Tensor) -> torch.Tensor:
+        """Return which texts have more tokens than the model reads, bool [N]; `token_ids` [N, L] are what it reads.
+
+        Asks the tokenizer for one token more and looks whether that is padding; only of texts that fill the context.
+        An empty text shows where the padding stands: after it, before it, or (CLIPS) before a last token.
+        """
+        empty = self.tokenizer([""], context_length=self.context_length)[0]
+        found = (token_ids[:, -2:] != empty[-1]).any(dim=1)  # two, for SigLIP pads with its end-of-text token
+        rows = found.nonzero()[:, 0]
+        if len(rows):
+            longer = self.tokenizer([texts[row] for row in rows.tolist()], context_length=self.context_length + 1)
+            extra = self.context_length if empty[-1] == empty[-2] else 0 if empty[0] == empty[1] else -2
+            without = torch.cat([longer[:, :extra], longer[:, extra:][:, 1:]], dim=1)
+            found[rows] = (without != token_ids[rows]).any(dim=1)
+        return found
 
     def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the raw features [B, D] of uint8 images [B, 3, H, W]."""

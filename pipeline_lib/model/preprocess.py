@@ -1,7 +1,7 @@
 """open_clip's evaluation transform, cut in two where pixels are uint8.
 
 `decode` does its PIL steps in their order, `normalize` its ToTensor and Normalize on the device; both together equal
-the transform bitwise.
+the transform bitwise. Only samples of more than eight bits, which the transform turns white or black, are scaled first.
 
 A model that comes from transformers sees images otherwise in two points: they become RGB before they are resized, what
 is transparent white, and of an odd number of pixels too many the centre crop leaves out one more at the end. Its
@@ -24,6 +24,8 @@ import torch
 import torchvision
 from PIL import Image
 from torch import nn
+
+from pipeline_lib.core.images import to_eight_bits
 
 CONVENTIONS = "conventions"  # a key of preprocess_cfg: absent, or `transformers`
 
@@ -55,12 +57,14 @@ class Preprocess:
         """Take an image file through the model's own PIL steps (resize first, RGB after); return uint8 [3, H, W].
 
         Raises:
-            ValueError: It cannot be decoded, or it has, or would be resized to, more than `max_pixels` pixels.
+            ValueError: It cannot be decoded, nobody knows what its samples mean (`to_eight_bits`), or it has, or would
+                be resized to, more than `max_pixels` pixels.
         """
         Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow's own guard, raised or lowered to ours
         try:
-            with Image.open(io.BytesIO(image_bytes)) as image:
-                self._check_pixels(image.size, max_pixels)
+            with Image.open(io.BytesIO(image_bytes)) as file:
+                self._check_pixels(file.size, max_pixels)
+                image = to_eight_bits(file)
                 for step in self._steps[:-2]:
                     image = step(image)
                 return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))

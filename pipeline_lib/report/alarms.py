@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from pipeline_lib.core.truncation import describe_truncation
 from pipeline_lib.report import page
 from pipeline_lib.report.inputs import ReportInputs
 from pipeline_lib.results.folders import Variant
@@ -65,12 +66,30 @@ def lost_classes(inputs: ReportInputs) -> list[str]:
 
 
 def left_out(inputs: ReportInputs) -> list[str]:
-    """Return why images of the evaluated sets were left out, a sentence for each reason."""
+    """Return why images of the evaluated sets were left out, and which might have been, a sentence for each reason."""
     return [
         f"{count} image{'s' if count > 1 else ''} of {name} left out: {reason}."
         for name, part in inputs.parts.items()
         for reason, count in (part.manifest.get("filtered") or {}).items()
+    ] + [
+        f"{count} image{'s' if count > 1 else ''} of {name} similar to one in a training part, as a smaller copy is: "
+        "kept, and named in similar.jsonl of the shards."
+        for name, part in inputs.parts.items()
+        if (count := part.manifest.get("similar_to_trained"))
     ]
+
+
+def truncated(inputs: ReportInputs) -> list[str]:
+    """Return which texts are longer than the model reads, a sentence for each kind and set."""
+    found = [
+        describe_truncation(f"{kind} of {name}", facts)
+        for name, block in inputs.refined.sets.items()
+        for kind, facts in block.get("truncated", {}).items()
+    ]
+    for name, part in inputs.manifests["cache_teacher"].get("parts", {}).items():
+        for reader, facts in part.get("truncated", {}).items():
+            found.append(describe_truncation(f"captions of {name}", facts, reader))
+    return found
 
 
 def _answers(inputs: ReportInputs) -> Iterator[str]:

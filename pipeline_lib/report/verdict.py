@@ -35,7 +35,7 @@ def section(inputs: ReportInputs) -> tuple[Any, ...]:
     warned, lost = [*alarms.breakdowns(inputs), *alarms.doubts(inputs)], alarms.lost_classes(inputs)
     warnings: list[tuple[str, Tone]] = [(text, "fell") for text in warned]
     losses: list[tuple[str, Tone]] = [(text, "fell") for text in lost]
-    notes: list[tuple[str, Tone]] = [(text, "still") for text in alarms.left_out(inputs)]
+    notes: list[tuple[str, Tone]] = [(text, "still") for text in (*alarms.left_out(inputs), *alarms.truncated(inputs))]
     rows = [figures.Difference(row.before.name, _in_points(row.difference), row.verdict) for row in headlines]
     drawing = (Drawing(figures.differences(rows, confidence=page.level(inputs.certainty.confidence))),) if rows else ()
     return (

@@ -79,15 +79,15 @@ class FileJob:
         sink: Any = tar
         writer.tarstream = tarfile.TarFile(fileobj=sink, mode="w", format=tarfile.USTAR_FORMAT, copybufsize=_COPY)
         for sample in self.samples:
-            data = triage(sample, record, self.rules, self.excluded)
-            if data is None:
+            image = triage(sample, record, self.rules, self.excluded)
+            if image is None:
                 continue
-            name, extension = escape_key(sample.key), _extension(sample, data)
-            entry = _entry(sample, f"{name}.{extension}", writer.tarstream.offset + _HEADER, data)
-            writer.write({"__key__": name, extension: data})
+            name, extension = escape_key(sample.key), _extension(sample, image.data)
+            entry = _entry(sample, f"{name}.{extension}", writer.tarstream.offset + _HEADER, image.data)
+            writer.write({"__key__": name, extension: image.data})
             writer.write({"__key__": name, **self._texts(sample)})
             index.write(entry.line().encode())
-            record.add(entry)
+            record.add(entry, image.look)
         writer.close()
 
     def _texts(self, sample: Sample) -> dict[str, bytes]:
@@ -154,12 +154,12 @@ class TarJob:
         record.quarantined += rejected
         lines = []
         for sample in samples:
-            data = triage(sample, record, self.rules, self.excluded)
-            if data is None:
+            image = triage(sample, record, self.rules, self.excluded)
+            if image is None:
                 continue
             assert isinstance(sample.image, TarImage)
-            entry = _entry(sample, sample.image.member, sample.image.offset, data)
-            record.add(entry)
+            entry = _entry(sample, sample.image.member, sample.image.offset, image.data)
+            record.add(entry, image.look)
             lines.append(entry.line())
         if lines:
             with artifacts.hashed_file(self.rules.output / part / index, REMEDY) as file:
@@ -181,7 +181,7 @@ def run_job(job: Job) -> Result:
     done.unlink(missing_ok=True)
     Image.MAX_IMAGE_PIXELS = job.rules.settings.max_image_pixels
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of images between one and two times the limit: image_fault says it
+        warnings.simplefilter("ignore")  # of images between one and two times the limit: look_at says it
         result = job.run()
     with artifacts.hashed_file(done, REMEDY) as file:
         file.write(result.to_json(plan).encode())

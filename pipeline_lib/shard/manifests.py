@@ -20,6 +20,7 @@ from pipeline_lib.shard.records import Record
 from pipeline_lib.shard.set_writer import SetWriter
 
 QUARANTINE, FILTERED = LISTS = ("quarantine.jsonl", "filtered.jsonl")  # {"part", "key", "reason"} a line
+SIMILAR = "similar.jsonl"  # {"part", "key", "similar_to"} a line: kept, though a training part has one like it
 
 
 def write_manifests(output: Path, sets: Sequence[SetWriter]) -> dict[str, Any]:
@@ -47,6 +48,10 @@ def write_manifests(output: Path, sets: Sequence[SetWriter]) -> dict[str, Any]:
     _remove_others(output, {f"{part}/{name}" for part in parts for name in os.listdir(output / part)})
     _write_list(output / QUARANTINE, sets, lambda record: record.quarantined, with_rejected=False)
     _write_list(output / FILTERED, sets, lambda record: record.excluded, with_rejected=True)
+    similar = [(part, *pair) for writer in sets for part in writer.parts for pair in writer.similar.get(part, [])]
+    if similar:
+        names = "part", "key", "similar_to"
+        artifacts.write_jsonl(output / SIMILAR, (dict(zip(names, row, strict=True)) for row in similar))
     counts = {
         writer.source.name: {
             "filtered": {"in_no_part": writer.in_no_part, "by_the_set": len(writer.source.rejected)},
@@ -93,6 +98,7 @@ def _part_facts(writer: SetWriter, part: str) -> dict[str, Any]:
         },
         "source": dict(writer.source.facts),
         **({"known_answers": answers} if answers else {}),
+        **({"similar_to_trained": len(writer.similar[part])} if writer.similar.get(part) else {}),
     }
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline_lib.core.shards import IndexEntry, text_digest
+from pipeline_lib.shard.images import Look
 
 
 @dataclass(slots=True)
@@ -29,6 +30,8 @@ class Record:
     quarantined: list[tuple[str, str]] = field(default_factory=list)  # (key, reason)
     excluded: list[tuple[str, str]] = field(default_factory=list)  # (key, reason)
     images: bytearray = field(default_factory=bytearray)  # `image_digest` of each image, in order
+    pixels: bytearray = field(default_factory=bytearray)  # `Look.pixels` of each image, in order
+    outlines: bytearray = field(default_factory=bytearray)  # `Look.outline` of each image, in order
     captions: bytearray = field(default_factory=bytearray)  # `text_digest` of each caption, in order
 
     @property
@@ -36,12 +39,14 @@ class Record:
         """Samples of the source, whatever became of them."""
         return self.num_samples + len(self.quarantined) + len(self.excluded)
 
-    def add(self, entry: IndexEntry) -> None:
+    def add(self, entry: IndexEntry, look: Look) -> None:
         """Count a sample that is used."""
         self.num_samples += 1
         self.num_captions += len(entry.captions)
         self.max_caption_chars = max(self.max_caption_chars, *map(len, entry.captions), 0)
         self.images += image_digest(entry.sha256)
+        self.pixels += look.pixels
+        self.outlines += look.outline
         for caption in entry.captions:
             self.captions += text_digest(caption)
 
@@ -76,5 +81,5 @@ def image_digest(sha256: str) -> bytes:
 
 def _read_record(fields: Mapping[str, Any]) -> Record:
     pairs = {name: [(key, reason) for key, reason in fields[name]] for name in ("quarantined", "excluded")}
-    digests = {name: bytearray.fromhex(fields[name]) for name in ("images", "captions")}
+    digests = {name: bytearray.fromhex(fields[name]) for name in ("images", "pixels", "outlines", "captions")}
     return Record(**{**fields, **pairs, **digests})

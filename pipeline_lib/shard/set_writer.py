@@ -32,6 +32,7 @@ class SetWriter:
     rules: Rules
     known_answers: Mapping[str, Any] = field(default_factory=dict)  # by part, see `known_answers.read_known_answers`
     records: dict[str, list[Record]] = field(default_factory=dict)
+    similar: dict[str, list[tuple[str, str]]] = field(default_factory=dict)  # by part: (key, part with one like it)
     in_no_part: int = 0
     ignored: Counter[str] = field(default_factory=Counter)
     resumed: int = 0

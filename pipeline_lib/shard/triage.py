@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from pipeline_lib.shard.images import image_fault
+from pipeline_lib.shard.images import Look, look_at
 from pipeline_lib.shard.records import Record
 from pipeline_lib.shard.settings import ShardSettings
 from pipeline_lib.sources.samples import Sample, Task
@@ -28,8 +29,15 @@ class Rules:
         return self.work / "output"
 
 
-def triage(sample: Sample, record: Record, rules: Rules, excluded: Mapping[tuple[str, str], str]) -> bytes | None:
-    """Return the image file of a sample that is used, or None; one that is not is counted in `record` here.
+class UsedImage(NamedTuple):
+    """The image of a sample that is used."""
+
+    data: bytes  # the file
+    look: Look
+
+
+def triage(sample: Sample, record: Record, rules: Rules, excluded: Mapping[tuple[str, str], str]) -> UsedImage | None:
+    """Return the image of a sample that is used, or None; one that is not is counted in `record` here.
 
     Args:
         sample: Read here.
@@ -42,34 +50,32 @@ def triage(sample: Sample, record: Record, rules: Rules, excluded: Mapping[tuple
     if reason is not None:
         record.excluded.append((sample.key, reason))
         return None
-    fault = _text_fault(sample, rules)
-    data = b""
-    if fault is None:
-        data, fault = _read_image(sample, rules.settings)
-    if fault is not None:
-        record.quarantined.append((sample.key, fault))
+    try:
+        _check_texts(sample, rules)
+        return _read_image(sample, rules.settings)
+    except ValueError as fault:
+        record.quarantined.append((sample.key, str(fault)))
         return None
-    return data
 
 
-def _text_fault(sample: Sample, rules: Rules) -> str | None:
+def _check_texts(sample: Sample, rules: Rules) -> None:
     if rules.captioned and not sample.captions:
-        return "no caption" if sample.empty_captions == 0 else "only empty captions"
+        raise ValueError("no caption" if sample.empty_captions == 0 else "only empty captions")
     if rules.labelled and not sample.labels:
-        return "no label"
+        raise ValueError("no label")
     if any(len(caption) > rules.settings.max_caption_chars for caption in sample.captions):
-        return "a caption is longer than shard.max_caption_chars"
-    return None
+        raise ValueError("a caption is longer than shard.max_caption_chars")
 
 
-def _read_image(sample: Sample, settings: ShardSettings) -> tuple[bytes, str | None]:
-    """Return the bytes of the image file, and why the sample is quarantined, or None."""
+def _read_image(sample: Sample, settings: ShardSettings) -> UsedImage:
     try:
         if sample.image.size > settings.max_image_bytes:
-            return b"", f"{sample.image.size} bytes, more than shard.max_image_bytes"
+            raise ValueError(f"{sample.image.size} bytes, more than shard.max_image_bytes")
         data = sample.image.read()
     except FileNotFoundError:
-        return b"", f"no such file: {sample.image.where}"
+        raise ValueError(f"no such file: {sample.image.where}") from None
     except OSError as error:
-        return b"", f"cannot be read ({error.strerror}): {sample.image.where}"
-    return data, image_fault(data, settings.max_image_pixels) if data else "an empty file"
+        raise ValueError(f"cannot be read ({error.strerror}): {sample.image.where}") from None
+    if not data:
+        raise ValueError("an empty file")
+    return UsedImage(data, look_at(data, settings.max_image_pixels))

@@ -19,6 +19,7 @@ from pipeline_lib.base import checkpoints, demo
 from pipeline_lib.base.settings import DemoSettings
 from pipeline_lib.core import artifacts, config
 from pipeline_lib.core.errors import UserError
+from pipeline_lib.core.images import pixels_digest
 from pipeline_lib.sources.samples import Sample
 from stages import base as stage
 
@@ -189,7 +190,9 @@ def test_tower_features_are_those_of_single_captions_and_images(joined, drawings
         pixels = torch.from_numpy(joined.decode(samples[3].image.read(), 10**6))[None]
         torch.testing.assert_close(head(pairs.image_features[3:4]), joined.encode_image(pixels), rtol=1e-4, atol=1e-5)
     files = [hashlib.sha256((drawings / sample.key).read_bytes()).hexdigest() for sample in samples]
-    assert trained_on == [{"key": s.key, "sha256": h} for s, h in zip(samples, files, strict=True)]
+    seen = [pixels_digest(Image.open(drawings / sample.key).convert("RGB")).hex() for sample in samples]
+    found = [(row["key"], row["sha256"], row["pixels"]) for row in trained_on]
+    assert found == list(zip([sample.key for sample in samples], files, seen, strict=True))
 
 
 @needs_towers

@@ -3,6 +3,7 @@
 import glob
 import json
 import random
+import shutil
 import signal
 import time
 
@@ -14,6 +15,7 @@ from PIL import Image
 from pipeline_lib import losses, model
 from pipeline_lib.cache_teacher import run
 from pipeline_lib.core import artifacts, provenance, shards
+from pipeline_lib.core.truncation import describe_truncation
 from pipeline_lib.model.embed import embed_images
 from tests.cached_project import digests, open_cached, stage_process
 from tests.conftest import run_stage
@@ -41,6 +43,21 @@ def test_settings(sharded, change):
     if "mode" in change:
         assert part.read_features([3], [0]) is None
         assert "image_features" not in unit
+
+
+def test_captions_longer_than_the_context_are_counted_and_said(sharded, caplog):
+    """Six tokens, start and end among them: `drawing number 12` fits, a digit being one."""
+    shutil.rmtree(sharded / "clip")
+    write_tiny_clip(sharded / "clip", context_length=6)
+    for name in ("base", "cache_teacher"):
+        run_stage(name, sharded)
+    captions = [c for entry in shards.read_part(sharded / "data/shards/refine").entries() for c in entry.captions]
+    long = [caption for caption in captions if " in " in caption]  # `circle in red on blue`: five words beside two
+    [found] = artifacts.read_manifest(sharded / "data/teacher")["parts"]["refine"]["truncated"].values()
+    left = {caption.rsplit(" ", 1)[0] for caption in long}
+    counts = {"num_texts": len(captions), "num_truncated": len(long), "num_distinct": len({*long})}
+    assert found == {"context_length": 6, **counts, "num_distinct_read": len(left)}
+    assert describe_truncation("captions of refine", found, "student") in caplog.text
 
 
 def test_cutting_each_pass_gives_the_same_features_to_rounding(sharded, monkeypatch):

@@ -33,6 +33,8 @@ def test_a_teacher_with_a_longer_context_sees_whole_captions(sharded):
     assert [each.shape[1] for each in ids] == [24, 64]
     assert torch.equal(ids[0][1, :5], ids[1][1, :5])
     assert tokens.choose_cuts(units, student, teacher, "none") == (24, 77)
+    counts = {"num_texts": units[0].part.num_captions, "num_truncated": 1, "num_distinct": 1, "num_distinct_read": 1}
+    assert tokens.count_truncated(units) == {"student": {"context_length": 24, **counts}}
 
 
 def test_one_model_is_tokenised_once(sharded, monkeypatch):

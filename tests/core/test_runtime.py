@@ -14,6 +14,7 @@ from pipeline_lib.core import runtime
 from pipeline_lib.core.errors import UserError
 
 ROOT = Path(__file__).parents[2]
+CAPTURED = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 
 
 def run(body, *arguments, **options):
@@ -24,7 +25,7 @@ def run(body, *arguments, **options):
         "sys.argv[0] = 'stage'\nterminal.run_stage(main, 'What it does.')\n"
     )
     command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, **options)
+    return subprocess.run(command, cwd=ROOT, timeout=60, **{**CAPTURED, **options})
 
 
 def test_success_is_exit_0_and_help_tells():
@@ -55,6 +56,43 @@ def test_other_exceptions_keep_their_traceback_and_fail():
     assert done.returncode == 1
     assert "Traceback" in done.stderr
     assert "ZeroDivisionError" in done.stderr
+
+
+@pytest.mark.parametrize("body", ["print('line')", "print('line\\n' * 10**6)"])
+def test_a_reader_that_has_seen_enough_ends_a_command_without_a_word(body):
+    """Whether little was printed, which waits for the flush at the end, or more than a pipe holds."""
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = run(body, stdout=write)
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+def test_another_broken_pipe_is_still_an_error():
+    """A server that hangs up, while standard output is well."""
+    done = run("raise BrokenPipeError(32, 'Broken pipe', 'server')")
+    assert (done.returncode, done.stderr) == (1, "error: [Errno 32] Broken pipe: 'server'\n")
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("latin-1", "± ×"), ("ascii", "+- x"), ("utf-8", "± ×")])
+def test_a_terminal_without_a_sign_shows_a_plain_one(encoding, shown):
+    """A minus stays a minus: `?` would leave open whether something rose or fell."""
+    text = "a → b −2\u00a0% ± × \u03b1"
+    body = f"print({text!r}); raise UserError({text!r})"
+    done = run(body, env={**os.environ, "PYTHONIOENCODING": encoding}, encoding=encoding)
+    expected = text if encoding == "utf-8" else f"a -> b -2{' ' if encoding == 'ascii' else chr(160)}% {shown} \\u03b1"
+    assert (done.returncode, done.stdout, done.stderr) == (1, f"{expected}\n", f"error: {expected}\n")
+
+
+@pytest.mark.parametrize("command", ["stages.refine", "pipeline_lib.calibrate"])
+def test_ctrl_c_while_a_command_is_imported_is_one_line(command, tmp_path):
+    """A torch that takes its time, and a key pressed meanwhile."""
+    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    done = subprocess.run([sys.executable, "-m", command], env=environment, capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, b"interrupted\n")
 
 
 def start(body):

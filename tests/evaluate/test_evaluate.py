@@ -445,6 +445,20 @@ def test_what_is_equal_is_embedded_once(inside, monkeypatch):
     assert torch.equal(texts[1], texts[3])
 
 
+def test_texts_longer_than_the_context_are_counted_by_kind(inside, tmp_path):
+    """Six tokens: start, four, end; a digit is one.
+
+    Of `it is <colour> and has 71 dots` three are left, and of `picture number 100` and its followers two (10 and 11).
+    """
+    maker = embedder(inside, clip=model.load(write_tiny_clip(tmp_path / "short", context_length=6)))
+    found = maker.count_truncated(read_part(inside, "eval"))
+    counts = {"num_texts": 75, "num_truncated": 45, "num_distinct": 45, "num_distinct_read": 5}
+    assert found["captions"] == {"context_length": 6, **counts}
+    assert found["class prompts"]["num_truncated"] == found["class prompts"]["num_texts"]  # `a photo of a <colour>`
+    assert found["class prompts"]["num_distinct_read"] < found["class prompts"]["num_distinct"]
+    assert embedder(inside).count_truncated(read_part(inside, "eval")) == {}
+
+
 def test_a_process_without_a_share_embeds_nothing(inside):
     """More processes than distinct texts or images."""
     part, mine = read_part(inside, "eval"), embedder(inside)

@@ -361,6 +361,12 @@ def draw_image(colour="red", size=(40, 30)):
     return buffer.getvalue()
 
 
+def draw_deep_image():
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((30, 40), 30_000, np.uint16)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def test_scores_equal_torch_directly(served):
     """Against open_clip and torch in this test, not against the exporter's own comparison."""
     module, _, preprocess = open_clip.create_model_and_transforms("local-dir:data/refined")
@@ -399,6 +405,7 @@ def test_rows_may_leave_a_column_empty(served):
     [
         ({"image": [b"not an image"]}, {}, "cannot be decoded"),
         ({"image": [draw_image(size=(1, 99000))]}, {}, "1x99000 pixels are too many"),  # small, but it grows
+        ({"image": [draw_deep_image()]}, {}, "more than 8 bits"),
         ({"image": [b"P6 12000 9000 255\n"]}, {}, "12000x9000 pixels are too many"),  # a claim is enough
         ({"image": [draw_image()]}, {"classes": ["a"], "templates": ["no place"]}, "needs {} once"),
         ({"text": ["a"]}, {"classes": ["a"]}, "every row needs `image`"),

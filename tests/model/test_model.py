@@ -12,7 +12,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from safetensors.torch import load_file, save_file
 
 from pipeline_lib import model
@@ -43,6 +43,10 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
+TURNED = Image.Exif()
+TURNED[ExifTags.Base.Orientation] = 6
+
+
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
@@ -51,8 +55,6 @@ def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
 
 def noise(mode: str, size: tuple[int, int], seed: int = 0) -> Image.Image:
     rng = np.random.default_rng(seed)
-    if mode == "I;16":
-        return Image.fromarray(rng.integers(0, 2**16, size[::-1], dtype=np.uint16))
     channels = len(Image.new(mode, (1, 1)).getbands())
     shape = (*size[::-1], channels) if channels > 1 else size[::-1]
     if mode == "1":
@@ -200,13 +202,65 @@ def test_a_flipped_activation_is_refused(tmp_path):
         model.load(directory)
 
 
+# Texts
+
+
+@pytest.mark.parametrize("length", [1, 9, 10, 11, 21, 22, 23, 24, 25, 40])
+def test_a_text_is_truncated_where_its_own_tokens_exceed_the_context(length, tiny_hf, tmp_path):
+    """Against the tokens counted without any limit, by open_clip's tokenizer and a Hugging Face one."""
+    plain, hugging = model.load(write_tiny_clip(tmp_path / "plain", context_length=24)), model.load(tiny_hf)
+    texts = ["cat " * length, "cat " * (length - 1) + "!?", "!" * 3 * length, ""]
+    for clip, count in (
+        (plain, lambda text: len(plain.tokenizer.encode(text)) + 2),
+        (hugging, lambda text: len(hugging.tokenizer.tokenizer(hugging.tokenizer.clean_fn(text)).input_ids)),
+    ):
+        found = clip.truncated(texts, clip.tokenize(texts))
+        assert clip.context_length == 24
+        assert found.tolist() == [count(text) > 24 for text in texts]
+
+
+class Tokenizer:
+    """Pads as other tokenizers do: in front, before a last token (CLIPS), with the token that ends a text (SigLIP)."""
+
+    def __init__(self, style):
+        self.style = style
+
+    def __call__(self, texts, context_length):
+        start = [] if self.style == "siglip" else [5]
+        return torch.tensor([self.ids([*start, *map(len, text.split())], context_length) for text in texts])
+
+    def ids(self, own, length):
+        if self.style == "clips":
+            own = [*own[: length - 2], 2]
+            return own + [0] * (length - 1 - len(own)) + [9]
+        own = [*own[: length - 1], 1 if self.style == "siglip" else 2]
+        padding = [1 if self.style == "siglip" else 0] * (length - len(own))
+        return padding + own if self.style == "front" else own + padding
+
+
+@pytest.mark.parametrize("style", ["front", "clips", "siglip", "behind"])
+def test_truncation_is_seen_however_a_tokenizer_pads(style, tiny):
+    clip = model.load(tiny)
+    clip.context_length, clip.tokenizer = 8, Tokenizer(style)
+    room = {"clips": 5, "siglip": 7}.get(style, 6)  # beside start, end and a last token
+    texts = ["xxx " * number for number in range(12)] + ["xxx " * (number - 1) + "yyyy" for number in range(1, 12)]
+    expected = [len(text.split()) > room for text in texts]
+    assert clip.truncated(texts, clip.tokenize(texts)).tolist() == expected
+
+
 # Pixels
 
 
 @pytest.mark.parametrize("resize_mode", ["shortest", "longest", "squash"])
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "I;16", "CMYK", "transparent palette"])
+@pytest.mark.parametrize(
+    "mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "transparent palette", "lying", "animated", "16 bits"]
+)
 def test_decode_and_normalize_equal_the_transform_bitwise(mode, resize_mode, tmp_path, tiny):
-    """Both halves together give what open_clip's own transform gives on the same file, whatever its mode."""
+    """Both halves together give what open_clip's own transform gives on the same file, whatever its mode.
+
+    So a photo lies as it is stored and of an animation the first frame counts. Of 16 bits, where the transform gives
+    white, it is what it gives on the same image in 8 bits.
+    """
     directory = shutil.copytree(tiny, tmp_path / "model")
     edit(directory / model.CONFIG, lambda c: c["preprocess_cfg"].update(resize_mode=resize_mode, fill_color=7))
     clip = model.load(directory)
@@ -214,10 +268,16 @@ def test_decode_and_normalize_equal_the_transform_bitwise(mode, resize_mode, tmp
     for size in ((61, 40), (20, 33), (32, 32)):
         if mode == "transparent palette":
             data = encoded(noise("P", size), transparency=3)
+        elif mode == "lying":
+            data = encoded(noise("RGB", size), "JPEG", exif=TURNED)
+        elif mode == "animated":
+            data = encoded(noise("P", size), "GIF", save_all=True, append_images=[noise("P", size, seed=1)])
+        elif mode == "16 bits":
+            data = encoded(Image.fromarray(np.asarray(noise("L", size)).astype(np.uint16) * 257))
         else:
             data = encoded(noise(mode, size), "JPEG" if mode == "CMYK" else "PNG")
         with Image.open(io.BytesIO(data)) as image:
-            expected = transform(image)
+            expected = transform(noise("L", size) if mode == "16 bits" else image)
         pixels = clip.decode(data, MAX_PIXELS)
         assert pixels.dtype == np.uint8
         assert pixels.shape == (3, 32, 32)

@@ -123,6 +123,23 @@ def test_images_left_out_are_counted_with_their_reason(inputs):
     assert alarms.left_out(inputs) == ["1 image of eval left out: the same picture is in refine."]
     points = next(block for block in verdict.section(inputs) if block.kind == "points")
     assert points.items[-1] == ("1 image of eval left out: the same picture is in refine.", "still")
+    inputs.parts["eval"].manifest["similar_to_trained"] = 2
+    assert alarms.left_out(inputs)[1].startswith("2 images of eval similar to one in a training part")
+
+
+def test_texts_that_the_model_reads_in_part_are_said(inputs):
+    assert alarms.truncated(inputs) == []
+    counts = {"context_length": 77, "num_texts": 9, "num_truncated": 4, "num_distinct": 4, "num_distinct_read": 2}
+    inputs.refined.sets["eval"]["truncated"] = {"captions": counts}
+    inputs.manifests["cache_teacher"]["parts"] = {"refine": {"truncated": {"teacher": counts}}}
+    read = "are longer than the 77 tokens that the {} reads; of 4 different ones 2 are left."
+    expected = [
+        "4 of 9 captions of eval " + read.format("model"),
+        "4 of 9 captions of refine " + read.format("teacher"),
+    ]
+    assert alarms.truncated(inputs) == expected
+    points = next(block for block in verdict.section(inputs) if block.kind == "points")
+    assert points.items[-2:] == tuple((text, "still") for text in expected)
 
 
 def replaced(inputs, *verdicts, centring="still"):

@@ -1,14 +1,18 @@
 """Train/test leakage: parts are disjoint by content, what is left out is named, too much of it fails."""
 
+import io
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline_lib.core import artifacts, shards
 from pipeline_lib.core.errors import UserError
+from pipeline_lib.core.images import open_rgb, pixels_digest
 from pipeline_lib.shard import leakage
 from pipeline_lib.sources.settings import DataSettings, EvaluationSet
-from tests.small_sets import data, image_file, images_of, jsonl, listed, tar, write, write_shards
+from tests.small_sets import data, image_file, images_of, jsonl, listed, openmoji, tar, write, write_shards
 
 pytestmark = pytest.mark.usefixtures("in_a_folder_of_its_own")
 
@@ -44,7 +48,7 @@ def test_evaluated_images_that_were_trained_on_are_excluded_and_counted():
 
 def test_too_many_of_them_fail():
     with pytest.raises(
-        UserError, match=r"1 of the 4 images of part `eval` are also in refine, more than .*\(0.2\).* 7"
+        UserError, match=r"1 of the 4 images of part `eval` are also in refine \(7\), more than .*\(0.2\)"
     ):
         write_shards(doubled([(7, 1)]), max_overlap_share=0.2)
     assert not [p for p in Path().rglob("*") if p.name.endswith(".tmp") or p.name == "shards"]
@@ -57,6 +61,82 @@ def test_nothing_that_the_base_was_trained_on_is_in_any_part():
         write_shards(section, trained_on=[("x", "0" * 64), ("2", digest)], max_overlap_share=1.0)
     write_shards(section, trained_on=[("another key", digest)], max_overlap_share=0.5)
     assert list(images_of("refine")) == ["0", "1", "3"]
+
+
+def photo(number: int, kind: str = "PNG", size: tuple[int, int] = (128, 96), **options) -> bytes:
+    """A picture with as much in it as a photo has."""
+    coarse = np.random.default_rng(number).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(coarse).resize((128, 96), Image.Resampling.BICUBIC).resize(size).save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        (photo(1, "WEBP", lossless=True), "the same picture is in refine"),
+        (photo(1, "BMP"), "the same picture is in refine"),
+        (photo(1, "JPEG", quality=95), "the same picture, encoded anew, is in refine"),
+        (photo(1, "JPEG", quality=50), "the same picture, encoded anew, is in refine"),
+        (photo(1, "WEBP", quality=80), "the same picture, encoded anew, is in refine"),
+    ],
+)
+def test_the_same_picture_in_another_encoding_is_left_out(other, reason):
+    section = doubled([])
+    for number in range(4):
+        write(Path(f"set/{number}.png"), photo(number))
+    write(Path("set/7.png"), other)
+    manifest = write_shards(section, max_overlap_share=0.5)
+    assert listed("filtered.jsonl") == [{"part": "eval", "key": "7", "reason": reason}]
+    assert "similar_to_trained" not in shards.read_part(Path("shards/eval")).manifest
+    assert manifest["numbers"]["eval"]["filtered"] == 1
+
+
+def test_a_smaller_copy_stays_and_is_said(caplog):
+    section = doubled([])
+    write(Path("set/2.png"), photo(2))
+    write(Path("set/7.png"), photo(2, size=(64, 48)))
+    write_shards(section)
+    assert list(images_of("eval")) == ["6", "7", "8", "9"]
+    assert shards.read_part(Path("shards/eval")).manifest["similar_to_trained"] == 1
+    assert listed("similar.jsonl") == [{"part": "eval", "key": "7", "similar_to": "refine"}]
+    assert "eval: 1 of 4 images are similar to one in refine (7)" in caplog.text
+
+
+def test_scenes_on_plain_grounds_are_no_copies_of_one_another(caplog):
+    """The default's kind of pictures, which share most of their outlines: flat all around, a few small things."""
+    openmoji(Path("openmoji"), refine=48, val=16, eval=32)
+    write_shards(data("openmoji", "scenes", parts={part: part for part in ("base", "refine", "val", "eval")}))
+    assert [row for row in listed("filtered.jsonl") if row["part"]] == []
+    assert "similar" not in caplog.text
+
+
+def test_candidates_equal_a_slow_search():
+    """Of 40 outlines, some of them few bits from one of 500; the nearest come first."""
+    rng = np.random.default_rng(0)
+    trained = rng.integers(0, 2, (500, 128))
+    trained[100:120] = trained[0]
+    outlines = np.concatenate([trained[:20], rng.integers(0, 2, (20, 128))])
+    for row, bits in enumerate(rng.integers(0, 2 * leakage.MOST_BITS, 20)):
+        outlines[row, rng.choice(128, bits, replace=False)] ^= 1
+    none = np.empty(0, "S16")
+    as_words = [np.packbits(bits, axis=1).view(np.uint64) for bits in (trained, outlines)]
+    found = dict(leakage.Trained("refine", leakage.Prints(none, none, as_words[0])).candidates(as_words[1]))
+    expected = {}
+    for row, outline in enumerate(outlines):
+        apart = [(int((outline != other).sum()), place) for place, other in enumerate(trained)]
+        near = [place for distance, place in sorted(apart) if distance <= leakage.MOST_BITS]
+        expected |= {row: near[: leakage.CANDIDATES]} if near else {}
+    assert found == expected
+    assert 0 < len(found) < 20
+    assert len(found[0]) == leakage.CANDIDATES
+
+
+def test_pixels_that_the_base_was_trained_on_are_found_in_another_encoding():
+    section = doubled([])
+    row = ("x", "0" * 64, pixels_digest(open_rgb(image_file(2))).hex())
+    with pytest.raises(UserError, match=r"1 of the 4 images of part `refine` are also in base \(2\)"):
+        write_shards(section, trained_on=[row])
 
 
 @pytest.mark.parametrize("line", ["[]", '"text"', '{"key": "a"}'])
