@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from pipeline_lib import terminal
@@ -93,6 +94,7 @@ class SetWriter:
             UserError: A key stands twice, the set or a part is empty, or too many samples are bad.
         """
         self.records = {part: [] for part in self.parts}
+        self._check_rows()
         if not self.source.tars:
             self.check_keys()
         with terminal.progress(None, label=f"shard {self.source.name}", enabled=progress, unit=" images") as bar:
@@ -106,6 +108,23 @@ class SetWriter:
             raise UserError(f"{self.source.name}: the set in {self.source.samples.folder} holds no samples")
         for part in self.parts:
             self._check_bad(part)
+
+    def _check_rows(self) -> None:
+        """Say which rows of the file that describes the set are left out.
+
+        Raises:
+            UserError: They are more than `shard.max_bad_share` allows.
+        """
+        rows = self.source.rows
+        if rows is None or not rows.bad:
+            return
+        named = first_named([f"{name}: {reason}" for name, reason in islice(rows.named(), NAMED + 1)])
+        if len(rows.bad) > self.rules.settings.max_bad_share * rows.read:
+            raise UserError(
+                f"{self.source.name}: {len(rows.bad)} of the {rows.read} rows of {rows.path} are bad, more than "
+                f"shard.max_bad_share allows: {named}; mend them or take them out"
+            )
+        log.warning("%s: %d of %d rows left out: %s", self.source.name, len(rows.bad), rows.read, named)
 
     def _take(self, result: Result) -> None:
         for record in result.records:
@@ -121,7 +140,7 @@ class SetWriter:
         read = sum(record.read for record in self.records[part])
         if not read:
             raise UserError(f"{self.source.name}: part `{part}` is empty; give it a larger share or a list that fits")
-        named = "; ".join(f"{key}: {reason}" for key, reason in bad[:NAMED]) + ("; ..." if len(bad) > NAMED else "")
+        named = first_named([f"{key}: {reason}" for key, reason in bad])
         if len(bad) > self.rules.settings.max_bad_share * read or len(bad) == read:
             raise UserError(
                 f"{self.source.name}: {len(bad)} of the {read} samples of part `{part}` are bad, more than "
@@ -143,3 +162,8 @@ class SetWriter:
                 if record.part in self.records:
                     place = [old.job for old in self.records[record.part]].index(record.job)
                     self.records[record.part][place] = record
+
+
+def first_named(names: Sequence[str]) -> str:
+    """Return the first of many, for a message."""
+    return "; ".join(names[:NAMED]) + ("; ..." if len(names) > NAMED else "")

@@ -85,7 +85,7 @@ class Splitter:
                 return claimed
         if not self.bounds:
             return None
-        position = _hash64(key) / 2**64
+        position = hash64(key) / 2**64
         return next((part for bound, part in self.bounds if position < bound), None)
 
     def __call__(self, sample: Sample) -> str | None:
@@ -118,12 +118,12 @@ def check_keys(named: Callable[[], Iterable[tuple[str, str]]], name: str) -> Non
     Raises:
         UserError: A key stands twice; both places are named.
     """
-    digests = np.fromiter((_hash64(key) for key, _ in named()), dtype=np.uint64)
+    digests = np.fromiter((hash64(key) for key, _ in named()), dtype=np.uint64)
     values, counts = np.unique(digests, return_counts=True)
     suspects = set(values[counts > 1].tolist())
     seen: dict[str, str] = {}
     for key, where in named() if suspects else ():
-        if _hash64(key) in suspects:
+        if hash64(key) in suspects:
             if key in seen:
                 if seen[key] == where:
                     raise UserError(f"{name}: key `{key}`: the line of {where} is there twice; delete one")
@@ -131,5 +131,6 @@ def check_keys(named: Callable[[], Iterable[tuple[str, str]]], name: str) -> Non
             seen[key] = where
 
 
-def _hash64(key: str) -> int:
+def hash64(key: str) -> int:
+    """Return 64 bits that stand for a key, the same in every release."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")

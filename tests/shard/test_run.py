@@ -249,6 +249,23 @@ def test_bad_images_above_the_threshold_fail_and_are_named():
     assert len(images_of("refine")) == 8
 
 
+def test_bad_rows_are_counted_and_named_as_bad_images_are(caplog):
+    flickr(Path("flickr"))
+    text = Path("flickr/captions.txt").read_text()
+    write(Path("flickr/captions.txt"), text + "5_ab.jpg,one, two\n")
+    section = data("flickr", "flickr", parts={"refine": 1.0})
+    named = "captions.txt: line 14: 3 columns, the header has 2; quote the caption"
+    with pytest.raises(UserError, match=rf"data: 1 of the 13 rows of flickr/captions.txt are bad, .*: {named}"):
+        write_shards(section, max_bad_share=0.05)
+    with caplog.at_level(logging.WARNING):
+        manifest = write_shards(section, max_bad_share=0.1)
+    assert f"data: 1 of 13 rows left out: {named}" in caplog.text
+    assert manifest["counts"]["data"]["rows"] == {"read": 13, "used": 12, "left_out": 1}
+    assert shards.read_part(Path("shards/refine")).num_captions == 12
+    [row] = listed("quarantine.jsonl")
+    assert (row["part"], row["key"]) == (None, "captions.txt: line 14")
+
+
 def test_a_part_of_bad_samples_only_always_fails():
     coco(Path("coco"), count=3)
     for path in Path("coco/val2017").iterdir():
