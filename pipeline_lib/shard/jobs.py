@@ -132,13 +132,16 @@ class TarJob:
             raise UserError(f"{self.tar.path}: SHA-256 is {sha256}, listed as {self.tar.sha256}; fetch it again")
         listing = list_tar(self.tar.path, self.rules.tasks, self.tar.limit)
         rejected = [(self.splitter.part_of(key), (key, reason)) for key, reason in listing.rejected]
+        images = [(key, "", f"{self.tar.path}: {key}") for key, _ in listing.rejected]
+        images += [(sample.key, sample.image.name, sample.image.where) for sample in listing.samples]
+        named = [(line, image[2]) for image in images for line in self.splitter.lines_of(*image)]
         samples = [(self.splitter(sample), sample) for sample in listing.samples]
         parts = [part for part, _ in rejected] + [part for part, _ in samples]
         records = [
             self._index(part, sha256, [pair for p, pair in rejected if p == part], [s for p, s in samples if p == part])
             for part in sorted({part for part in parts if part is not None})
         ]
-        return Result(records, parts.count(None), dict(listing.ignored))
+        return Result(records, parts.count(None), dict(listing.ignored), named)
 
     def _index(self, part: str, sha256: str, rejected: Sequence[tuple[str, str]], samples: Sequence[Sample]) -> Record:
         """Index the samples of one part."""

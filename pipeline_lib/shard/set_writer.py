@@ -17,7 +17,7 @@ from pipeline_lib.shard.jobs import FileJob, Job, TarJob
 from pipeline_lib.shard.records import Record, Result
 from pipeline_lib.shard.triage import Rules
 from pipeline_lib.shard.workers import Workers
-from pipeline_lib.sources.parts import Splitter, check_keys
+from pipeline_lib.sources.parts import ListCheck, Splitter, check_keys, checked
 from pipeline_lib.sources.samples import Sample, Source
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,8 @@ class SetWriter:
         check_keys(self._indexed if self.source.tars else self._listed, self.source.name)
 
     def _listed(self) -> Iterator[tuple[str, str]]:
-        return ((sample.key, sample.image.where) for sample in self.source.samples)
+        samples = checked(self.source.samples, self.splitter, whole=self.source.samples.limit is None)
+        return ((sample.key, sample.image.where) for sample in samples)
 
     def _indexed(self) -> Iterator[tuple[str, str]]:
         for record in (record for part in self.parts for record in self.records[part]):
@@ -97,15 +98,22 @@ class SetWriter:
         self._check_rows()
         if not self.source.tars:
             self.check_keys()
+        lists = ListCheck(self.splitter)
         with terminal.progress(None, label=f"shard {self.source.name}", enabled=progress, unit=" images") as bar:
             for result in workers.run(self.jobs(), bar):
                 self._take(result)
+                for line, where in result.named:
+                    lists.add(line, where)
         if self.source.tars:
             self.check_keys()
         if self.resumed:
             log.info("%s: resumed, %d shards were finished", self.source.name, self.resumed)
-        if next(iter(self.source.samples), None) is None:
+        first = next(iter(self.source.samples), None)
+        if first is None:
             raise UserError(f"{self.source.name}: the set in {self.source.samples.folder} holds no samples")
+        if self.source.tars and self.source.samples.limit is None:
+            lists.see(first)
+            lists.finish()
         for part in self.parts:
             self._check_bad(part)
 
@@ -145,11 +153,6 @@ class SetWriter:
             raise UserError(
                 f"{self.source.name}: {len(bad)} of the {read} samples of part `{part}` are bad, more than "
                 f"shard.max_bad_share allows: {named}; mend them or leave them out"
-            )
-        claimed = sum(claim == part for claim in self.splitter.claims.values())
-        if read < claimed and self.source.samples.limit is None:
-            log.warning(
-                "%s: %d names of the list of part `%s` are not in the set", self.source.name, claimed - read, part
             )
         if bad:
             log.warning("%s: %d of %d samples quarantined: %s", part, len(bad), read, named)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline_lib.core.errors import UserError
-from pipeline_lib.sources.parts import Splitter
+from pipeline_lib.sources.parts import Splitter, checked
 from pipeline_lib.sources.samples import Sample, Samples, Source
 
 
@@ -96,6 +96,7 @@ class Place:
             splitter = Splitter({"chosen": self.split}, self.folder, self.name, splits)
 
             def chosen() -> Iterable[Sample]:
-                return (sample for sample in make() if splitter(sample))
+                samples = checked(make(), splitter, whole=self.limit is None)
+                return (sample for sample in samples if splitter(sample))
 
         return Source(name=self.name, samples=Samples(chosen, self.folder, self.limit, splits), **more)

@@ -188,7 +188,10 @@ def _tar_sample(
 
 
 def _tar_captions(members: Mapping[str, TarImage | bytes]) -> list[Any]:
-    """Return `captions` of the json, else the lines of the txt, else `caption` of the json."""
+    """Return `captions` of the json, else the lines of the txt, else `caption` of the json.
+
+    A txt that is the json's `caption` is one caption, whatever lines it has.
+    """
     content = json.loads(_text(members, "json")) if "json" in members else {}
     if isinstance(content, list):
         return content
@@ -197,7 +200,9 @@ def _tar_captions(members: Mapping[str, TarImage | bytes]) -> list[Any]:
     if isinstance(content.get("captions"), list):
         return content["captions"]
     if "txt" in members:
-        return _text(members, "txt").strip().splitlines() or [""]
+        text = _text(members, "txt").strip()
+        caption = content.get("caption")
+        return [text] if isinstance(caption, str) and caption.strip() == text else text.split("\n")
     return [content["caption"]] if "caption" in content else []
 
 

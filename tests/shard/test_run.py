@@ -325,12 +325,21 @@ def test_names_that_meet_or_cannot_be_folders_are_refused():
         write_shards(data("coco", "coco", parts={"../x": 1.0}))
 
 
-def test_names_of_a_list_that_are_not_in_the_set_are_told(caplog):
-    flickr(Path("flickr"))
-    write(Path("flickr/val.txt"), "4_ab.jpg\nnobody.jpg\n")
-    with caplog.at_level(logging.WARNING):
-        write_shards(data("flickr", "flickr", parts={"refine": "train.txt", "val": "val.txt"}))
-    assert "1 names of the list of part `val` are not in the set" in caplog.text
+@pytest.mark.parametrize("kind", ["flickr", "webdataset"])
+def test_a_line_of_a_list_that_names_no_sample_fails(kind):
+    """What it should have kept out of training would be shared out; a trial on some samples cannot know."""
+    write_set, first, key = (flickr, "4_ab.jpg", "0_ab") if kind == "flickr" else (img2dataset, "000010001.jpg", "0+")
+    write_set(Path("set"))
+    parts = {"refine": 1.0, "val": "val.txt"}
+    write(Path("set/val.txt"), f"{first}\nnobody.jpg\n")
+    with pytest.raises(
+        UserError, match=f"val.txt: 1 of its 2 lines name no sample .* nobody.jpg; a key is like {key};"
+    ):
+        write_shards(data("set", kind, parts=parts))
+    write_shards(data("set", kind, parts=parts, limit=5))
+    write(Path("set/val.txt"), f"{first}\n")
+    write_shards(data("set", kind, parts=parts))
+    assert list(images_of("val")) == [Path(first).stem]
 
 
 # --- resumption and memory --------------------------------------------------------------------------------------

@@ -45,6 +45,8 @@ def test_webdataset_reads_the_same_samples(tmp_path):
     ("texts", "captions"),
     [
         ({"txt": "one\ntwo\n"}, ("one", "two")),
+        ({"txt": "\r\none \u2028 \x0b\x0c\x1c\x85 \r one\r\ntwo"}, ("one \u2028 \x0b\x0c\x1c\x85 \r one", "two")),
+        ({"txt": "one\nand on", "json": '{"caption": "one\\nand on "}'}, ("one\nand on",)),
         ({"json": '{"captions": ["one", " two "]}', "txt": "other"}, ("one", "two")),
         ({"json": '["one", "two"]'}, ("one", "two")),
         ({"json": '{"caption": "one"}'}, ("one",)),
