@@ -22,6 +22,7 @@ from pipeline_lib.sources.samples import Sample, Source
 
 log = logging.getLogger(__name__)
 NAMED = 5  # bad samples named in a message
+FIRST = 3  # samples of which the log says what is joined
 
 
 @dataclass(slots=True, kw_only=True)
@@ -34,7 +35,7 @@ class SetWriter:
     known_answers: Mapping[str, Any] = field(default_factory=dict)  # by part, see `known_answers.read_known_answers`
     records: dict[str, list[Record]] = field(default_factory=dict)
     in_no_part: int = 0
-    ignored: Counter[str] = field(default_factory=Counter)
+    ignored: Counter[str] = field(default_factory=Counter)  # files and members that are not read, by reason
     resumed: int = 0
 
     @property
@@ -95,27 +96,73 @@ class SetWriter:
             UserError: A key stands twice, the set or a part is empty, or too many samples are bad.
         """
         self.records = {part: [] for part in self.parts}
+        self.ignored = Counter(self.source.ignored)
         self._check_rows()
         if not self.source.tars:
             self.check_keys()
+        lists = self._run(workers, progress)
+        if self.source.tars:
+            self.check_keys()
+        if self.resumed:
+            log.info("%s: resumed, %d shards were finished", self.source.name, self.resumed)
+        first = list(islice(self.source.samples, FIRST))
+        if not first:
+            raise UserError(
+                f"{self.source.name}: the set in {self.source.samples.folder} holds no samples{self._why()}"
+            )
+        if self.source.tars and self.source.samples.limit is None:
+            lists.see(first[0])
+            lists.finish()
+        for part in self.parts:
+            self._check_bad(part)
+        self._say(first)
+
+    def _run(self, workers: Workers, progress: bool) -> ListCheck:
+        """Take the results of all jobs; return which lines of the list files named samples of tars."""
         lists = ListCheck(self.splitter)
         with terminal.progress(None, label=f"shard {self.source.name}", enabled=progress, unit=" images") as bar:
             for result in workers.run(self.jobs(), bar):
                 self._take(result)
                 for line, where in result.named:
                     lists.add(line, where)
-        if self.source.tars:
-            self.check_keys()
-        if self.resumed:
-            log.info("%s: resumed, %d shards were finished", self.source.name, self.resumed)
-        first = next(iter(self.source.samples), None)
-        if first is None:
-            raise UserError(f"{self.source.name}: the set in {self.source.samples.folder} holds no samples")
-        if self.source.tars and self.source.samples.limit is None:
-            lists.see(first)
-            lists.finish()
-        for part in self.parts:
-            self._check_bad(part)
+        return lists
+
+    def _say(self, first: Sequence[Sample]) -> None:
+        """Log what is joined in the first samples, what was not read, and which classes have no sample."""
+        log.info("%s: begins with %s", self.source.name, "; ".join(self._described(sample) for sample in first))
+        if self.ignored:
+            log.warning("%s: left aside: %s", self.source.name, "; ".join(self._ignored()))
+        if self.source.tars and self.source.labelled:
+            self._name_unused_classes()
+
+    def _ignored(self) -> list[str]:
+        return [f"{reason} ({count})" for reason, count in sorted(self.ignored.items())]
+
+    def _why(self) -> str:
+        """Return the reasons for which a set without samples has none."""
+        records = [record for part in self.parts for record in self.records[part]]
+        bad = Counter(reason for record in records for _, reason in record.quarantined)
+        reasons = [*(f"{reason} ({count})" for reason, count in bad.most_common()), *self._ignored()]
+        return f": {first_named(reasons)}" if reasons else ""
+
+    def _described(self, sample: Sample) -> str:
+        """Return a sample as joined: its image, its first caption and its classes."""
+        tasks = self.source.tasks
+        classes = [f"{task} {tasks[task].classnames[label]}" for task, label in sample.labels.items()]
+        return ", ".join([sample.image.where, *map(repr, [text[:60] for text in sample.captions[:1]]), *classes])
+
+    def _name_unused_classes(self) -> None:
+        """Warn of classes that no sample has: the names may be those of another set, or in another order."""
+        records = [record for part in self.parts for record in self.records[part] if record.num_samples]
+        indexes = (read_index(self.rules.output / record.part / record.index) for record in records)
+        used = {(task, label) for entries in indexes for entry in entries for task, label in entry.labels.items()}
+        for task, facts in self.source.tasks.items():
+            unused = [name for label, name in enumerate(facts.classnames) if (task, label) not in used]
+            if unused and self.source.samples.limit is None:
+                names = first_named(unused)
+                log.warning(
+                    "%s: no sample of %d of %d classes: %s", self.source.name, len(unused), len(facts.classnames), names
+                )
 
     def _check_rows(self) -> None:
         """Say which rows of the file that describes the set are left out.

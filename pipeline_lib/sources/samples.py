@@ -6,7 +6,9 @@ stream of samples costs the memory of its texts.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -57,12 +59,19 @@ class FileImage:
     @property
     def where(self) -> str:
         """How messages name it."""
-        return self.path
+        return encodable(self.path)
 
     @property
     def size(self) -> int:
-        """Bytes."""
-        return os.stat(self.path).st_size
+        """Bytes.
+
+        Raises:
+            OSError: It is missing, or is no regular file; a device or a pipe might give bytes without end.
+        """
+        status = os.stat(self.path)
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", self.path)
+        return status.st_size
 
     def read(self) -> bytes:
         """Return the file's bytes."""
@@ -92,7 +101,7 @@ class TarImage:
     @property
     def where(self) -> str:
         """How messages name it."""
-        return f"{self.path}: {self.member}"
+        return encodable(f"{self.path}: {self.member}")
 
     def stamp(self) -> list[Any]:
         """Return the place in the tar, and the tar's size and time of change."""

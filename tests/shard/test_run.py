@@ -173,6 +173,47 @@ def test_hostile_members_are_counted_in_the_manifest():
     assert list(images_of("refine")) == ["a"]
 
 
+def test_the_log_says_what_is_joined_and_what_is_not_read(caplog):
+    clip_benchmark(Path("cb"))
+    write(Path("cb/classnames.txt"), "cat\nhot dog\nbird\n")
+    rows = [{"image": f"p/{n}.png", "caption": f"c {n}", "label": "ab"[n % 2]} for n in range(6)]
+    sets = {"other": EvaluationSet(format="clip_benchmark", path="cb")}
+    tar(Path("cb/test/3.tar"), {"s0000003.webp": image_file(3, "WEBP"), "s0000003.cls": "1", "s0000003.jxl": "x"})
+    with caplog.at_level(logging.INFO):
+        write_shards(data(jsonl(Path("set"), rows), "jsonl", parts={"refine": 1.0}, evaluation=sets))
+    assert "data: begins with set/p/0.png, 'c 0', class a; set/p/1.png, 'c 1', class b; set/p/2.png" in caplog.text
+    assert "data.evaluation.other: begins with cb/test/0.tar: s0000000.webp, class cat; " in caplog.text
+    assert "data.evaluation.other: no sample of 1 of 3 classes: bird" in caplog.text
+    assert "data.evaluation.other: left aside: not read: .jxl (1)" in caplog.text
+
+
+def test_a_set_without_samples_says_why():
+    tar(Path("tars/0.tar"), {f"photo_{n}.v1.{ending}": "x" for n in range(3) for ending in ("jpg", "txt")})
+    with pytest.raises(
+        UserError, match=r"tars holds no samples: no image in the tar \(its .* dot .*\) \(3\); not read"
+    ):
+        write_shards(data("tars", "webdataset"))
+    for name in "ab":
+        write(Path(f"folder/{name}/0.heic"), b"x")
+    with pytest.raises(UserError, match=r"folder holds no samples: not read: .heic \(2\)$"):
+        write_shards(data("folder", "image_folder"))
+
+
+@pytest.mark.parametrize(("ending", "content"), [("npy", b"NUMPY"), ("cls", b"0 1"), ("json", b'{"labels": [0, 1]}')])
+def test_a_classification_set_without_one_label_is_refused(ending, content):
+    """As those of several labels an image are, whatever share may be bad."""
+    clip_benchmark(Path("cb"))
+    for number in range(11):
+        keys = range(number, 12, 11)
+        members = [(f"s{k}.{e}", c) for k in keys for e, c in (("webp", image_file(k, "WEBP")), (ending, content))]
+        tar(Path(f"cb/test/{number}.tar"), dict(members))
+    message = (
+        r"holds no samples: cls is '0 1', not the number of one class \(12\)|12 of the 12 samples .* bad.*no label"
+    )
+    with pytest.raises(UserError, match=message):
+        write_shards(evaluation("clip_benchmark", "cb"), max_bad_share=1.0)
+
+
 # --- bytes ------------------------------------------------------------------------------------------------------
 
 
