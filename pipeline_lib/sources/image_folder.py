@@ -9,7 +9,8 @@
 
 Folders named by numbers must be 0 to K − 1 and are in the order of their values, others in that of their text. Folders
 named by WordNet ids (n01440764), as those of ImageNet, ImageNet-A, -R and -Sketch, have open_clip's names of these
-classes, and so have 1,000 folders 0 to 999, as those of ImageNet-V2. The log says which folder has which name.
+classes, and so have 1,000 folders 0 to 999, as those of ImageNet-V2. An id or a running number before each name
+(n02085620-Chihuahua, 001.Black_footed_Albatross) is no part of it. The log says which folder has which name.
 
 What is no class is not taken for one: splits or domains above the class folders (train/cat, val/cat) and captions
 beside the images (00000/000000000.txt, as img2dataset's `files`) are refused, unless classnames.json names the folders.

@@ -36,6 +36,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipeline_lib.core.errors import UserError
+from pipeline_lib.sources.classes import refuse_ids
 from pipeline_lib.sources.parts import hash64
 from pipeline_lib.sources.place import Place
 from pipeline_lib.sources.samples import (
@@ -88,6 +89,8 @@ def open_set(place: Place) -> Source:
         raise UserError(f'{path}: no line has {lacking}; write {{"image": "a.jpg", "captions": ["..."]}}')
     together = _gather(path, found)
     tasks = {task: Task(tuple(sorted(names))) for task, names in sorted(found.names.items())}
+    for task in tasks.values():
+        refuse_ids(str(path), task.classnames)
     indices = {task: {name: index for index, name in enumerate(tasks[task].classnames)} for task in tasks}
 
     def make() -> Iterator[Sample]:

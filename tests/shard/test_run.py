@@ -214,6 +214,35 @@ def test_a_classification_set_without_one_label_is_refused(ending, content):
         write_shards(evaluation("clip_benchmark", "cb"), max_bad_share=1.0)
 
 
+ODD_NAMES = (
+    "caf\u00e9",
+    "cafe\u0301",
+    "\U0001f600",
+    "UPPER",
+    "upper",
+    "two words",
+    "\u0633\u0644\u0627\u0645",
+    "y" * 240,
+    "n\udcff",
+)
+
+
+@pytest.mark.parametrize("kind", ["image_folder", "webdataset"])
+def test_odd_names_of_files_keep_their_samples_apart(kind):
+    """Letters composed or not, emoji, both cases, blanks, right to left, the longest, and bytes that are not UTF-8."""
+    for n, name in enumerate(ODD_NAMES):
+        write(Path("set") / "ab"[n % 2] / f"{name}.jpg", image_file(n))
+    if kind == "webdataset":
+        members = [
+            (f"{name}.{e}", c) for n, name in enumerate(ODD_NAMES) for e, c in (("jpg", image_file(n)), ("txt", b"x"))
+        ]
+        tar(Path("set/0.tar"), dict(members))
+    write_shards(data("set", kind, parts={"refine": 1.0}))
+    readable = [name.replace("\udcff", "\\udcff") for name in ODD_NAMES]
+    folders = ["a/", "b/"] if kind == "image_folder" else ["", ""]
+    assert images_of("refine") == {f"{folders[n % 2]}{name}": image_file(n) for n, name in enumerate(readable)}
+
+
 # --- bytes ------------------------------------------------------------------------------------------------------
 
 
