@@ -181,7 +181,10 @@ def _by_folder(root: Path, ordered: Sequence[str]) -> dict[str, str]:
     if missing:
         raise UserError(f"{path}: no name for {len(missing)} of {len(ordered)} class folders, such as {missing[0]}")
     if len(named) > len(ordered):
-        log.info("%s: %d of its %d names are of no folder", path, len(named) - len(ordered), len(named))
+        unknown = sorted(named.keys() - set(ordered))
+        log.warning(
+            "%s: %d of its %d names are of no folder: %s", path, len(unknown), len(named), ", ".join(unknown[:5])
+        )
     return {folder: named[folder] for folder in ordered}
 
 

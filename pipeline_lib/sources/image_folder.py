@@ -87,6 +87,8 @@ def open_set(place: Place) -> Source:
     if empty:
         log.warning("%s: no image in %d of %d class folders: %s", place.name, len(empty), len(found), ", ".join(empty))
     ignored = sum((content.ignored for content in contents.values()), Counter[str]())
+    beside = [entry for entry in os.scandir(place.root) if extension_of(entry.name) in IMAGE_EXTENSIONS]
+    ignored.update(["not read: an image beside the class folders"] * len(beside))
     return place.make_source(make, captioned=not place.evaluated_only, tasks={CLASS_TASK: task}, ignored=ignored)
 
 

@@ -57,7 +57,7 @@ class Place:
             return path
         found: list[Path] = []
         for turn in (patterns, [f"{pattern}.gz" for pattern in patterns], others):
-            found = found or sorted({path for pattern in turn for path in self.folder.glob(pattern)})
+            found = found or sorted({path for pattern in turn for path in self.folder.glob(pattern) if path.is_file()})
         if len(found) != 1:
             what = f"several fit ({', '.join(p.name for p in found[:4])})" if found else f"no {' or '.join(patterns)}"
             key = "path" if self.evaluated_only else "annotations"

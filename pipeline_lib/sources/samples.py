@@ -202,6 +202,8 @@ def is_inside(folder: str, name: object) -> bool:
     """Return whether `name` is the name of a file below `folder`, to which it is relative."""
     if not isinstance(name, str) or not name or "\0" in name:
         return False
+    if name[0] != "/" and ".." not in name:
+        return True
     top = os.path.abspath(folder)
     path = os.path.abspath(os.path.join(top, name))
     return path != top and os.path.commonpath((top, path)) == top

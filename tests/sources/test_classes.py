@@ -116,6 +116,12 @@ def test_a_wordnet_id_is_no_name_wherever_it_stands(tmp_path, kind):
         open_for_evaluation(tmp_path / "set", kind)
 
 
+def test_names_of_no_folder_are_told(tmp_path, caplog):
+    write(tmp_path / "classnames.json", json.dumps({"a": "A", "b": "B", "hta": "hat"}))
+    assert list(name_folders(tmp_path, ["a", "b"])) == ["a", "b"]
+    assert "classnames.json: 1 of its 3 names are of no folder: hta" in caplog.text
+
+
 def test_an_empty_file_of_templates_is_refused(tmp_path):
     write(image_folder(tmp_path / "set") / "templates.txt", "\n")
     with pytest.raises(UserError, match=r"templates.txt: no templates"):

@@ -96,7 +96,9 @@ def test_images_may_lie_deeper_in_their_class(tmp_path, names):
 
 def test_what_is_not_read_is_counted_by_ending(tmp_path, caplog):
     endings = ["jpg", "JPG", "jfif", "jpe", "jxl", "heic", "HEIC"]
-    root = pictures(tmp_path / "set", *(f"{name}/{n}.{e}" for name in "ab" for n, e in enumerate(endings)), "c/LICENSE")
+    root = pictures(
+        tmp_path / "set", *(f"{name}/{n}.{e}" for name in "ab" for n, e in enumerate(endings)), "c/LICENSE", "d.png"
+    )
     (tmp_path / "elsewhere").mkdir()
     (root / "a/link").symlink_to(tmp_path / "elsewhere")
     source = open_source(data(root, "image_folder"))
@@ -108,5 +110,6 @@ def test_what_is_not_read_is_counted_by_ending(tmp_path, caplog):
         "not read: .heic": 4,
         "not read: no usual ending": 1,
         "not read: a link to a folder": 1,
+        "not read: an image beside the class folders": 1,
     }
     assert "data: no image in 1 of 3 class folders: c" in caplog.text
