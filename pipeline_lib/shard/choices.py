@@ -9,7 +9,7 @@ from dataclasses import replace
 from pipeline_lib.core.choices import Choice
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.shard.records import Record
-from pipeline_lib.shard.set_writer import NAMED, SetWriter
+from pipeline_lib.shard.set_writer import SetWriter, first_named
 
 log = logging.getLogger(__name__)
 
@@ -29,14 +29,14 @@ def settle_choices(writer: SetWriter, part: str) -> list[Choice]:
     if len(reasons) == len(found) or num_bad > limits.max_bad_share * len(found):
         raise UserError(
             f"{writer.source.name}: {len(reasons)} of the {len(found)} choices cannot be scored, {num_bad} for their "
-            f"texts (shard.max_bad_share): {_first(reasons)}; mend them or leave them out"
+            f"texts (shard.max_bad_share): {first_named(reasons)}; mend them or leave them out"
         )
     if reasons:
-        log.warning("%s: %d of %d choices left out: %s", part, len(reasons), len(found), _first(reasons))
+        log.warning("%s: %d of %d choices left out: %s", part, len(reasons), len(found), first_named(reasons))
     hopeless = [choice.key for choice in found if choice.is_unanswerable and not choice.left_out]
     if hopeless:
         why = "have the same on both sides, so that every model gets them wrong"
-        log.warning("%s: %d of %d choices %s: %s", part, len(hopeless), len(found), why, _first(hopeless))
+        log.warning("%s: %d of %d choices %s: %s", part, len(hopeless), len(found), why, first_named(hopeless))
     return found
 
 
@@ -49,11 +49,6 @@ def count_choices(choices: Sequence[Choice]) -> dict[str, int]:
         "left_out": len(choices) - len(used),
         "unanswerable": sum(choice.is_unanswerable for choice in used),
     }
-
-
-def _first(names: Sequence[str]) -> str:
-    """Return the first of many, for a message."""
-    return "; ".join(names[:NAMED]) + ("; ..." if len(names) > NAMED else "")
 
 
 def _left_out_images(records: Sequence[Record]) -> dict[str, str]:

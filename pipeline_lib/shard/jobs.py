@@ -25,7 +25,7 @@ from pipeline_lib.shard.images import image_format
 from pipeline_lib.shard.records import Record, Result, read_result
 from pipeline_lib.shard.triage import Rules, triage
 from pipeline_lib.sources.parts import Splitter
-from pipeline_lib.sources.samples import CLASS_TASK, Sample, TarFile, TarImage
+from pipeline_lib.sources.samples import CLASS_TASK, Sample, TarFile, TarImage, encodable
 from pipeline_lib.sources.tars import IMAGE_EXTENSIONS, list_tar
 
 REMEDY = "make room and run again, finished shards are kept"
@@ -137,14 +137,23 @@ class TarJob:
         if self.tar.sha256 not in (None, sha256):
             raise UserError(f"{self.tar.path}: SHA-256 is {sha256}, listed as {self.tar.sha256}; fetch it again")
         listing = list_tar(self.tar.path, self.rules.tasks, self.tar.limit)
-        rejected = [(self.splitter.part_of(key), (key, reason)) for key, reason in listing.rejected]
+        names = {key: self._name_in_lists(key) for key, _ in listing.rejected}
+        rejected = [(self.splitter.part_of(key, names[key]), (key, reason)) for key, reason in listing.rejected]
+        images = [(key, name, f"{self.tar.path}: {key}") for key, name in names.items()]
+        images += [(sample.key, sample.image.name, sample.image.where) for sample in listing.samples]
+        named = [(line, image[2]) for image in images for line in self.splitter.lines_of(*image)]
         samples = [(self.splitter(sample), sample) for sample in listing.samples]
         parts = [part for part, _ in rejected] + [part for part, _ in samples]
         records = [
             self._index(part, sha256, [pair for p, pair in rejected if p == part], [s for p, s in samples if p == part])
             for part in sorted({part for part in parts if part is not None})
         ]
-        return Result(records, parts.count(None), dict(listing.ignored))
+        return Result(records, parts.count(None), dict(listing.ignored), named)
+
+    def _name_in_lists(self, key: str) -> str:
+        """Return a file name by which a list names a sample of which no image is known; empty if none does."""
+        names = [f"{key}.{extension}" for extension in sorted(IMAGE_EXTENSIONS)]
+        return next((name for name in names if self.splitter.lines_of(key, name)), "")
 
     def _index(self, part: str, sha256: str, rejected: Sequence[tuple[str, str]], samples: Sequence[Sample]) -> Record:
         """Index the samples of one part."""
@@ -158,7 +167,7 @@ class TarJob:
             if image is None:
                 continue
             assert isinstance(sample.image, TarImage)
-            entry = _entry(sample, sample.image.member, sample.image.offset, image.data)
+            entry = _entry(sample, encodable(sample.image.member), sample.image.offset, image.data)
             record.add(entry, image.look)
             lines.append(entry.line())
         if lines:
@@ -222,6 +231,7 @@ def _identity(sample: Sample) -> list[Any]:
         stamp = sample.image.stamp()
     except OSError:
         stamp = []
+    stamp = [encodable(value) if isinstance(value, str) else value for value in stamp]
     return [sample.key, sample.captions, dict(sample.labels), stamp]
 
 

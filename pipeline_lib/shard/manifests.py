@@ -46,21 +46,27 @@ def write_manifests(output: Path, sets: Sequence[SetWriter]) -> dict[str, Any]:
         known |= {f"{part}/{name}": sha256 for name, sha256 in hashes.items()}
         numbers[part] = _numbers(facts)
     _remove_others(output, {f"{part}/{name}" for part in parts for name in os.listdir(output / part)})
-    _write_list(output / QUARANTINE, sets, lambda record: record.quarantined, with_rejected=False)
-    _write_list(output / FILTERED, sets, lambda record: record.excluded, with_rejected=True)
+    of_no_part = [(writer.source.rows.named() if writer.source.rows else (), writer.source.rejected) for writer in sets]
+    _write_list(output / QUARANTINE, sets, lambda record: record.quarantined, [bad for bad, _ in of_no_part])
+    _write_list(output / FILTERED, sets, lambda record: record.excluded, [rejected for _, rejected in of_no_part])
     similar = [(part, *pair) for writer in sets for part in writer.parts for pair in writer.similar.get(part, [])]
     if similar:
         names = "part", "key", "similar_to"
         artifacts.write_jsonl(output / SIMILAR, (dict(zip(names, row, strict=True)) for row in similar))
-    counts = {
-        writer.source.name: {
-            "filtered": {"in_no_part": writer.in_no_part, "by_the_set": len(writer.source.rejected)},
-            "ignored_members": dict(sorted(writer.ignored.items())),
-        }
-        for writer in sets
-    }
+    counts = {writer.source.name: _set_counts(writer) for writer in sets}
     artifacts.write_manifest(output, STAGE, known=known, parts=parts, numbers=numbers, counts=counts)
     return artifacts.read_manifest(output, stage=STAGE)
+
+
+def _set_counts(writer: SetWriter) -> dict[str, Any]:
+    """Return what was left out before it came to a part; of rows only where some were."""
+    rows = writer.source.rows
+    read, bad = (rows.read, len(rows.bad)) if rows else (0, 0)
+    return {
+        "filtered": {"in_no_part": writer.in_no_part, "by_the_set": len(writer.source.rejected)},
+        "ignored_members": dict(sorted(writer.ignored.items())),
+        **({"rows": {"read": read, "used": read - bad, "left_out": bad}} if bad else {}),
+    }
 
 
 def _part_facts(writer: SetWriter, part: str) -> dict[str, Any]:
@@ -137,11 +143,14 @@ def _remove_others(folder: Path, names: Iterable[str]) -> None:
 
 
 def _write_list(
-    path: Path, sets: Sequence[SetWriter], pairs: Callable[[Record], list[tuple[str, str]]], *, with_rejected: bool
+    path: Path,
+    sets: Sequence[SetWriter],
+    pairs: Callable[[Record], list[tuple[str, str]]],
+    of_no_part: Sequence[Iterable[tuple[str, str]]],
 ) -> None:
     def rows() -> Iterator[dict[str, str | None]]:
-        for writer in sets:
-            for key, reason in writer.source.rejected if with_rejected else ():
+        for writer, left_out in zip(sets, of_no_part, strict=True):
+            for key, reason in left_out:
                 yield {"part": None, "key": key, "reason": reason}
             for part in writer.parts:
                 for key, reason in (pair for record in writer.records[part] for pair in pairs(record)):

@@ -58,6 +58,7 @@ class Result:
     records: list[Record] = field(default_factory=list)
     in_no_part: int = 0  # samples
     ignored: dict[str, int] = field(default_factory=dict)  # members of a tar, by reason
+    named: list[tuple[str, str]] = field(default_factory=list)  # (line of a list file, image that it names)
     resumed: bool = False
 
     def to_json(self, plan: str) -> str:
@@ -71,7 +72,8 @@ def read_result(text: str, plan: str) -> Result | None:
     if content["plan"] != plan:
         return None
     records = [_read_record(fields) for fields in content["records"]]
-    return Result(records, content["in_no_part"], content["ignored"], resumed=True)
+    named = [(line, where) for line, where in content["named"]]
+    return Result(records, content["in_no_part"], content["ignored"], named, resumed=True)
 
 
 def image_digest(sha256: str) -> bytes:

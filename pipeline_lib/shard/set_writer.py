@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from pipeline_lib import terminal
@@ -16,11 +17,12 @@ from pipeline_lib.shard.jobs import FileJob, Job, TarJob
 from pipeline_lib.shard.records import Record, Result
 from pipeline_lib.shard.triage import Rules
 from pipeline_lib.shard.workers import Workers
-from pipeline_lib.sources.parts import Splitter, check_keys
+from pipeline_lib.sources.parts import ListCheck, Splitter, check_keys, checked
 from pipeline_lib.sources.samples import Sample, Source
 
 log = logging.getLogger(__name__)
 NAMED = 5  # bad samples named in a message
+FIRST = 3  # samples of which the log says what is joined
 
 
 @dataclass(slots=True, kw_only=True)
@@ -34,7 +36,7 @@ class SetWriter:
     records: dict[str, list[Record]] = field(default_factory=dict)
     similar: dict[str, list[tuple[str, str]]] = field(default_factory=dict)  # by part: (key, part with one like it)
     in_no_part: int = 0
-    ignored: Counter[str] = field(default_factory=Counter)
+    ignored: Counter[str] = field(default_factory=Counter)  # files and members that are not read, by reason
     resumed: int = 0
 
     @property
@@ -51,7 +53,8 @@ class SetWriter:
         check_keys(self._indexed if self.source.tars else self._listed, self.source.name)
 
     def _listed(self) -> Iterator[tuple[str, str]]:
-        return ((sample.key, sample.image.where) for sample in self.source.samples)
+        samples = checked(self.source.samples, self.splitter, whole=self.source.samples.limit is None)
+        return ((sample.key, sample.image.where) for sample in samples)
 
     def _indexed(self) -> Iterator[tuple[str, str]]:
         for record in (record for part in self.parts for record in self.records[part]):
@@ -94,19 +97,90 @@ class SetWriter:
             UserError: A key stands twice, the set or a part is empty, or too many samples are bad.
         """
         self.records = {part: [] for part in self.parts}
+        self.ignored = Counter(self.source.ignored)
+        self._check_rows()
         if not self.source.tars:
             self.check_keys()
-        with terminal.progress(None, label=f"shard {self.source.name}", enabled=progress, unit=" images") as bar:
-            for result in workers.run(self.jobs(), bar):
-                self._take(result)
+        lists = self._run(workers, progress)
         if self.source.tars:
             self.check_keys()
         if self.resumed:
             log.info("%s: resumed, %d shards were finished", self.source.name, self.resumed)
-        if next(iter(self.source.samples), None) is None:
-            raise UserError(f"{self.source.name}: the set in {self.source.samples.folder} holds no samples")
+        first = list(islice(self.source.samples, FIRST))
+        if not first:
+            raise UserError(
+                f"{self.source.name}: the set in {self.source.samples.folder} holds no samples{self._why()}"
+            )
+        if self.source.tars and self.source.samples.limit is None:
+            lists.see(first[0])
+            lists.finish()
         for part in self.parts:
             self._check_bad(part)
+        self._say(first)
+
+    def _run(self, workers: Workers, progress: bool) -> ListCheck:
+        """Take the results of all jobs; return which lines of the list files named samples of tars."""
+        lists = ListCheck(self.splitter)
+        with terminal.progress(None, label=f"shard {self.source.name}", enabled=progress, unit=" images") as bar:
+            for result in workers.run(self.jobs(), bar):
+                self._take(result)
+                for line, where in result.named:
+                    lists.add(line, where)
+        return lists
+
+    def _say(self, first: Sequence[Sample]) -> None:
+        """Log what is joined in the first samples, what was not read, and which classes have no sample."""
+        log.info("%s: begins with %s", self.source.name, "; ".join(self._described(sample) for sample in first))
+        if self.ignored:
+            log.warning("%s: left aside: %s", self.source.name, "; ".join(self._ignored()))
+        if self.source.tars and self.source.labelled:
+            self._name_unused_classes()
+
+    def _ignored(self) -> list[str]:
+        return [f"{reason} ({count})" for reason, count in sorted(self.ignored.items())]
+
+    def _why(self) -> str:
+        """Return the reasons for which a set without samples has none."""
+        records = [record for part in self.parts for record in self.records[part]]
+        bad = Counter(reason for record in records for _, reason in record.quarantined)
+        reasons = [*(f"{reason} ({count})" for reason, count in bad.most_common()), *self._ignored()]
+        return f": {first_named(reasons)}" if reasons else ""
+
+    def _described(self, sample: Sample) -> str:
+        """Return a sample as joined: its image, its first caption and its classes."""
+        tasks = self.source.tasks
+        classes = [f"{task} {tasks[task].classnames[label]}" for task, label in sample.labels.items()]
+        return ", ".join([sample.image.where, *map(repr, [text[:60] for text in sample.captions[:1]]), *classes])
+
+    def _name_unused_classes(self) -> None:
+        """Warn of classes that no sample has: the names may be those of another set, or in another order."""
+        records = [record for part in self.parts for record in self.records[part] if record.num_samples]
+        indexes = (read_index(self.rules.output / record.part / record.index) for record in records)
+        used = {(task, label) for entries in indexes for entry in entries for task, label in entry.labels.items()}
+        for task, facts in self.source.tasks.items():
+            unused = [name for label, name in enumerate(facts.classnames) if (task, label) not in used]
+            if unused and self.source.samples.limit is None:
+                names = first_named(unused)
+                log.warning(
+                    "%s: no sample of %d of %d classes: %s", self.source.name, len(unused), len(facts.classnames), names
+                )
+
+    def _check_rows(self) -> None:
+        """Say which rows of the file that describes the set are left out.
+
+        Raises:
+            UserError: They are more than `shard.max_bad_share` allows.
+        """
+        rows = self.source.rows
+        if rows is None or not rows.bad:
+            return
+        named = first_named([f"{name}: {reason}" for name, reason in islice(rows.named(), NAMED + 1)])
+        if len(rows.bad) > self.rules.settings.max_bad_share * rows.read:
+            raise UserError(
+                f"{self.source.name}: {len(rows.bad)} of the {rows.read} rows of {rows.path} are bad, more than "
+                f"shard.max_bad_share allows: {named}; mend them or take them out"
+            )
+        log.warning("%s: %d of %d rows left out: %s", self.source.name, len(rows.bad), rows.read, named)
 
     def _take(self, result: Result) -> None:
         for record in result.records:
@@ -122,16 +196,11 @@ class SetWriter:
         read = sum(record.read for record in self.records[part])
         if not read:
             raise UserError(f"{self.source.name}: part `{part}` is empty; give it a larger share or a list that fits")
-        named = "; ".join(f"{key}: {reason}" for key, reason in bad[:NAMED]) + ("; ..." if len(bad) > NAMED else "")
+        named = first_named([f"{key}: {reason}" for key, reason in bad])
         if len(bad) > self.rules.settings.max_bad_share * read or len(bad) == read:
             raise UserError(
                 f"{self.source.name}: {len(bad)} of the {read} samples of part `{part}` are bad, more than "
                 f"shard.max_bad_share allows: {named}; mend them or leave them out"
-            )
-        claimed = sum(claim == part for claim in self.splitter.claims.values())
-        if read < claimed and self.source.samples.limit is None:
-            log.warning(
-                "%s: %d names of the list of part `%s` are not in the set", self.source.name, claimed - read, part
             )
         if bad:
             log.warning("%s: %d of %d samples quarantined: %s", part, len(bad), read, named)
@@ -144,3 +213,8 @@ class SetWriter:
                 if record.part in self.records:
                     place = [old.job for old in self.records[record.part]].index(record.job)
                     self.records[record.part][place] = record
+
+
+def first_named(names: Sequence[str]) -> str:
+    """Return the first of many, for a message."""
+    return "; ".join(names[:NAMED]) + ("; ..." if len(names) > NAMED else "")

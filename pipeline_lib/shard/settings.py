@@ -22,7 +22,9 @@ class ShardSettings:
     """Samples with a longer caption are quarantined, and choices with a longer text left out."""
 
     max_bad_share: Share
-    """The stage fails if a larger share of a part's samples is quarantined, or of a set's choices for their texts."""
+    """The stage fails if a larger share of a part's samples is quarantined, of the rows of a captions file left out, or
+    of a set's choices for their texts.
+    """
 
     max_overlap_share: Share
     """The stage fails if a larger share of a part's images is also in an earlier training part or in what the base was

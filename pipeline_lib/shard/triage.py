@@ -12,6 +12,8 @@ from pipeline_lib.shard.records import Record
 from pipeline_lib.shard.settings import ShardSettings
 from pipeline_lib.sources.samples import Sample, Task
 
+MAX_CAPTIONS = 1000  # of an image; a table that is joined wrongly gives one image all captions, and a line of the index
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
@@ -63,6 +65,8 @@ def _check_texts(sample: Sample, rules: Rules) -> None:
         raise ValueError("no caption" if sample.empty_captions == 0 else "only empty captions")
     if rules.labelled and not sample.labels:
         raise ValueError("no label")
+    if len(sample.captions) > MAX_CAPTIONS:
+        raise ValueError(f"{len(sample.captions)} captions, more than {MAX_CAPTIONS}")
     if any(len(caption) > rules.settings.max_caption_chars for caption in sample.captions):
         raise ValueError("a caption is longer than shard.max_caption_chars")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from pipeline_lib.sources.jsonl import read_values
 from pipeline_lib.sources.parts import check_keys
 from pipeline_lib.sources.place import Place
 from pipeline_lib.sources.samples import FileImage, Sample, Samples, Source, encodable, extension_of, make_sample
+from pipeline_lib.sources.tables import read_json
 
 
 class Row(NamedTuple):
@@ -67,10 +67,7 @@ def read_objects(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
 def _named_values(path: Path) -> Iterable[tuple[str, Any]]:
     if path.suffix == ".jsonl":
         return ((str(number), value) for number, value in read_values(path))
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
+    content = read_json(path)
     if not isinstance(content, dict | list):
         raise UserError(f"{path}: expected a list or an object, found {type(content).__name__}")
     return content.items() if isinstance(content, dict) else ((str(i), value) for i, value in enumerate(content))

@@ -1,7 +1,8 @@
 """Class names and prompt templates that lie beside a set, and the order in which class folders are labels.
 
 Names come from `classnames.json` ({folder: name}) or `classnames.txt` (a name per line, by position), else from the
-folders themselves: WordNet ids are ImageNet's classes, and so are 1,000 folders `0` to `999`.
+folders themselves: WordNet ids are ImageNet's classes, and so are 1,000 folders `0` to `999`; an id or a number that
+stands before each name (`n02085620-Chihuahua`, `001.Black_footed_Albatross`) is no part of the name.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pipeline_lib.sources.imagenet import NUM_CLASSES, imagenet_names
 from pipeline_lib.sources.samples import TEMPLATES, Task, read_lines
 
 NAMES, NAMES_BY_FOLDER = "classnames.txt", "classnames.json"
+WNID = "n[0-9]{8}"  # a WordNet id
 MAX_BYTES = 10_000_000  # of classnames.json
 log = logging.getLogger(__name__)
 
@@ -35,8 +37,9 @@ def make_task(name: str, labels: Sequence[object], classnames: Sequence[str], te
         templates_file: A template per line; where it is missing they are `samples.TEMPLATES`.
 
     Raises:
-        UserError: A template does not hold `{}` or `{c}` once.
+        UserError: A template does not hold `{}` or `{c}` once, or a class is named by a WordNet id.
     """
+    refuse_ids(name, classnames)
     task = Task(tuple(classnames), _read_templates(templates_file))
     pairs = [f"{label} -> {named}" for label, named in islice(zip(labels, classnames, strict=True), 3)]
     twice = [named for named, count in Counter(classnames).items() if count > 1]
@@ -52,10 +55,26 @@ def make_task(name: str, labels: Sequence[object], classnames: Sequence[str], te
     return task
 
 
+def refuse_ids(name: str, classnames: Sequence[str]) -> None:
+    """Refuse class names that are WordNet ids.
+
+    Raises:
+        UserError: One is.
+    """
+    found = [named for named in classnames if re.fullmatch(WNID, named)]
+    if found:
+        raise UserError(
+            f"{name}: {len(found)} of {len(classnames)} classes, such as {found[0]}, are named by WordNet ids, which "
+            "are no names to ask a model for; write what each means"
+        )
+
+
 def _read_templates(path: Path) -> tuple[str, ...]:
     if not path.is_file():
         return TEMPLATES
     templates = tuple(re.sub(r"\{c?\}", "{}", line) for line in read_lines(path))
+    if not templates:
+        raise UserError(f"{path}: no templates; write one a line, or delete the file for the usual ones")
     for template in templates:
         if template.count("{}") != 1:
             raise UserError(f"{path}: template {template!r} must hold {{}} or {{c}} once, for the class name")
@@ -107,11 +126,24 @@ def name_folders(root: Path, folders: Sequence[str]) -> dict[str, str]:
         return _imagenet(root, ordered)
     if kinds == {"number"} and len(ordered) == NUM_CLASSES:
         return dict(zip(ordered, imagenet_names().values(), strict=True))
-    return {folder: " ".join(re.split(r"[_\s]+", folder)).strip() for folder in ordered}
+    bare = _without_ids(ordered)
+    return {folder: " ".join(re.split(r"[_\s]+", name)).strip() for folder, name in zip(ordered, bare, strict=True)}
+
+
+def _without_ids(folders: Sequence[str]) -> list[str]:
+    """Return the names without the WordNet id, or the running number, that stands before each of them."""
+    ids = [re.fullmatch(rf"{WNID}[-_. ]+(\w.*)", folder) for folder in folders]
+    numbers = [re.fullmatch(r"([0-9]+)\.([^\W\d].*)", folder) for folder in folders]
+    if all(ids):
+        return [match[1] for match in ids if match]
+    found = sorted(int(match[1]) for match in numbers if match)
+    if len(found) == len(folders) > 1 and found == list(range(found[0], found[0] + len(found))) and found[0] < 2:
+        return [match[2] for match in numbers if match]
+    return list(folders)
 
 
 def _kind(folder: str) -> Literal["wnid", "number", "word"]:
-    if re.fullmatch(r"n[0-9]{8}", folder):
+    if re.fullmatch(WNID, folder):
         return "wnid"
     return "number" if re.fullmatch(r"[0-9]+", folder) else "word"
 
@@ -149,7 +181,10 @@ def _by_folder(root: Path, ordered: Sequence[str]) -> dict[str, str]:
     if missing:
         raise UserError(f"{path}: no name for {len(missing)} of {len(ordered)} class folders, such as {missing[0]}")
     if len(named) > len(ordered):
-        log.info("%s: %d of its %d names are of no folder", path, len(named) - len(ordered), len(named))
+        unknown = sorted(named.keys() - set(ordered))
+        log.warning(
+            "%s: %d of its %d names are of no folder: %s", path, len(unknown), len(named), ", ".join(unknown[:5])
+        )
     return {folder: named[folder] for folder in ordered}
 
 

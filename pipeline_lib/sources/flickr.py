@@ -5,14 +5,16 @@
         Images/1000268201_693b08cb0e.jpg
         val.txt                              optional list files: an image name or key per line, to name in `parts`
 
-The captions file may also be the original `Flickr8k.token` (`1000268201_693b08cb0e.jpg#0<TAB>A child ...`) or
-Flickr30k's `results.csv` (columns apart by `|`). The key of a sample is its file name without the extension; the lines
-of an image need not stand together. In params.yaml:
+The captions file may also be the original `Flickr8k.token` (`1000268201_693b08cb0e.jpg#0<TAB>A child ...`), Flickr30k's
+`results.csv` (columns apart by `|`, no quoting), Karpathy's `dataset_flickr30k.json` (see `karpathy.py`: its splits are
+the set's own), or a table with the columns `filepath` and `title` (open_clip's, apart by tabs) or `file_name` and
+`text`. The key of a sample is its file name without the extension; the lines of an image need not stand together. A
+line that is not of its file's form is left out, counted and named. In params.yaml:
 
     data:
       format: flickr
       root: data/flickr8k
-      annotations: null # the only captions.txt, *.token or results.csv; or its name
+      annotations: null # the only captions.txt, *.token or results.csv, else dataset_flickr*.json; or its name
       images: null # Images, images, Flicker8k_Dataset, flickr30k_images, flickr30k-images or the root itself
       parts: {val: val.txt, refine: 0.8, eval: 0.2} # of what no list claims
       limit: null
@@ -25,14 +27,22 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline_lib.core.errors import UserError
+from pipeline_lib.sources import karpathy
 from pipeline_lib.sources.place import Place
-from pipeline_lib.sources.samples import FileImage, Sample, Source, make_sample
+from pipeline_lib.sources.samples import Sample, Source, is_inside, make_file_sample
+from pipeline_lib.sources.tables import Rows, plain_suffix, read_text_lines
+from pipeline_lib.sources.tars import IMAGE_EXTENSIONS
 
 IMAGE_FOLDERS = ("Images", "images", "Flicker8k_Dataset", "flickr30k_images", "flickr30k-images", ".")
+COLUMNS = (  # names of the columns of images and captions; a header of the first kind is not looked at for the second
+    (("image", "image_name", "filename"), ("caption", "comment")),
+    (("filepath", "file_name", "image", "image_name", "filename"), ("title", "text", "caption", "comment")),
+)
+MAX_QUOTED_LINES = 100  # of one caption inside quotes; a quotation mark that is never closed would swallow the file
 
 
 def open_set(place: Place) -> Source:
@@ -41,54 +51,117 @@ def open_set(place: Place) -> Source:
     Raises:
         UserError: The captions file or the image folder is missing, or the file is not of this form.
     """
-    path = place.find_captions_file(("captions.txt", "*.token", "results.csv", "results_*.token"))
+    path = place.find_captions_file(
+        ("captions.txt", "*.token", "results.csv", "results_*.token"), ("dataset_flickr*.json*",)
+    )
+    if plain_suffix(path) == ".json":
+        return karpathy.open_file(place, path, IMAGE_FOLDERS)
     folder = place.find_image_folder(IMAGE_FOLDERS)
+    rows = Rows(path)
     captions: dict[str, list[str]] = {}
-    for name, caption in _read_captions(path):
+    for name, caption in _read_captions(rows, folder):
         captions.setdefault(name, []).append(caption)
+    rows.check()
 
     def make() -> Iterator[Sample]:
-        for name, texts in captions.items():
-            key, extension = os.path.splitext(os.path.basename(name))
-            yield make_sample(key, FileImage(os.path.join(folder, name)), extension[1:].lower(), texts)
+        return (make_file_sample(folder, name, texts) for name, texts in captions.items())
 
-    return place.make_source(make, captioned=True)
+    return place.make_source(make, captioned=True, rows=rows)
 
 
-def _read_captions(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield (image file, caption) from a CSV with a header, or from `file#0<TAB>caption` lines."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        try:
-            first = file.readline()
-            file.seek(0)
-            yield from _token_rows(path, file) if re.match(r"[^\t]+#\d+\t", first) else _csv_rows(path, file, first)
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise UserError(f"{path}: not readable as captions ({error})") from None
+def _read_captions(rows: Rows, folder: str) -> Iterator[tuple[str, str]]:
+    """Yield (image file, caption) from a table with a header, or from `file#0<TAB>caption` lines."""
+    lines = [line for _, line in read_text_lines(rows.path)]
+    first = lines[0] if lines else ""
+    tokens = re.match(r"[^\t]+#\d+\t", first or "")
+    for number, fields in _token_rows(lines) if tokens else _table_rows(rows.path, lines):
+        rows.read += 1
+        if isinstance(fields, str):
+            rows.leave_out(number, fields)
+        elif not is_inside(folder, fields[0]):
+            rows.leave_out(number, f"{fields[0][:60]!r} is no file below {folder}")
+        else:
+            yield fields
 
 
-def _token_rows(path: Path, file: Iterable[str]) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(file, 1):
-        name, tab, caption = line.rstrip("\r\n").partition("\t")
+Row = tuple[int, tuple[str, str] | str]  # the number of its line; (image file, caption), or why it has none
+
+
+def _token_rows(lines: Sequence[str | None]) -> Iterator[Row]:
+    for number, line in enumerate(lines, 1):
+        name, tab, caption = (line or "").partition("\t")
         if tab:
-            yield name.rpartition("#")[0] or name, caption
-        elif line.strip():
-            raise UserError(f"{path}: line {number}: expected `file#0<TAB>caption`, found {line.strip()[:60]!r}")
+            yield number, (name.rpartition("#")[0] or name, caption)
+        elif line is None or line.strip():
+            yield number, "not UTF-8" if line is None else f"expected `file#0<TAB>caption`, found {line.strip()[:60]!r}"
 
 
-def _csv_rows(path: Path, file: Iterable[str], first: str) -> Iterator[tuple[str, str]]:
-    delimiter = "|" if first.count("|") > first.count(",") else ","
-    rows = csv.reader(file, delimiter=delimiter, skipinitialspace=delimiter == "|")
-    header = [name.strip().lower() for name in next(rows, [])]
-    image, caption = (
-        next((header.index(name) for name in names if name in header), -1)
-        for names in (("image", "image_name", "filename"), ("caption", "comment"))
-    )
-    if image < 0 or caption < 0:
-        raise UserError(f"{path}: line 1: expected the header `image,caption`, found {first.strip()[:60]!r}")
-    for row in rows:
-        if len(row) == len(header):
-            yield row[image].strip(), row[caption]
-        elif row:
-            raise UserError(
-                f"{path}: line {rows.line_num}: {len(row)} columns, the header has {len(header)}; quote the caption"
-            )
+def _table_rows(path: Path, lines: Sequence[str | None]) -> Iterator[Row]:
+    delimiter, width, image, caption = _header(path, (lines or [""])[0] or "")
+    place = 1
+    while place < len(lines):
+        fields, used = _fields(lines, place, delimiter, width, image)
+        if isinstance(fields, str):
+            yield place + 1, fields
+        elif fields:
+            yield place + 1, (fields[image].strip(), fields[caption])
+        place += used
+
+
+def _header(path: Path, first: str) -> tuple[str, int, int, int]:
+    """Return what parts the columns, how many there are, and which hold the image and the caption."""
+    found: set[tuple[str, int, int, int]] = set()
+    for kind, (images, captions) in enumerate(COLUMNS):
+        for delimiter in () if found else ",|\t":
+            names = [name.strip().lower() for name in _parsed([first], delimiter) or []]
+            columns = [[names.index(name) for name in known if name in names] for known in (images, captions)]
+            if all(columns) and (kind == 0 or all(len(one) == 1 for one in columns)):
+                found.add((delimiter, len(names), columns[0][0], columns[1][0]))
+    if len(found) != 1:
+        raise UserError(
+            f"{path}: line 1: expected the header `image,caption` (or image_name and comment, filepath and title, "
+            f"file_name and text; one of each), found {first.strip()[:60]!r}"
+        )
+    return found.pop()
+
+
+def _fields(
+    lines: Sequence[str | None], place: int, delimiter: str, width: int, image: int
+) -> tuple[list[str] | str, int]:
+    """Return the fields of the row that begins at `place` (none: it is empty; a text: why it is bad), and its lines."""
+    line = lines[place]
+    if line is None:
+        return "not UTF-8", 1
+    if not line.strip():
+        return [], 1
+    plain = line.split(delimiter, width - 1 if delimiter == "|" else -1)
+    for used in range(1, MAX_QUOTED_LINES + 1 if line.count('"') % 2 else 2):
+        block = lines[place : place + used]
+        if len(block) < used or None in block or (used > 1 and _begins_a_row(block[-1] or "", delimiter, width, image)):
+            break
+        fields = _parsed([each or "" for each in block], delimiter)
+        if fields and len(fields) == width:
+            # Bars part what nobody quotes: a caption of Flickr30k may begin and end with quotation marks of its own.
+            needed = delimiter != "|" or used > 1 or any(mark in field for field in fields for mark in '"|')
+            return (fields if needed else plain), used
+    if len(plain) == width:
+        return plain, 1
+    advice = "; quote the caption" if len(plain) > width else ""
+    return f"{len(plain)} columns, the header has {width}{advice}: {line.strip()[:60]!r}", 1
+
+
+def _parsed(lines: Sequence[str], delimiter: str) -> list[str] | None:
+    """Return the fields of one row by the rules of CSV, or None if it breaks them."""
+    try:
+        block = [f"{line}\n" for line in lines]
+        rows = list(csv.reader(block, delimiter=delimiter, strict=True, skipinitialspace=delimiter == "|"))
+    except csv.Error:
+        return None
+    return rows[0] if len(rows) == 1 else None
+
+
+def _begins_a_row(line: str, delimiter: str, width: int, image: int) -> bool:
+    """Return whether a line is a row by itself, and so no further line of a caption inside quotes."""
+    fields = line.split(delimiter)
+    name = fields[image].strip().strip('"') if image < len(fields) else ""
+    return len(fields) >= width and os.path.splitext(name)[1][1:].lower() in IMAGE_EXTENSIONS

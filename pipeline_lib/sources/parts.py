@@ -4,13 +4,16 @@
       parts: {val: val.txt, refine: 0.7, eval: 0.3}
 
 Here the samples that the list file `val.txt` names are `val`, and the others are shared out by a hash of their key. A
-set that is published with splits has their names in place of list files.
+set that is published with splits has their names in place of list files. A line of a list that names no sample, or two,
+is refused.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +25,9 @@ from pipeline_lib.sources.samples import Sample, Samples, read_lines
 class Splitter:
     """Say which part a sample belongs to.
 
-    List files claim samples by key or image file name, and the set's own splits those that belong to them. The others
-    are shared out by a hash of their key: a number in [0, 1), cut into intervals of the shares' lengths in the order in
-    which they are written.
+    The set's own splits claim the samples that belong to them, and list files those that they name: by key, by path
+    with or without its extension, or by the end of such a path. The others are shared out by a hash of their key: a
+    number in [0, 1), cut into intervals of the shares' lengths in the order in which they are written.
     """
 
     def __init__(
@@ -43,7 +46,9 @@ class Splitter:
                 name or one split.
         """
         self.parts = tuple(part for part, value in parts.items() if value != 0)
-        self.claims: dict[str, str] = {}
+        self.name = name
+        self.claims: dict[str, str] = {}  # line of a list file -> part
+        self.lists: dict[str, Path] = {}  # part -> list file
         self.published: dict[str, str] = {}  # split -> part
         for part, value in parts.items():
             if value in splits:
@@ -52,7 +57,7 @@ class Splitter:
                         f"{name}.parts.{part}: `{self.published[str(value)]}` has the split {value} already"
                     )
             elif isinstance(value, str):
-                self._claim(part, folder / value, name, splits)
+                self._claim(part, folder / value, splits)
         self.bounds: list[tuple[float, str]] = []
         total = 0.0
         for part, value in parts.items():
@@ -64,44 +69,124 @@ class Splitter:
         if total > 1 + 1e-9:
             raise UserError(f"{name}.parts: the shares add up to {total:g}, at most 1 is possible")
 
-    def _claim(self, part: str, path: Path, name: str, splits: Sequence[str]) -> None:
+    def _claim(self, part: str, path: Path, splits: Sequence[str]) -> None:
         if not path.is_file():
             own = f" or one of the set's own splits ({', '.join(splits)})" if splits else ""
             raise UserError(
-                f"{name}: list file {path} of part `{part}` does not exist; name one below the set's folder{own}, or "
-                "write a share such as 0.8"
+                f"{self.name}: list file {path} of part `{part}` does not exist; name one below the set's folder{own}, "
+                "or write a share such as 0.8"
             )
-        for line in read_lines(path):
+        self.lists[part] = path
+        for line in (line.removeprefix("./") for line in read_lines(path)):
             if self.claims.setdefault(line, part) != part:
                 raise UserError(f"{path}: {line} stands in the lists of parts `{self.claims[line]}` and `{part}`")
 
-    def part_of(self, key: str, file_name: str = "", split: str = "") -> str | None:
-        """Return the part of a sample, or None if it is in none."""
+    def part_of(self, key: str, file_name: str = "", split: str = "", where: str = "") -> str | None:
+        """Return the part of a sample, or None if it is in none.
+
+        Raises:
+            UserError: Two parts claim it.
+        """
+        claimed = {self.claims[line]: line for line in self.lines_of(key, file_name, where)}
         if split in self.published:
-            return self.published[split]
-        if self.claims:
-            claimed = self.claims.get(key) or self.claims.get(file_name)
-            if claimed:
-                return claimed
+            claimed.setdefault(self.published[split], f"split {split}")
+        if len(claimed) > 1:
+            both = " and ".join(f"`{part}` (as {line})" for part, line in claimed.items())
+            raise UserError(f"{self.name}.parts: sample `{key}` is claimed by {both}; leave it to one of them")
+        if claimed:
+            return next(iter(claimed))
         if not self.bounds:
             return None
-        position = _hash64(key) / 2**64
+        position = hash64(key) / 2**64
         return next((part for bound, part in self.bounds if position < bound), None)
+
+    def lines_of(self, key: str, file_name: str = "", where: str = "") -> list[str]:
+        """Return the lines of the list files that name a sample: those with its whole name, else with the end of it."""
+        if not self.claims:
+            return []
+        whole = dict.fromkeys((key, key + os.path.splitext(file_name)[1], where))
+        ends = dict.fromkeys(end for name in whole for end in _ends(name))
+        return [name for name in whole if name in self.claims] or [name for name in ends if name in self.claims]
 
     def __call__(self, sample: Sample) -> str | None:
         """Return the part of `sample`, or None if it is in none."""
-        return self.part_of(sample.key, sample.image.name, sample.split)
+        return self.part_of(sample.key, sample.image.name, sample.split, sample.image.where)
+
+
+def _ends(path: str) -> Iterator[str]:
+    """Yield what follows each `/` of a path."""
+    while "/" in path:
+        path = path.partition("/")[2]
+        yield path
+
+
+@dataclass(slots=True)
+class ListCheck:
+    """Whether each line of the list files names one image, found while the samples pass by."""
+
+    splitter: Splitter
+    named: dict[str, str] = field(default_factory=dict)  # line -> the image that it names
+    example: str = ""  # the first key
+
+    def see(self, sample: Sample) -> None:
+        """Take note of the lines that name `sample`.
+
+        Raises:
+            UserError: One of them names another image too.
+        """
+        self.example = self.example or sample.key
+        for line in self.splitter.lines_of(sample.key, sample.image.name, sample.image.where):
+            self.add(line, sample.image.where)
+
+    def add(self, line: str, where: str) -> None:
+        """Take note that `line` names the image `where`.
+
+        Raises:
+            UserError: It names another one too.
+        """
+        if self.named.setdefault(line, where) != where:
+            path = self.splitter.lists[self.splitter.claims[line]]
+            raise UserError(f"{path}: {line} may be {self.named[line]} or {where}; write their whole paths")
+
+    def finish(self) -> None:
+        """Refuse lines that name no image: their samples would go where the shares put them.
+
+        Raises:
+            UserError: There are such lines.
+        """
+        for part, path in self.splitter.lists.items() if self.example else ():  # an empty set is refused as such
+            lines = [line for line, claiming in self.splitter.claims.items() if claiming == part]
+            lost = [line for line in lines if line not in self.named]
+            if lost:
+                raise UserError(
+                    f"{path}: {len(lost)} of its {len(lines)} lines name no sample of the set, such as {lost[0]}; a "
+                    f"key is like {self.example}; mend the list"
+                )
+
+
+def checked(samples: Iterable[Sample], splitter: Splitter, *, whole: bool) -> Iterator[Sample]:
+    """Yield all samples, and at the end (of a `whole` set) check that each line of the lists named one of them.
+
+    Raises:
+        UserError: See `ListCheck`.
+    """
+    check = ListCheck(splitter)
+    for sample in samples:
+        check.see(sample)
+        yield sample
+    if whole:
+        check.finish()
 
 
 def split(samples: Samples, parts: Mapping[str, float | str]) -> dict[str, list[Sample]]:
     """Return all samples of each part, in the order of the set; samples in no part are left out.
 
     Raises:
-        UserError: See `Splitter`.
+        UserError: See `Splitter` and `ListCheck`.
     """
     splitter = Splitter(parts, samples.folder, splits=samples.splits)
     found: dict[str, list[Sample]] = {part: [] for part in splitter.parts}
-    for sample in samples:
+    for sample in checked(samples, splitter, whole=samples.limit is None):
         part = splitter(sample)
         if part is not None:
             found[part].append(sample)
@@ -118,12 +203,12 @@ def check_keys(named: Callable[[], Iterable[tuple[str, str]]], name: str) -> Non
     Raises:
         UserError: A key stands twice; both places are named.
     """
-    digests = np.fromiter((_hash64(key) for key, _ in named()), dtype=np.uint64)
+    digests = np.fromiter((hash64(key) for key, _ in named()), dtype=np.uint64)
     values, counts = np.unique(digests, return_counts=True)
     suspects = set(values[counts > 1].tolist())
     seen: dict[str, str] = {}
     for key, where in named() if suspects else ():
-        if _hash64(key) in suspects:
+        if hash64(key) in suspects:
             if key in seen:
                 if seen[key] == where:
                     raise UserError(f"{name}: key `{key}`: the line of {where} is there twice; delete one")
@@ -131,5 +216,6 @@ def check_keys(named: Callable[[], Iterable[tuple[str, str]]], name: str) -> Non
             seen[key] = where
 
 
-def _hash64(key: str) -> int:
+def hash64(key: str) -> int:
+    """Return 64 bits that stand for a key, the same in every release."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")

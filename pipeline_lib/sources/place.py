@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline_lib.core.errors import UserError
-from pipeline_lib.sources.parts import Splitter
+from pipeline_lib.sources.parts import Splitter, checked
 from pipeline_lib.sources.samples import Sample, Samples, Source
 
 
@@ -40,8 +40,10 @@ class Place:
             if getattr(self, key) is not None:
                 raise UserError(f"{self.name}.{key}: format {self.format} does not use it; write null")
 
-    def find_captions_file(self, patterns: Sequence[str]) -> Path:
+    def find_captions_file(self, patterns: Sequence[str], others: Sequence[str] = ()) -> Path:
         """Find the captions file: `root` itself, `annotations`, or the only file in the folder that fits a pattern.
+
+        Where none fits, one that is packed by gzip is looked for, and then one of the patterns `others`.
 
         Raises:
             UserError: There is none, or several fit.
@@ -53,22 +55,28 @@ class Place:
             if not path.is_file():
                 raise UserError(f"{self.name}.annotations: {path} does not exist")
             return path
-        found = sorted({path for pattern in patterns for path in self.folder.glob(pattern)})
+        found: list[Path] = []
+        for turn in (patterns, [f"{pattern}.gz" for pattern in patterns], others):
+            found = found or sorted({path for pattern in turn for path in self.folder.glob(pattern) if path.is_file()})
         if len(found) != 1:
             what = f"several fit ({', '.join(p.name for p in found[:4])})" if found else f"no {' or '.join(patterns)}"
             key = "path" if self.evaluated_only else "annotations"
             raise UserError(f"{self.name}.{key}: which file of {self.folder} holds the captions? {what}; name it")
         return found[0]
 
-    def find_image_folder(self, usual: Sequence[str]) -> str:
+    def find_image_folder(self, usual: Sequence[str], inside: str = "") -> str:
         """Find the image folder: `images`, or the first of the format's usual ones that exists.
+
+        Args:
+            usual: The format's usual ones.
+            inside: A folder that must lie in it.
 
         Raises:
             UserError: There is none.
         """
         names = usual if self.images is None else [self.images]
         for name in names:
-            if (self.folder / name).is_dir():
+            if (self.folder / name / inside).is_dir():
                 return str(self.folder / name)
         raise UserError(f"{self.name}.images: no folder {' or '.join(names)} in {self.folder}; name the image folder")
 
@@ -88,6 +96,7 @@ class Place:
             splitter = Splitter({"chosen": self.split}, self.folder, self.name, splits)
 
             def chosen() -> Iterable[Sample]:
-                return (sample for sample in make() if splitter(sample))
+                samples = checked(make(), splitter, whole=self.limit is None)
+                return (sample for sample in samples if splitter(sample))
 
         return Source(name=self.name, samples=Samples(chosen, self.folder, self.limit, splits), **more)

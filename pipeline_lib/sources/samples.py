@@ -6,7 +6,9 @@ stream of samples costs the memory of its texts.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -15,6 +17,7 @@ from typing import Any, Protocol
 
 from pipeline_lib.core.choices import Choice
 from pipeline_lib.core.errors import UserError
+from pipeline_lib.sources.tables import Rows
 
 TEMPLATES = ("a photo of a {}", "a photo of the {}", "a picture of a {}", "an image of a {}")
 CLASS_TASK = "class"  # the task of sets that have only one
@@ -56,12 +59,19 @@ class FileImage:
     @property
     def where(self) -> str:
         """How messages name it."""
-        return self.path
+        return encodable(self.path)
 
     @property
     def size(self) -> int:
-        """Bytes."""
-        return os.stat(self.path).st_size
+        """Bytes.
+
+        Raises:
+            OSError: It is missing, or is no regular file; a device or a pipe might give bytes without end.
+        """
+        status = os.stat(self.path)
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", self.path)
+        return status.st_size
 
     def read(self) -> bytes:
         """Return the file's bytes."""
@@ -91,7 +101,7 @@ class TarImage:
     @property
     def where(self) -> str:
         """How messages name it."""
-        return f"{self.path}: {self.member}"
+        return encodable(f"{self.path}: {self.member}")
 
     def stamp(self) -> list[Any]:
         """Return the place in the tar, and the tar's size and time of change."""
@@ -159,6 +169,8 @@ class Source:
     tasks: Mapping[str, Task] = field(default_factory=dict)
     choices: Sequence[Choice] = ()  # of a set of choices: the images are keys of its samples
     rejected: Sequence[tuple[str, str]] = ()  # (key, reason): left out by the set's own rules
+    rows: Rows | None = None  # of the file that describes the set, and which of them are left out
+    ignored: Mapping[str, int] = field(default_factory=dict)  # files of its folders that are not read, by ending
     tars: tuple[TarFile, ...] = ()  # not empty: `samples` lie in these tars, in this order
     facts: Mapping[str, Any] = field(default_factory=dict)  # format, licence, ...
 
@@ -168,6 +180,12 @@ def make_sample(key: str, image: ImageRef, extension: str, captions: Iterable[An
     stripped = [encodable(caption.strip()) if isinstance(caption, str) else "" for caption in captions]
     kept = tuple(caption for caption in stripped if caption)
     return Sample(encodable(key), image, extension, kept, empty_captions=len(stripped) - len(kept), **more)
+
+
+def make_file_sample(folder: str, name: str, captions: Iterable[Any], **more: Any) -> Sample:
+    """Make the sample of image file `name` in `folder`; its key is the file name without folder and extension."""
+    key, extension = os.path.splitext(os.path.basename(name))
+    return make_sample(key, FileImage(os.path.join(folder, name)), extension[1:].lower(), captions, **more)
 
 
 def encodable(text: str) -> str:
@@ -180,6 +198,17 @@ def extension_of(name: str) -> str:
     return os.path.splitext(name)[1][1:].lower()
 
 
+def is_inside(folder: str, name: object) -> bool:
+    """Return whether `name` is the name of a file below `folder`, to which it is relative."""
+    if not isinstance(name, str) or not name or "\0" in name:
+        return False
+    if name[0] != "/" and ".." not in name:
+        return True
+    top = os.path.abspath(folder)
+    path = os.path.abspath(os.path.join(top, name))
+    return path != top and os.path.commonpath((top, path)) == top
+
+
 def read_lines(path: Path, *, keep_empty: bool = False) -> list[str]:
     """Return the lines of a UTF-8 text, stripped; empty ones are left out unless they are kept.
 
@@ -187,7 +216,7 @@ def read_lines(path: Path, *, keep_empty: bool = False) -> list[str]:
         UserError: The file is missing or is not UTF-8.
     """
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:

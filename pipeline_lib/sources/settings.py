@@ -36,8 +36,8 @@ class EvaluationSet:
     split: str | None = None
     """Which samples of the set are used. For `clip_benchmark` it is the folder `train` or `test`, and `null` means
     `test`. For `coco`, `flickr`, `jsonl` and `image_folder` it is the name of a list file in the set's folder with a
-    key or image name per line, and `null` means all samples. For `openmoji` it is `moved` or `lines`. The other formats
-    take only `null`.
+    key or image name per line, or of a split that the set is published with (as Karpathy's files have them), and `null`
+    means all samples. For `openmoji` it is `moved` or `lines`. The other formats take only `null`.
     """
 
     limit: AtLeastOne | None = None
@@ -76,7 +76,8 @@ class DataSettings:
 
     parts: Mapping[str, float | str]
     """The parts of the set. Each name has a list file in the set's folder (a key or image name per line), one of the
-    splits that the set is published with (of `scenes`: base, refine, val, eval), or the share of those samples that
+    splits that the set is published with (of `scenes`: base, refine, val, eval; of Karpathy's files: train, restval,
+    val, test), or the share of those samples that
     neither claims, assigned by a hash of the key. The part `base` trains the heads of the
     demo base, `refine` is what the refinement trains on, and `val` gives the loss on pairs that it does not train on
     and is where choices are made (`evaluate.selection`). Every other part is evaluated.

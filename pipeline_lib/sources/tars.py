@@ -27,6 +27,7 @@ from pipeline_lib.sources.samples import (
     TarFile,
     TarImage,
     Task,
+    encodable,
     extension_of,
     make_sample,
 )
@@ -34,6 +35,7 @@ from pipeline_lib.sources.samples import (
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif"})
 PICKLES = frozenset({"pkl", "pickle", "pyd", "pth", "pt", "joblib", "npy", "npz"})  # what careless readers unpickle
 MAX_TEXT_BYTES = 1_000_000  # a caption, class or JSON member
+SORT = "those of a sample must stand together: sort them by name, as `tar --sort=name -cf new.tar folder` writes them"
 
 
 @dataclass(slots=True)
@@ -43,6 +45,16 @@ class TarListing:
     samples: list[Sample] = field(default_factory=list)
     rejected: list[tuple[str, str]] = field(default_factory=list)  # (key, reason)
     ignored: Counter[str] = field(default_factory=Counter)  # members by reason
+
+
+@dataclass(slots=True)
+class Group:
+    """Adjacent members of one key; of what no sample needs, only the endings of the first ones."""
+
+    key: str
+    images: dict[str, TarImage] = field(default_factory=dict)  # by extension
+    texts: dict[str, bytes] = field(default_factory=dict)  # by extension
+    others: list[str] = field(default_factory=list)
 
 
 def find_tars(folder: Path) -> list[Path]:
@@ -87,16 +99,20 @@ def list_tar(path: Path, tasks: Mapping[str, Task] | None = None, limit: int | N
     """List the samples of an uncompressed tar: adjacent members of one key make one sample.
 
     Raises:
-        UserError: It is no tar, is compressed, or ends in the middle of a member.
+        UserError: It is no tar, is compressed, is not sorted by key, or ends in the middle of a member.
     """
     listing = TarListing()
     with _open_tar(path) as tar:
-        for key, members in islice(_groups(tar, path, listing.ignored), limit):
-            found = _tar_sample(key, members, path, tasks or {})
-            if isinstance(found, Sample):
-                listing.samples.append(found)
-            else:
-                listing.rejected.append((key, found))
+        try:
+            for group in islice(_groups(tar, path, listing.ignored, "cls" if tasks else ""), limit):
+                found = _tar_sample(group, path, tasks or {})
+                if isinstance(found, Sample):
+                    listing.samples.append(found)
+                    listing.ignored.update(["second image of a sample"] * (len(group.images) - 1))
+                else:
+                    listing.rejected.append((encodable(group.key), found))
+        except tarfile.TarError as error:
+            raise UserError(f"{path}: broken tar ({error}); fetch it again") from None
         if limit is None and tar.offset >= path.stat().st_size:
             listing.ignored["missing end of the archive"] += 1  # its writer was killed between two members
     return listing
@@ -113,48 +129,54 @@ def _open_tar(path: Path) -> tarfile.TarFile:
         ) from None
 
 
-def _groups(
-    tar: tarfile.TarFile, path: Path, ignored: Counter[str]
-) -> Iterator[tuple[str, dict[str, TarImage | bytes]]]:
-    """Yield (key, {extension: image reference or text}) of adjacent members; only what may be of a sample is read."""
-    current, members = None, dict[str, TarImage | bytes]()
-    for info in _members(tar, path):
-        fault = _fault(info)
-        parts = None if fault else split_member(info.name)
-        if fault:
-            ignored[fault] += 1
-        if parts is None:
+def _groups(tar: tarfile.TarFile, path: Path, ignored: Counter[str], label: str) -> Iterator[Group]:
+    """Yield the groups of a tar; only what may be of a sample is read: images by place, txt, json and `label`."""
+    group: Group | None = None
+    seen: dict[str, frozenset[str]] = {}  # extensions of the groups that are over, by key
+    for info in _members(tar):
+        fault, parts = _fault(info), split_member(info.name)
+        if fault or parts is None:
+            ignored[fault or not_read(info.name)] += 1
             continue
         key, extension = parts
-        if key != current:
-            if current is not None:
-                yield current, members
-            current, members = key, {}
-        if extension in members:
+        if group is None or key != group.key:
+            if group is not None:
+                seen[group.key] = frozenset((*group.images, *group.texts))
+                yield group
+            group = Group(key)
+        if extension in group.images or extension in group.texts or extension in seen.get(key, ()):
             raise UserError(f"{path}: member {info.name} stands twice; write the tar again")
+        if key in seen:
+            raise UserError(f"{path}: member {info.name} stands apart from others of its sample; {SORT}")
         if extension in IMAGE_EXTENSIONS:
-            members[extension] = TarImage(str(path), info.offset_data, info.size, info.name)
-        elif extension in ("txt", "json", "cls"):
+            group.images[extension] = TarImage(str(path), info.offset_data, info.size, info.name)
+        elif extension in ("txt", "json", label):
             content = tar.extractfile(info)
-            members[extension] = content.read() if content else b""
-    if current is not None:
-        yield current, members
+            group.texts[extension] = content.read() if content else b""
+        else:
+            ignored[not_read(info.name)] += 1
+            group.others += [extension] * (len(group.others) < 3)
+    if group is not None:
+        yield group
 
 
-def _members(tar: tarfile.TarFile, path: Path) -> Iterator[tarfile.TarInfo]:
-    try:
-        while (info := tar.next()) is not None:
+def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yield all members but folders."""
+    while (info := tar.next()) is not None:
+        if not info.isdir():
             yield info
-            tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header it has seen
-    except tarfile.TarError as error:
-        raise UserError(f"{path}: broken tar ({error}); fetch it again") from None
+        tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header it has seen
+
+
+def not_read(name: str) -> str:
+    """Return what a file that no sample needs is counted as: by its ending."""
+    ending = extension_of(name)
+    return f"not read: .{ending}" if re.fullmatch("[a-z0-9]{1,9}", ending) else "not read: no usual ending"
 
 
 def _fault(info: tarfile.TarInfo) -> str | None:
     """Return why a member must not be touched, or None."""
     extension = extension_of(info.name)
-    if info.isdir():
-        return None
     if not info.isreg() or info.issparse():
         return "link or device"
     if info.name.startswith("/") or ".." in info.name.split("/") or "\\" in info.name:
@@ -166,42 +188,50 @@ def _fault(info: tarfile.TarInfo) -> str | None:
     return None
 
 
-def _tar_sample(
-    key: str, members: Mapping[str, TarImage | bytes], path: Path, tasks: Mapping[str, Task]
-) -> Sample | str:
+def _tar_sample(group: Group, path: Path, tasks: Mapping[str, Task]) -> Sample | str:
     """Return a sample, or the reason why there is none."""
-    images = [(extension, image) for extension, image in members.items() if isinstance(image, TarImage)]
-    if not images:
-        return "no image in the tar"
-    extension, image = images[0]
+    if not group.images:
+        return _no_image(group)
+    extension, image = next(iter(group.images.items()))
     try:
-        captions = _tar_captions(members)
-        labels = {}
-        if tasks and "cls" in members:
-            labels[CLASS_TASK] = int(_text(members, "cls"))
+        captions = _tar_captions(group.texts)
+        label = group.texts["cls"].decode().strip() if "cls" in group.texts else ""
     except (ValueError, RecursionError) as error:
         return f"unreadable text ({error})"
-    for task, label in labels.items():
-        if not 0 <= label < len(tasks[task].classnames):
-            raise UserError(f"{path}: {key}.cls is {label}, but there are {len(tasks[task].classnames)} class names")
-    return make_sample(key, image, extension, captions, labels=labels)
+    labels = {}
+    if "cls" in group.texts:
+        if not re.fullmatch("-?[0-9]{1,9}", label):
+            return f"cls is {label[:40]!r}, not the number of one class"
+        labels[CLASS_TASK] = int(label)
+    for task, number in labels.items():
+        if not 0 <= number < len(tasks[task].classnames):
+            names = len(tasks[task].classnames)
+            raise UserError(f"{path}: {group.key}.cls is {number}, but there are {names} class names")
+    return make_sample(group.key, image, extension, captions, labels=labels)
 
 
-def _tar_captions(members: Mapping[str, TarImage | bytes]) -> list[Any]:
-    """Return `captions` of the json, else the lines of the txt, else `caption` of the json."""
-    content = json.loads(_text(members, "json")) if "json" in members else {}
+def _no_image(group: Group) -> str:
+    """Return why a group without an image has none."""
+    endings = ", ".join(f".{ending[:20]}" for ending in (*group.texts, *group.others))
+    dotted = any("." in ending and extension_of(ending) in IMAGE_EXTENSIONS for ending in group.others)
+    why = "; a key ends at the first dot of the name, so write another sign for it" if dotted else ""
+    return f"no image in the tar (its members end in {endings}{why})"
+
+
+def _tar_captions(texts: Mapping[str, bytes]) -> list[Any]:
+    """Return `captions` of the json, else the lines of the txt, else `caption` of the json.
+
+    A txt that is the json's `caption` is one caption, whatever lines it has.
+    """
+    content = json.loads(texts["json"].decode()) if "json" in texts else {}
     if isinstance(content, list):
         return content
     if not isinstance(content, dict):
         raise ValueError("json is neither an object nor a list")
     if isinstance(content.get("captions"), list):
         return content["captions"]
-    if "txt" in members:
-        return _text(members, "txt").strip().splitlines() or [""]
+    if "txt" in texts:
+        text = texts["txt"].decode().strip()
+        caption = content.get("caption")
+        return [text] if isinstance(caption, str) and caption.strip() == text else text.split("\n")
     return [content["caption"]] if "caption" in content else []
-
-
-def _text(members: Mapping[str, TarImage | bytes], extension: str) -> str:
-    content = members[extension]
-    assert isinstance(content, bytes)
-    return content.decode("utf-8")

@@ -5,7 +5,8 @@
         00001.tar
 
 Members that stand together and share a key (the name up to its first dot) are one sample: a jpg, png or webp and a txt
-or json. Tars elsewhere are named by a file in `sha256sum`'s form, and then their hashes are checked:
+or json. Tars in which they stand apart are refused; members that no sample needs are counted by their ending. Tars
+elsewhere are named by a file in `sha256sum`'s form, and then their hashes are checked:
 
     data/my_tars.sha256      6c1f...  ../far/00000.tar
 

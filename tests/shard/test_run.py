@@ -173,6 +173,76 @@ def test_hostile_members_are_counted_in_the_manifest():
     assert list(images_of("refine")) == ["a"]
 
 
+def test_the_log_says_what_is_joined_and_what_is_not_read(caplog):
+    clip_benchmark(Path("cb"))
+    write(Path("cb/classnames.txt"), "cat\nhot dog\nbird\n")
+    rows = [{"image": f"p/{n}.png", "caption": f"c {n}", "label": "ab"[n % 2]} for n in range(6)]
+    sets = {"other": EvaluationSet(format="clip_benchmark", path="cb")}
+    tar(Path("cb/test/3.tar"), {"s0000003.webp": image_file(3, "WEBP"), "s0000003.cls": "1", "s0000003.jxl": "x"})
+    with caplog.at_level(logging.INFO):
+        write_shards(data(jsonl(Path("set"), rows), "jsonl", parts={"refine": 1.0}, evaluation=sets))
+    assert "data: begins with set/p/0.png, 'c 0', class a; set/p/1.png, 'c 1', class b; set/p/2.png" in caplog.text
+    assert "data.evaluation.other: begins with cb/test/0.tar: s0000000.webp, class cat; " in caplog.text
+    assert "data.evaluation.other: no sample of 1 of 3 classes: bird" in caplog.text
+    assert "data.evaluation.other: left aside: not read: .jxl (1)" in caplog.text
+
+
+def test_a_set_without_samples_says_why():
+    tar(Path("tars/0.tar"), {f"photo_{n}.v1.{ending}": "x" for n in range(3) for ending in ("jpg", "txt")})
+    with pytest.raises(
+        UserError, match=r"tars holds no samples: no image in the tar \(its .* dot .*\) \(3\); not read"
+    ):
+        write_shards(data("tars", "webdataset"))
+    for name in "ab":
+        write(Path(f"folder/{name}/0.heic"), b"x")
+    with pytest.raises(UserError, match=r"folder holds no samples: not read: .heic \(2\)$"):
+        write_shards(data("folder", "image_folder"))
+
+
+@pytest.mark.parametrize(("ending", "content"), [("npy", b"NUMPY"), ("cls", b"0 1"), ("json", b'{"labels": [0, 1]}')])
+def test_a_classification_set_without_one_label_is_refused(ending, content):
+    """As those of several labels an image are, whatever share may be bad."""
+    clip_benchmark(Path("cb"))
+    for number in range(11):
+        keys = range(number, 12, 11)
+        members = [(f"s{k}.{e}", c) for k in keys for e, c in (("webp", image_file(k, "WEBP")), (ending, content))]
+        tar(Path(f"cb/test/{number}.tar"), dict(members))
+    message = (
+        r"holds no samples: cls is '0 1', not the number of one class \(12\)|12 of the 12 samples .* bad.*no label"
+    )
+    with pytest.raises(UserError, match=message):
+        write_shards(evaluation("clip_benchmark", "cb"), max_bad_share=1.0)
+
+
+ODD_NAMES = (
+    "caf\u00e9",
+    "cafe\u0301",
+    "\U0001f600",
+    "UPPER",
+    "upper",
+    "two words",
+    "\u0633\u0644\u0627\u0645",
+    "y" * 240,
+    "n\udcff",
+)
+
+
+@pytest.mark.parametrize("kind", ["image_folder", "webdataset"])
+def test_odd_names_of_files_keep_their_samples_apart(kind):
+    """Letters composed or not, emoji, both cases, blanks, right to left, the longest, and bytes that are not UTF-8."""
+    for n, name in enumerate(ODD_NAMES):
+        write(Path("set") / "ab"[n % 2] / f"{name}.jpg", image_file(n))
+    if kind == "webdataset":
+        members = [
+            (f"{name}.{e}", c) for n, name in enumerate(ODD_NAMES) for e, c in (("jpg", image_file(n)), ("txt", b"x"))
+        ]
+        tar(Path("set/0.tar"), dict(members))
+    write_shards(data("set", kind, parts={"refine": 1.0}))
+    readable = [name.replace("\udcff", "\\udcff") for name in ODD_NAMES]
+    folders = ["a/", "b/"] if kind == "image_folder" else ["", ""]
+    assert images_of("refine") == {f"{folders[n % 2]}{name}": image_file(n) for n, name in enumerate(readable)}
+
+
 # --- bytes ------------------------------------------------------------------------------------------------------
 
 
@@ -249,6 +319,23 @@ def test_bad_images_above_the_threshold_fail_and_are_named():
     assert len(images_of("refine")) == 8
 
 
+def test_bad_rows_are_counted_and_named_as_bad_images_are(caplog):
+    flickr(Path("flickr"))
+    text = Path("flickr/captions.txt").read_text()
+    write(Path("flickr/captions.txt"), text + "5_ab.jpg,one, two\n")
+    section = data("flickr", "flickr", parts={"refine": 1.0})
+    named = "captions.txt: line 14: 3 columns, the header has 2; quote the caption"
+    with pytest.raises(UserError, match=rf"data: 1 of the 13 rows of flickr/captions.txt are bad, .*: {named}"):
+        write_shards(section, max_bad_share=0.05)
+    with caplog.at_level(logging.WARNING):
+        manifest = write_shards(section, max_bad_share=0.1)
+    assert f"data: 1 of 13 rows left out: {named}" in caplog.text
+    assert manifest["counts"]["data"]["rows"] == {"read": 13, "used": 12, "left_out": 1}
+    assert shards.read_part(Path("shards/refine")).num_captions == 12
+    [row] = listed("quarantine.jsonl")
+    assert (row["part"], row["key"]) == (None, "captions.txt: line 14")
+
+
 def test_a_part_of_bad_samples_only_always_fails():
     coco(Path("coco"), count=3)
     for path in Path("coco/val2017").iterdir():
@@ -308,12 +395,21 @@ def test_names_that_meet_or_cannot_be_folders_are_refused():
         write_shards(data("coco", "coco", parts={"../x": 1.0}))
 
 
-def test_names_of_a_list_that_are_not_in_the_set_are_told(caplog):
-    flickr(Path("flickr"))
-    write(Path("flickr/val.txt"), "4_ab.jpg\nnobody.jpg\n")
-    with caplog.at_level(logging.WARNING):
-        write_shards(data("flickr", "flickr", parts={"refine": "train.txt", "val": "val.txt"}))
-    assert "1 names of the list of part `val` are not in the set" in caplog.text
+@pytest.mark.parametrize("kind", ["flickr", "webdataset"])
+def test_a_line_of_a_list_that_names_no_sample_fails(kind):
+    """What it should have kept out of training would be shared out; a trial on some samples cannot know."""
+    write_set, first, key = (flickr, "4_ab.jpg", "0_ab") if kind == "flickr" else (img2dataset, "000010001.jpg", "0+")
+    write_set(Path("set"))
+    parts = {"refine": 1.0, "val": "val.txt"}
+    write(Path("set/val.txt"), f"{first}\nnobody.jpg\n")
+    with pytest.raises(
+        UserError, match=f"val.txt: 1 of its 2 lines name no sample .* nobody.jpg; a key is like {key};"
+    ):
+        write_shards(data("set", kind, parts=parts))
+    write_shards(data("set", kind, parts=parts, limit=5))
+    write(Path("set/val.txt"), f"{first}\n")
+    write_shards(data("set", kind, parts=parts))
+    assert list(images_of("val")) == [Path(first).stem]
 
 
 # --- resumption and memory --------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """Which samples are used: each fault is counted with its reason, and what is excluded is never read."""
 
+import os
+
 import pytest
 
 from pipeline_lib.shard.records import Record
@@ -36,9 +38,13 @@ def test_each_fault_is_quarantined_with_its_reason(tmp_path, rules, record):
         sample(tmp_path, 5, captions=()),
         sample(tmp_path, 6, captions=(), empty_captions=2),
         sample(tmp_path, 7, captions=("x" * 201,)),
+        sample(tmp_path, 8, captions=("x",) * 1001),
+        Sample("pipe", FileImage(str(tmp_path / "pipe")), "jpg", ("x",)),
+        Sample("device", FileImage("/dev/zero"), "jpg", ("x",)),
     ]
+    os.mkfifo(tmp_path / "pipe")
     found = [triage(each, record, rules, {}) for each in samples]
-    assert [each and each.data for each in found] == [image_file(0), *[None] * 9]
+    assert [each and each.data for each in found] == [image_file(0), *[None] * 12]
     assert record.dropped_captions == 2
     reasons = dict(record.quarantined)
     assert len(reasons) == len(samples) - 1
@@ -51,6 +57,9 @@ def test_each_fault_is_quarantined_with_its_reason(tmp_path, rules, record):
     assert reasons["k.5"] == "no caption"
     assert reasons["k.6"] == "only empty captions"
     assert reasons["k.7"] == "a caption is longer than shard.max_caption_chars"
+    assert reasons["k.8"] == "1001 captions, more than 1000"
+    assert reasons["pipe"] == f"cannot be read (not a regular file): {tmp_path}/pipe"
+    assert reasons["device"] == "cannot be read (not a regular file): /dev/zero"
 
 
 def test_what_is_excluded_from_the_part_is_not_read(tmp_path, rules, record):

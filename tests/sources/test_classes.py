@@ -9,7 +9,7 @@ from pipeline_lib.core.errors import UserError
 from pipeline_lib.core.shards import prompts_digest
 from pipeline_lib.sources.classes import name_folders
 from pipeline_lib.sources.imagenet import imagenet_names
-from tests.small_sets import image_folder, open_for_evaluation, write
+from tests.small_sets import clip_benchmark, image_folder, jsonl, open_for_evaluation, write
 
 TEN_AND_MORE = [str(number) for number in range(12)]
 WORDS = [f"class {number}" for number in range(12)]
@@ -38,6 +38,10 @@ def test_imagenets_ids_and_names_are_in_the_order_of_the_labels():
         (["n01440764", "x"], {"classnames.json": {"x": " X ", "n01440764": "fish"}}, {"n01440764": "fish", "x": "X"}),
         (["b", "a"], {"classnames.json": {"a": "A", "b": "B", "c": "C"}}, {"a": "A", "b": "B"}),
         (["wine_glass", "10 m"], {}, {"10 m": "10 m", "wine_glass": "wine glass"}),
+        (["n02085620-Shih_Tzu", "n02085782-pug"], {}, {"n02085620-Shih_Tzu": "Shih Tzu", "n02085782-pug": "pug"}),
+        (["002.Gull", "001.Black_Tern"], {}, {"001.Black_Tern": "Black Tern", "002.Gull": "Gull"}),
+        (["1.5_litres", "2.0_litres"], {}, {"1.5_litres": "1.5 litres", "2.0_litres": "2.0 litres"}),
+        (["3.x", "4.y"], {}, {"3.x": "3.x", "4.y": "4.y"}),
     ],
 )  # fmt: skip
 def test_names_of_folders(tmp_path, folders, files, expected):
@@ -97,3 +101,28 @@ def test_names_of_two_classes_are_told(tmp_path, caplog):
     with caplog.at_level("INFO"):
         open_for_evaluation(tmp_path / "set", "image_folder")
     assert caplog.messages[0].endswith("; names that stand more than once: crane")
+
+
+@pytest.mark.parametrize("kind", ["image_folder", "clip_benchmark", "jsonl"])
+def test_a_wordnet_id_is_no_name_wherever_it_stands(tmp_path, kind):
+    ids = ["n01440764", "n99999999"]
+    if kind == "image_folder":
+        write(image_folder(tmp_path / "set", classes=ids) / "classnames.txt", "\n".join(ids))
+    elif kind == "clip_benchmark":
+        write(clip_benchmark(tmp_path / "set") / "classnames.txt", "\n".join(ids))
+    else:
+        jsonl(tmp_path / "set", [{"image": f"{n}.png", "caption": "x", "label": name} for n, name in enumerate(ids)])
+    with pytest.raises(UserError, match="2 of 2 classes, such as n01440764, are named by WordNet ids"):
+        open_for_evaluation(tmp_path / "set", kind)
+
+
+def test_names_of_no_folder_are_told(tmp_path, caplog):
+    write(tmp_path / "classnames.json", json.dumps({"a": "A", "b": "B", "hta": "hat"}))
+    assert list(name_folders(tmp_path, ["a", "b"])) == ["a", "b"]
+    assert "classnames.json: 1 of its 3 names are of no folder: hta" in caplog.text
+
+
+def test_an_empty_file_of_templates_is_refused(tmp_path):
+    write(image_folder(tmp_path / "set") / "templates.txt", "\n")
+    with pytest.raises(UserError, match=r"templates.txt: no templates"):
+        open_for_evaluation(tmp_path / "set", "image_folder")

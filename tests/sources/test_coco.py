@@ -1,5 +1,6 @@
 """COCO's layout: keys, captions and images; and what a user may get wrong."""
 
+import gzip
 import json
 import shutil
 
@@ -38,7 +39,6 @@ def test_coco_by_its_json_file_with_images_elsewhere(tmp_path):
         "[]",
         '{"images": []}',
         '{"images": [{"id": 1}], "annotations": []}',
-        '{"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": [{"image_id": 2, "caption": "x"}]}',
     ],
 )
 def test_what_is_not_coco(tmp_path, content):
@@ -52,3 +52,66 @@ def test_a_coco_file_is_read_once_per_opening_not_per_pass(tmp_path):
     path = tmp_path / "annotations/captions_val2017.json"
     path.write_text(json.dumps({}))
     assert len(list(source.samples)) == len(list(source.samples)) == 6
+
+
+def read(folder, content, name="annotations/captions_val2017.json", **changes):
+    """{key: captions}, and the rows, of a set whose captions file is replaced."""
+    text = json.dumps(content)
+    write(folder / name, gzip.compress(text.encode()) if name.endswith(".gz") else "\ufeff" + text)
+    source = open_source(data(folder, "coco", **changes))
+    return {sample.key: sample.captions for sample in source.samples}, source.rows
+
+
+IMAGES = [{"id": n, "file_name": f"{n}.jpg"} for n in range(3)]
+ANNOTATIONS = [{"image_id": n, "caption": f"caption of {n}"} for n in range(3)]
+
+
+def test_annotations_of_unknown_images_are_left_out_and_named(tmp_path):
+    coco(tmp_path)
+    odd = [{"image_id": 30, "caption": "x"}, {"image_id": "1", "caption": "x"}, {"image_id": [1], "caption": "x"}, 7]
+    found, rows = read(tmp_path, {"images": IMAGES, "annotations": [*ANNOTATIONS, *odd]})
+    assert found == {str(n): (f"caption of {n}",) for n in range(3)}
+    assert [reason for _, reason in rows.bad] == [
+        "no image of the file has the id 30",
+        "no image of the file has the id '1'",
+        "no image of the file has the id [1]",
+        'expected {"image_id", "caption"}',
+    ]
+    assert rows.read == 7
+    write(tmp_path / "annotations/captions_val2017.json", json.dumps({"images": IMAGES, "annotations": odd[:1]}))
+    assert_refused("captions_val2017.json: annotation 1: no image of the file has the id 30", tmp_path, "coco")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"id": 1, "file_name": "9.jpg"}, "two images have the id 1: 1.jpg and 9.jpg"),
+        ({"id": 9, "file_name": "1.jpg"}, "1.jpg is the file of two images: 1 and 9"),
+        ({"id": 9, "file_name": "../../9.jpg"}, r"'../../9.jpg' is no file below .*val2017; name the folder"),
+    ],
+)
+def test_images_that_captions_could_be_joined_to_wrongly_are_refused(tmp_path, more, message):
+    content = {"images": [*IMAGES, more], "annotations": ANNOTATIONS}
+    write(coco(tmp_path) / "annotations/captions_val2017.json", json.dumps(content))
+    assert_refused(message, tmp_path, "coco")
+
+
+@pytest.mark.parametrize("name", ["annotations/captions_val2017.json", "annotations/captions_val2017.json.gz"])
+def test_a_byte_order_mark_and_gzip(tmp_path, name):
+    coco(tmp_path)
+    (tmp_path / "annotations/captions_val2017.json").unlink()
+    assert len(read(tmp_path, {"images": IMAGES, "annotations": ANNOTATIONS}, name)[0]) == 3
+
+
+def test_a_list_of_images_and_captions(tmp_path):
+    """As coco_karpathy_train.json has a caption in each entry, and coco_karpathy_val.json all of them."""
+    coco(tmp_path)
+    rows = [
+        {"image": f"val2017/{n}.jpg", "caption": f"{k} of {n}", "image_id": f"coco_{n}"} for n in (2, 1) for k in (0, 1)
+    ]
+    rows += [{"image": "val2017/3.jpg", "caption": ["0 of 3", "1 of 3"], "image_id": 3}, {"image": "val2017/4.jpg"}]
+    rows += [{"image": "val2017/5.jpg", "caption": "x", "image_id": 3}]
+    found, counted = read(tmp_path, rows, "coco_karpathy_train.json", annotations="coco_karpathy_train.json")
+    assert found == {str(n): (f"0 of {n}", f"1 of {n}") for n in (2, 1, 3)}
+    assert [number for number, _ in counted.bad] == [6, 7]
+    assert "its image_id 3 is that of val2017/3.jpg" in counted.bad[1][1]

@@ -1,5 +1,8 @@
 """Flickr8k's and Flickr30k's layouts: captions with commas and quotes, list files; and what a user may get wrong."""
 
+import csv
+import gzip
+import io
 from collections import Counter
 
 import pytest
@@ -58,10 +61,11 @@ def test_flickr8k_itself():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("a.jpg,b\n", "line 1: expected the header `image,caption`, found 'a.jpg,b'"),
+        ("a.jpg,b\n", "line 1: expected the header `image,caption` .*, found 'a.jpg,b'"),
+        ("filepath,title,text\na.jpg,b,c\n", "line 1: expected the header .* one of each"),
         ("", "line 1: expected the header"),
         ("image,caption\na.jpg,one, two\n", "line 2: 3 columns, the header has 2; quote the caption"),
-        ("a.jpg#0\tone\nsecond line\n", "line 2: expected `file#0<TAB>caption`"),
+        ("image,caption\n../a.jpg,one\n/etc/b.jpg,two\n", r"line 2: '../a.jpg' is no file below .*all its 2 rows"),
     ],
 )
 def test_what_is_not_flickr(tmp_path, content, message):
@@ -69,9 +73,96 @@ def test_what_is_not_flickr(tmp_path, content, message):
     assert_refused(f"captions.txt: {message}", tmp_path, "flickr")
 
 
+def read(folder, name, content, **changes):
+    """{key: captions}, and the rows that are left out, of a set with this captions file."""
+    write(folder / name, content)
+    (folder / "images").mkdir(exist_ok=True)
+    source = open_source(data(folder, "flickr", **changes))
+    return {sample.key: sample.captions for sample in source.samples}, source.rows
+
+
+ODD = (
+    '" Hello , says the man .',
+    'A sign that reads " open "',
+    '"Stop" says the sign "here"',
+    '"all of it"',
+    "one | bar, a comma",
+    "a\ttab and \u2028 a line separator \x0b \x0c \x1c \x85 end",
+    "a carriage \r return",
+    "a NUL \0 byte",
+    "\u0633\u0644\u0627\u0645 \u202e right to left",
+    "'",
+    "x",
+    "long " * 2000 + "end",
+)
+
+
+@pytest.mark.parametrize("kind", ["bars", "token", "csv"])
+def test_one_caption_stays_one_whatever_characters_it_holds(tmp_path, kind):
+    """The bars of Flickr30k and the tokens of Flickr8k quote nothing; a CSV is written by Python's own writer."""
+    if kind == "bars":
+        text = "image_name| comment_number| comment\n" + "".join(f"{n}.jpg| 0| {one}\n" for n, one in enumerate(ODD))
+    elif kind == "token":
+        text = "".join(f"{n}.jpg#0\t{one}\n" for n, one in enumerate(ODD))
+    else:
+        file = io.StringIO()
+        table = csv.writer(file, lineterminator="\n")
+        table.writerows([("image", "caption"), *((f"{n}.jpg", one) for n, one in enumerate(ODD)), ("l.jpg", "a\nb,c")])
+        text = file.getvalue()
+    found, rows = read(tmp_path, {"bars": "results.csv", "token": "a.token", "csv": "captions.txt"}[kind], text)
+    expected = {str(n): (one,) for n, one in enumerate(ODD)} | ({"l": ("a\nb,c",)} if kind == "csv" else {})
+    assert found == expected
+    assert (rows.read, rows.bad) == (len(expected), [])
+
+
+def test_a_quotation_mark_that_is_not_closed_swallows_no_other_row(tmp_path):
+    lines = ["a.jpg,plain", 'b.jpg,"Hello', "c.jpg,between", 'd.jpg,12"', 'e.jpg,"one, two', "f.jpg,last"]
+    found, rows = read(tmp_path, "captions.txt", "\n".join(["image,caption", *lines]))
+    assert found == {"a": ("plain",), "b": ('"Hello',), "c": ("between",), "d": ('12"',), "f": ("last",)}
+    assert list(rows.named()) == [
+        ("captions.txt: line 6", "3 columns, the header has 2; quote the caption: 'e.jpg,\"one, two'")
+    ]
+
+
+def test_a_row_that_lacks_its_bar_is_left_out_and_named(tmp_path):
+    """As one row of the published results.csv does."""
+    rows = [f"{n}.jpg| {k}| A dog {n} runs {k} ." for n in range(20) for k in range(5)]
+    rows[99] = "19.jpg| 4   A dog runs across the grass ."
+    found, counted = read(tmp_path, "results.csv", "\r\n".join(["image_name| comment_number| comment", *rows, ""]))
+    assert (sum(map(len, found.values())), counted.read) == (99, 100)
+    assert counted.bad == [(101, f"2 columns, the header has 3: {rows[99][:60]!r}")]
+
+
+@pytest.mark.parametrize(
+    ("header", "delimiter"),
+    [
+        ("filepath,title", "\t"),
+        ("file_name,text", ","),
+        ("image_name,comment_number,comment", ","),
+        ("text,image", ","),
+    ],
+)
+def test_other_columns_and_delimiters(tmp_path, header, delimiter):
+    names = header.split(",")
+    row = {"filepath": "a.jpg", "file_name": "a.jpg", "image_name": "a.jpg", "image": "a.jpg", "comment_number": "0"}
+    lines = [delimiter.join(names), delimiter.join(row.get(name, "A dog runs .") for name in names)]
+    found, _ = read(tmp_path, "table.csv", "\ufeff" + "\n".join(lines), annotations="table.csv")
+    assert found == {"a": ("A dog runs .",)}
+
+
+def test_old_line_ends_and_gzip(tmp_path):
+    text = "image,caption\ra.jpg,one\rb.jpg,two\r"
+    assert read(tmp_path, "captions.txt", text)[0] == {"a": ("one",), "b": ("two",)}
+    (tmp_path / "captions.txt").unlink()
+    assert read(tmp_path, "captions.txt.gz", gzip.compress(text.encode()))[0] == {"a": ("one",), "b": ("two",)}
+    assert_refused(
+        "captions.txt.gz: cannot be read", write(tmp_path / "captions.txt.gz", b"\x1f\x8bno").parent, "flickr"
+    )
+
+
 def test_text_that_is_not_utf8(tmp_path):
     write(tmp_path / "captions.txt", b"image,caption\na.jpg,\xff\n")
-    assert_refused("captions.txt: not readable as captions", tmp_path, "flickr")
+    assert_refused("captions.txt: line 2: not UTF-8", tmp_path, "flickr")
     flickr(tmp_path / "f")
     write(tmp_path / "f/train.txt", b"\xff")
     with pytest.raises(UserError, match=r"train.txt: not UTF-8 text"):

@@ -55,6 +55,57 @@ def test_lists_claim_by_key_or_file_name_before_shares(tmp_path):
     assert [s.key for s in parts["refine"]] == ["c", "d", "e", "f"]
 
 
+def in_folders(tmp_path, lines, parts=("val",)):
+    """Six samples as those of class folders, split by lists; `lines` by part."""
+    keys = ["cat/1", "cat/2", "dog/2", "dog/3", "a.b/c.v2", "6"]
+    given = [Sample(key, FileImage(f"my/set/{key}.JPG"), "jpg") for key in keys]
+    for part, text in lines.items():
+        (tmp_path / f"{part}.txt").write_text("\n".join(text))
+    parts = {part: f"{part}.txt" for part in lines}
+    found = split(Samples(lambda: given, tmp_path, None), {"rest": 1.0, **parts})
+    return {part: [one.key for one in found[part]] for part in parts}
+
+
+@pytest.mark.parametrize(
+    "line", ["cat/1", "cat/1.JPG", "./cat/1.JPG", "set/cat/1.JPG", "my/set/cat/1.JPG", "1.JPG", "1"]
+)
+def test_a_list_may_name_a_sample_by_its_path_or_by_the_end_of_it(tmp_path, line):
+    assert in_folders(tmp_path, {"val": [line, "a.b/c.v2.JPG", "6"]}) == {"val": ["cat/1", "a.b/c.v2", "6"]}
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ({"val": ["1.JPG", "2.JPG"]}, "val.txt: 2.JPG may be my/set/cat/2.JPG or my/set/dog/2.JPG; write their whole"),
+        ({"val": ["2"]}, "val.txt: 2 may be my/set/cat/2.JPG or my/set/dog/2.JPG"),
+        (
+            {"val": ["1.JPG", "1.jpg", "at/1"]},
+            "val.txt: 2 of its 3 lines name no sample .*as 1.jpg; .* key is like cat/1",
+        ),
+        ({"val": ["cat/1"], "test": ["cat/1.JPG"]}, r"sample `cat/1` is claimed by `val` \(as cat/1\) and `test` \(as"),
+    ],
+)
+def test_a_line_that_names_two_samples_or_none_is_refused(tmp_path, lines, message):
+    with pytest.raises(UserError, match=message):
+        in_folders(tmp_path, lines)
+
+
+def test_a_whole_name_goes_before_the_end_of_another(tmp_path):
+    """So that lists of all keys are read as they are, though the end of one key is another."""
+    keys = ["sub/1", "1"]
+    (tmp_path / "val.txt").write_text("1")
+    (tmp_path / "test.txt").write_text("sub/1")
+    parts = split(of(keys, tmp_path), {"val": "val.txt", "test": "test.txt"})
+    assert {part: [one.key for one in found] for part, found in parts.items()} == {"val": ["1"], "test": ["sub/1"]}
+
+
+def test_a_split_and_a_list_may_not_claim_one_sample(tmp_path):
+    (tmp_path / "val.txt").write_text("k1")
+    given = [Sample("k1", FileImage("k1.jpg"), "jpg", split="train")]
+    with pytest.raises(UserError, match=r"`k1` is claimed by `val` \(as k1\) and `refine` \(as split train\)"):
+        split(Samples(lambda: given, tmp_path, None, ("train",)), {"refine": "train", "val": "val.txt"})
+
+
 @pytest.mark.parametrize(
     ("parts", "message"),
     [

@@ -23,6 +23,10 @@ def test_a_limit_reads_the_first_samples(tmp_path):
 def test_an_evaluation_set_may_be_cut_to_a_list(tmp_path):
     opened = open_for_evaluation(flickr(tmp_path / "f"), "flickr", split="val.txt")
     assert [s.key for s in opened.samples] == ["4_ab"]
+    write(tmp_path / "f/val.txt", "4_ab\nnobody.jpg\n")
+    with pytest.raises(UserError, match=r"val.txt: 1 of its 2 lines name no sample of the set, such as nobody.jpg"):
+        list(open_for_evaluation(tmp_path / "f", "flickr", split="val.txt").samples)
+    assert len(list(open_for_evaluation(tmp_path / "f", "flickr", split="val.txt", limit=1).samples)) == 1
 
 
 UNUSED = {

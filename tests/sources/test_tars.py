@@ -4,6 +4,7 @@ import io
 import json
 import pickle
 import tarfile
+from contextlib import suppress
 
 import pytest
 import webdataset
@@ -45,6 +46,8 @@ def test_webdataset_reads_the_same_samples(tmp_path):
     ("texts", "captions"),
     [
         ({"txt": "one\ntwo\n"}, ("one", "two")),
+        ({"txt": "\r\none \u2028 \x0b\x0c\x1c\x85 \r one\r\ntwo"}, ("one \u2028 \x0b\x0c\x1c\x85 \r one", "two")),
+        ({"txt": "one\nand on", "json": '{"caption": "one\\nand on "}'}, ("one\nand on",)),
         ({"json": '{"captions": ["one", " two "]}', "txt": "other"}, ("one", "two")),
         ({"json": '["one", "two"]'}, ("one", "two")),
         ({"json": '{"caption": "one"}'}, ("one",)),
@@ -70,6 +73,8 @@ def test_hostile_members_are_counted_and_never_opened(tmp_path):
     hard.type, hard.linkname = tarfile.LNKTYPE, "a.jpg"
     device = tarfile.TarInfo("d.jpg")
     device.type = tarfile.CHRTYPE
+    folder = tarfile.TarInfo("a.folder")
+    folder.type = tarfile.DIRTYPE
     members = [
         ("/abs.jpg", image_file(1)),
         ("../up.jpg", image_file(2)),
@@ -82,6 +87,9 @@ def test_hostile_members_are_counted_and_never_opened(tmp_path):
         (link, b""),
         (hard, b""),
         (device, b""),
+        (folder, b""),
+        ("README", b"text"),
+        ("._a.jpg", b"of a Mac"),
         ("big.json", b"[" * (tars.MAX_TEXT_BYTES + 1)),
         ("e.exe", b"MZ"),
     ]
@@ -93,8 +101,36 @@ def test_hostile_members_are_counted_and_never_opened(tmp_path):
             file.addfile(info, io.BytesIO(content))
     listing = tars.list_tar(path)
     assert [(s.key, s.captions, s.image.read()) for s in listing.samples] == [("a", ("a caption",), image_file(3))]
-    assert listing.ignored == {"unsafe path": 3, "pickle": 3, "link or device": 3, "oversized": 1}
-    assert listing.rejected == [("e", "no image in the tar")]
+    assert listing.ignored == {
+        "unsafe path": 3,
+        "pickle": 3,
+        "link or device": 3,
+        "oversized": 1,
+        "not read: .exe": 1,
+        "not read: .jpg": 1,
+        "not read: no usual ending": 1,
+    }
+    assert listing.rejected == [("e", "no image in the tar (its members end in .exe)")]
+
+
+@pytest.mark.parametrize("name", ["a.v1.jpg", "photo.2020.JPEG"])
+def test_a_dot_in_a_name_ends_the_key_and_is_told(tmp_path, name):
+    [(_, reason)] = tars.list_tar(tar(tmp_path / "t.tar", {name: image_file(0)})).rejected
+    assert reason.endswith("; a key ends at the first dot of the name, so write another sign for it)")
+
+
+def test_a_second_image_of_a_sample_is_counted(tmp_path):
+    listing = tars.list_tar(tar(tmp_path / "t.tar", {"a.jpg": image_file(0), "a.png": image_file(1, "PNG")}))
+    assert [s.image.member for s in listing.samples] == ["a.jpg"]
+    assert listing.ignored == {"second image of a sample": 1}
+
+
+def test_a_tar_that_is_not_sorted_by_key_is_refused(tmp_path):
+    members = {f"{n}.{kind}": "x" for kind in ("jpg", "txt") for n in range(3)}
+    with pytest.raises(UserError, match=r"member 0.txt stands apart from others of its sample; .*tar --sort=name"):
+        tars.list_tar(tar(tmp_path / "t.tar", members))
+    with pytest.raises(UserError, match=r"member a.jpg stands twice"):
+        tars.list_tar(tar(tmp_path / "u.tar", [(tarfile.TarInfo(f"{key}.jpg"), b"x") for key in "aba"]))
 
 
 @pytest.mark.parametrize(
@@ -104,7 +140,11 @@ def test_hostile_members_are_counted_and_never_opened(tmp_path):
         ("a.json", b"{", "unreadable text"),
         ("a.json", b"[" * 100_000, "unreadable text"),  # nested beyond what a parser bears
         ("a.json", b"3", "neither an object nor a list"),
-        ("a.cls", b"cat", "unreadable text"),
+        ("a.cls", b"cat", "cls is 'cat', not the number of one class"),
+        ("a.cls", b"0 1", "cls is '0 1', not the number of one class"),
+        ("a.cls", b"[0, 1]", "cls is '[0, 1]', not the number of one class"),
+        ("a.cls", b"1_0", "cls is '1_0', not the number of one class"),
+        ("a.cls", b"\xff", "unreadable text"),
     ],
 )
 def test_unreadable_texts_reject_the_sample(tmp_path, name, content, reason):
@@ -131,7 +171,25 @@ def test_a_doubled_member_is_refused(tmp_path):
         tars.list_tar(path)
 
 
-@pytest.mark.parametrize("kind", ["gz", "text", "cut", "missing"])
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(st.integers(0, 1023), st.integers(0, 255)), min_size=1, max_size=8), st.booleans())
+def test_damaged_headers_end_in_a_listing_or_a_sentence(tmp_path_factory, changes, pax):
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT if pax else tarfile.GNU_FORMAT) as written:
+        for name in ("\u00e9\U0001f600" * 30 + ".jpg", "b.txt", "c" * 255 + ".json"):
+            info = tarfile.TarInfo(name)
+            info.size = 2
+            written.addfile(info, io.BytesIO(b"{}"))
+    content = bytearray(file.getvalue())
+    for place, value in changes:
+        content[place * 3 % len(content)] = value
+    path = tmp_path_factory.mktemp("damaged") / "t.tar"
+    path.write_bytes(content)
+    with suppress(UserError):
+        tars.list_tar(path)
+
+
+@pytest.mark.parametrize("kind", ["gz", "text", "cut", "cut in a text", "missing"])
 def test_what_is_no_whole_plain_tar_is_refused(tmp_path, kind):
     path = img2dataset(tmp_path) / "00000.tar"
     if kind == "gz":
@@ -139,6 +197,10 @@ def test_what_is_no_whole_plain_tar_is_refused(tmp_path, kind):
             file.addfile(tarfile.TarInfo("a.jpg"))
     elif kind == "text":
         path.write_text("not a tar " * 100)
+    elif kind == "cut in a text":
+        with tarfile.open(path) as file:
+            last = file.getmembers()[-1]
+        path.write_bytes(path.read_bytes()[: last.offset_data + 3])
     elif kind == "cut":
         path.write_bytes(path.read_bytes()[:1000])
     else:
