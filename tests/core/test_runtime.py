@@ -110,31 +110,6 @@ def test_loops_without_a_checkpoint_end_at_the_next_item(monkeypatch):
     assert ended.value.code == 128 + signal.SIGINT
 
 
-def test_ctrl_c_of_a_terminal_leaves_the_workers_to_the_stage(tmp_path):
-    """It reaches the whole process group: no worker says a word, and the loop ends in order."""
-    script = tmp_path / "stage.py"
-    script.write_text(
-        "import time\nimport torch\nfrom pipeline_lib import terminal\nfrom pipeline_lib.core import runtime\n"
-        "class Slow(torch.utils.data.Dataset):\n"
-        "    def __len__(self): return 1000\n"
-        "    def __getitem__(self, index):\n        time.sleep(0.05)\n        return index\n"
-        "def main(params_file):\n"
-        "    quiet = runtime.leave_ctrl_c_to_parent\n"
-        "    loader = torch.utils.data.DataLoader(Slow(), num_workers=2, worker_init_fn=quiet)\n"
-        "    for index in runtime.until_stopped(loader):\n        print(int(index), flush=True)\n"
-        "terminal.run_stage(main, None)\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment, "start_new_session": True}
-    process = subprocess.Popen([sys.executable, str(script)], **options)
-    assert process.stdout.readline() == b"0\n"
-    os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == 128 + signal.SIGINT
-    assert errors.count(b"\n") == 1, errors
-    assert b"stopping at the next step" in errors
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
 def test_the_stage_ends_when_its_parent_is_killed(tmp_path):
     """Killing dvc must not leave a stage running: a killed parent's child ends by itself."""
