@@ -7,6 +7,7 @@ every other exception through with its traceback.
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import signal
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from pipeline_lib.core import runtime
-from pipeline_lib.core.errors import UserError
+from pipeline_lib.core.errors import UserError, first_lines
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -73,17 +74,33 @@ def one_line_errors(*, debug: bool = False, level: int = logging.INFO) -> Iterat
         logging.getLogger(own).setLevel(logging.DEBUG if debug else level)
     try:
         yield
-    except (UserError, OSError) as error:
-        # A full disk or a missing permission is the user's to mend as well: OSError names the file itself.
-        if debug or (isinstance(error, OSError) and not error.strerror):
+    except Exception as error:
+        sentence = _sentence(error)
+        if debug or not sentence:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {sentence}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         if debug:
             raise
         print("interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+
+
+def _sentence(error: Exception) -> str:
+    """Return the line for an error that the user can mend; "" for one of the program.
+
+    A full disk or a missing permission is the user's to mend as well: OSError names the file itself. Libraries that
+    write weights wrap that of a full disk in an error of their own.
+    """
+    if isinstance(error, UserError):
+        return str(error)
+    wrapped: BaseException | None = error
+    while wrapped is not None:
+        if any(os.strerror(number) in str(wrapped) for number in (errno.ENOSPC, errno.EDQUOT)):
+            return f"{first_lines(wrapped, 1)}; make room and run again"
+        wrapped = wrapped.__cause__ or wrapped.__context__
+    return str(error) if isinstance(error, OSError) and error.strerror else ""
 
 
 def progress(items: Iterable[T] | None, *, label: str, enabled: bool = True, **options: Any) -> Any:

@@ -1,6 +1,7 @@
 """The shell around a stage: exit codes, one line for the user, tracebacks for us, orderly ends."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -47,6 +48,27 @@ def test_a_missing_file_is_a_user_error_too():
     done = run("open('/nowhere/file')")
     assert done.returncode == 1
     assert done.stderr == "error: [Errno 2] No such file or directory: '/nowhere/file'\n"
+
+
+def test_a_full_disk_is_one_line_however_a_library_wraps_it():
+    """torch calls it an enforce failure, with the OSError in its context; safetensors an error of its own."""
+    by_torch = (
+        "import io, torch\n"
+        "    class Full(io.BytesIO):\n"
+        "        def write(self, data):\n"
+        "            if len(data) > 1000: raise OSError(28, 'No space left on device')\n"
+        "            return super().write(data)\n"
+        "    torch.save({'a': torch.zeros(2_000_000)}, Full())"
+    )
+    for body in (
+        by_torch,
+        "raise ValueError('No space left on device (os error 28)')",
+        "raise OSError(28, 'No space left on device')",
+    ):
+        done = run(body)
+        assert done.returncode == 1
+        assert done.stderr.count("\n") == 1, done.stderr
+        assert re.match("error: .*No space left on device.*; make room and run again$", done.stderr)
 
 
 def test_other_exceptions_keep_their_traceback_and_fail():
