@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import errno
 import io
 import logging
 import os
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from pipeline_lib.core import runtime
-from pipeline_lib.core.errors import UserError
+from pipeline_lib.core.errors import UserError, first_lines
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -81,13 +82,13 @@ def one_line_errors(*, debug: bool = False, level: int = logging.INFO) -> Iterat
     try:
         yield
         sys.stdout.flush()  # here and not at exit, where a closed pipe could only be complained of
-    except (UserError, OSError) as error:
+    except Exception as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             sys.exit(128 + signal.SIGPIPE)
-        # A full disk or a missing permission is the user's to mend as well: OSError names the file itself.
-        if debug or (isinstance(error, OSError) and not error.strerror):
+        sentence = _sentence(error)
+        if debug or not sentence:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {sentence}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         if debug:
@@ -118,6 +119,22 @@ def _plain_signs(error: UnicodeError) -> tuple[str, int]:
     assert isinstance(error, UnicodeEncodeError)
     signs = error.object[error.start : error.end]
     return "".join(PLAIN_SIGNS.get(one, one.encode("ascii", "backslashreplace").decode()) for one in signs), error.end
+
+
+def _sentence(error: Exception) -> str:
+    """Return the line for an error that the user can mend; "" for one of the program.
+
+    A full disk or a missing permission is the user's to mend as well: OSError names the file itself. Libraries that
+    write weights wrap that of a full disk in an error of their own.
+    """
+    if isinstance(error, UserError):
+        return str(error)
+    wrapped: BaseException | None = error
+    while wrapped is not None:
+        if any(os.strerror(number) in str(wrapped) for number in (errno.ENOSPC, errno.EDQUOT)):
+            return f"{first_lines(wrapped, 1)}; make room and run again"
+        wrapped = wrapped.__cause__ or wrapped.__context__
+    return str(error) if isinstance(error, OSError) and error.strerror else ""
 
 
 def progress(items: Iterable[T] | None, *, label: str, enabled: bool = True, **options: Any) -> Any:

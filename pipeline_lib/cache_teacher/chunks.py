@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from pipeline_lib.cache_teacher.pixels import new_file
 from pipeline_lib.cache_teacher.unit import Unit
-from pipeline_lib.core import runtime, shards
+from pipeline_lib.core import shards
+from pipeline_lib.core.read_ahead import read_ahead
 from pipeline_lib.model import Preprocess
 
 
@@ -27,7 +27,7 @@ class Chunk(NamedTuple):
     faults: dict[int, str]  # rows of the unit whose image does not decode, with the reason; their pixels are 0
 
 
-class _Chunks(Dataset[Chunk]):
+class _Chunks:
     """The chunks of some units, in order. Picklable, so that decoders may be processes."""
 
     def __init__(self, units: Sequence[Unit], teacher: Preprocess, chunk_size: int) -> None:
@@ -71,13 +71,8 @@ def decode_ahead(
     units: Sequence[Unit], teacher: Preprocess, chunk_size: int, num_workers: int
 ) -> Iterator[tuple[Unit, Iterator[Chunk]]]:
     """Decode the images of `units`, ahead of their use by `num_workers` processes; yield each unit with its chunks."""
-    loader = DataLoader(
-        _Chunks(units, teacher, chunk_size),
-        batch_size=None,
-        num_workers=num_workers,
-        worker_init_fn=runtime.leave_ctrl_c_to_parent,
-    )
-    for number, chunks in itertools.groupby(loader, key=lambda chunk: chunk.number):
+    decoded = read_ahead(_Chunks(units, teacher, chunk_size), num_workers=num_workers)
+    for number, chunks in itertools.groupby(decoded, key=lambda chunk: chunk.number):
         yield units[number], _whole(units[number], chunks)
 
 

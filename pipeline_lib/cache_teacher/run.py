@@ -59,7 +59,8 @@ def run(
     identity = fingerprint(student, teacher, settings, shards_digest)
     stores_pixels = not world.any(not _pixels_fit(parts, student, settings, paths))
     made_by = [code_digest, provenance.package_versions(), device.type, torch.get_num_threads()]
-    work = artifacts.work_directory("cache_teacher", world.first_of(artifacts.digest([identity, made_by])))
+    named = world.first_of(artifacts.digest([identity, made_by]))
+    work = artifacts.work_directory("cache_teacher", named, paths.teacher)
     units = units_of(parts, work, student, stores_pixels=stores_pixels)
     started = time.perf_counter()
     cuts = fill(units, student, teacher, settings, how, world)
@@ -99,7 +100,8 @@ def run_pixels(paths: Paths, settings: CacheTeacherSettings, how: RuntimeSetting
             "half of the free disk, `always` where the disk has room"
         )
     identity = pixels.pixels_identity(student.preprocess, parts[0])
-    work = artifacts.work_directory("pixels", artifacts.digest([identity, [part.digest for part in parts]]))
+    named = artifacts.digest([identity, [part.digest for part in parts]])
+    work = artifacts.work_directory("pixels", named, pixels.pixels_directory(paths))
     known = {}
     for name, units in units_of(parts, work, student, stores_pixels=True).items():
         decoded = decode_ahead(units, student.preprocess, settings.chunk_size, how.num_workers)

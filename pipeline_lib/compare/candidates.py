@@ -16,6 +16,7 @@ from pipeline_lib.lineage import revisions
 from pipeline_lib.results.folders import Evaluation
 from pipeline_lib.results.guards import check_pair, check_parameters, check_weights
 from pipeline_lib.results.parameters import dotted_keys, read_parameters
+from pipeline_lib.results.recorded import check_recorded, differences
 
 APART = ("refine.seed", "evaluate.linear_probe", "evaluate.few_shot", "evaluate.wise_ft")  # and the keys below them
 
@@ -74,6 +75,7 @@ def read_folder(name: str, root: Path) -> Candidate:
     parameters, paths = read_parameters(params_file), config.load(params_file, Paths)
     base, refined = (Evaluation(root / paths.eval / model) for model in MODELS)
     check_pair(params_file, parameters, base, refined)
+    check_recorded(params_file, parameters)
     if (root / paths.refined / artifacts.MANIFEST).is_file():
         manifest = artifacts.read_manifest(root / paths.refined, stage="refine")
         check_parameters(params_file, parameters, paths.refined, manifest)
@@ -115,10 +117,8 @@ def check_lock(lock: Mapping[str, Any], parameters: Mapping[str, Any], paths: Pa
         UserError: A parameter was edited after its stage ran, or a model made again after it was evaluated.
     """
     stages = {name: lock["stages"][name] for name in paths.folders() if name in lock["stages"] and name != "report"}
-    now = dotted_keys(parameters)
     for name, stage in stages.items():
-        was = dotted_keys(stage.get("params", {}).get("params.yaml", {}))
-        if found := [f"{key} is {now[key]}, was {was[key]}" for key in was if key in now and now[key] != was[key]]:
+        if found := list(differences(stage, parameters)):
             raise UserError(
                 f"params.yaml is not what stage `{name}` was run with: {'; '.join(found)}; run `dvc repro` and commit"
             )

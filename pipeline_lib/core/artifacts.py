@@ -1,8 +1,8 @@
 """Every file that crosses a stage: atomic writes, hashes, directory manifests, resumable work folders.
 
 Rules held here, once: a file is written under a temporary name, fsynced and renamed; a folder is built in
-`.checkpoints/<stage>-<fingerprint>/` (same file system) and renamed into `data/` when it is whole; `manifest.json` is
-written last and lists every other file with its SHA-256, so that a reader can tell a whole folder from a part.
+`.checkpoints/<stage>-<fingerprint>/` (see `work_directory`) and renamed into `data/` when it is whole; `manifest.json`
+is written last and lists every other file with its SHA-256, so that a reader can tell a whole folder from a part.
 Nothing written here holds a time, a host name or an absolute path, so that equal inputs give equal bytes.
 """
 
@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -255,14 +256,73 @@ def verify(directory: Path) -> list[str]:
     return problems
 
 
-def work_directory(stage: str, fingerprint: str, *, root: Path = CHECKPOINTS) -> Path:
-    """Make the folder in which `stage` builds its output, kept across a kill: `.checkpoints/<stage>-<fingerprint>/`.
+def work_directory(stage: str, fingerprint: str, target: Path) -> Path:
+    """Make the folder in which `stage` builds `target`, kept across a kill: `.checkpoints/<stage>-<fingerprint>/`.
 
     Another fingerprint (parameters, inputs or code changed) is another folder, so that an old part is never resumed.
+    It lies where a rename to `target` works: beside it, where that is on another file system. That of an experiment in
+    a temporary folder, which DVC deletes, lies in the project itself, under the experiment's name.
+
+    Raises:
+        UserError: Nothing can be put where `target` is to stand.
     """
-    path = root / f"{stage}-{fingerprint[:16]}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.is_mount():
+        raise UserError(f"{target}: is a mount of its own, which cannot be replaced; mount {target.parent} instead")
+    home, experiment = CHECKPOINTS, temporary_experiment()
+    if experiment:
+        home = Path(os.environ["DVC_ROOT"], CHECKPOINTS, experiment)
+    if not _renames(home, target.parent):
+        home = target.parent / CHECKPOINTS
+        _renames(home, target.parent)
+    path = home / f"{stage}-{fingerprint[:16]}"
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def temporary_experiment() -> str:
+    """Return the name of the DVC experiment that runs in a temporary folder (`--temp`, the queue); else ""."""
+    root = os.environ.get("DVC_ROOT")
+    return os.environ.get("DVC_EXP_NAME", "") if root and not Path(root).samefile(Path()) else ""
+
+
+def check_room(folder: Path, num_bytes: int) -> None:
+    """Refuse to begin what will need `num_bytes` on the disk of `folder`, beside what is there.
+
+    Raises:
+        UserError: There are fewer.
+    """
+    free = shutil.disk_usage(folder).free
+    if num_bytes > free:
+        raise UserError(
+            f"{folder}: {num_bytes / 1e9:.2f} GB will be needed there, {free / 1e9:.2f} are free; make room"
+        )
+
+
+def _renames(home: Path, parent: Path) -> bool:
+    """Return whether a folder below `home` can be renamed into `parent`; not so between file systems, or mounts.
+
+    Raises:
+        UserError: Nothing can be written to `parent`.
+    """
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        probe = Path(tempfile.mkdtemp(dir=home))
+        there = parent / f".{probe.name}.tmp"
+        try:
+            probe.rename(there)
+        except OSError as error:
+            probe.rmdir()
+            if error.errno != errno.EXDEV:
+                raise
+            return False
+        there.rmdir()
+    except OSError as error:
+        raise UserError(
+            f"{parent}: nothing can be put there from {home} ({error.strerror}); see to room and permissions, or "
+            "change `paths:`"
+        ) from None
+    return True
 
 
 def publish(work: Path, target: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import multiprocessing
 import os
 import random
 import signal
@@ -109,6 +110,16 @@ def until_stopped(items: Iterable[T]) -> Iterator[T]:
 def leave_ctrl_c_to_parent(_worker: int = 0) -> None:
     """Ignore Ctrl-C in a worker process, which it reaches as well: the stage decides what becomes of its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def end_with_parent(_worker: int = 0) -> None:
+    """Let a worker process, forked by the stage, end when the stage does, however that ends; leave Ctrl-C to it."""
+    leave_ctrl_c_to_parent()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if parent is not None and os.getppid() != parent.pid:  # gone before it could be told so
+        os._exit(1)
 
 
 def available_cores() -> int:

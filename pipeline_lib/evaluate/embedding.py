@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from pipeline_lib import model, terminal
 from pipeline_lib.core import artifacts, runtime
 from pipeline_lib.core.distributed import World
 from pipeline_lib.core.errors import UserError
+from pipeline_lib.core.read_ahead import read_ahead
 from pipeline_lib.core.shards import IndexEntry, Part, Shard
 from pipeline_lib.core.truncation import Truncation
 from pipeline_lib.evaluate.embedded import EmbeddedChoices, EmbeddedSet, EmbeddedTask
@@ -172,18 +172,12 @@ class Embedder:
         return features[[row_of[entry.sha256] for _, entry in places]]
 
     def _run_images(self, part: Part, places: Sequence[tuple[Shard, IndexEntry]]) -> torch.Tensor:
-        images = _Images(places, self.clip.preprocess, part.max_image_pixels)
-        loader = DataLoader(
-            images,
-            batch_size=self.batch_size,
-            num_workers=min(self.num_workers, len(places)),
-            collate_fn=_collate,
-            worker_init_fn=runtime.leave_ctrl_c_to_parent,
-        )
+        batches = _Batches(places, self.batch_size, self.clip.preprocess, part.max_image_pixels)
+        decoded = read_ahead(batches, num_workers=min(self.num_workers, len(batches)))
         features, reasons = [], []
         label = f"{part.name}: images"
         with terminal.progress(None, label=label, total=len(places), unit="img", enabled=self._shows_progress) as bar:
-            for pixels, failed in runtime.until_stopped(loader):
+            for pixels, failed in runtime.until_stopped(decoded):
                 reasons += failed
                 if not reasons:
                     features.append(embed_images(self.clip, pixels, self.batch_size))
@@ -254,26 +248,25 @@ class Embedder:
             )
 
 
-class _Images(Dataset[Any]):
-    """Decoded images, or why one cannot be read. Picklable, so that decoders may be processes."""
+class _Batches:
+    """Decoded images, a batch an item, and why some cannot be read. Picklable, so that decoders may be processes."""
 
-    def __init__(self, places: Sequence[tuple[Shard, IndexEntry]], preprocess: Preprocess, max_pixels: int) -> None:
-        self.places, self.preprocess, self.max_pixels = places, preprocess, max_pixels
+    def __init__(
+        self, places: Sequence[tuple[Shard, IndexEntry]], batch_size: int, preprocess: Preprocess, max_pixels: int
+    ) -> None:
+        self.places, self.batch_size, self.preprocess, self.max_pixels = places, batch_size, preprocess, max_pixels
 
-    def __getitem__(self, index: int) -> np.ndarray | str:
-        shard, entry = self.places[index]
-        try:
-            return self.preprocess.decode(shard.read_image(entry), self.max_pixels)
-        except (ValueError, UserError) as error:
-            return f"{entry.key}: {error}"
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, list[str]]:
+        pixels, reasons = [], []
+        for shard, entry in self.places[index * self.batch_size : (index + 1) * self.batch_size]:
+            try:
+                pixels.append(self.preprocess.decode(shard.read_image(entry), self.max_pixels))
+            except (ValueError, UserError) as error:
+                reasons.append(f"{entry.key}: {error}")
+        return torch.from_numpy(np.stack(pixels)) if pixels else torch.empty(0), reasons
 
     def __len__(self) -> int:
-        return len(self.places)
-
-
-def _collate(items: Sequence[np.ndarray | str]) -> tuple[torch.Tensor, list[str]]:
-    pixels = [item for item in items if not isinstance(item, str)]
-    return torch.from_numpy(np.stack(pixels)) if pixels else torch.empty(0), [i for i in items if isinstance(i, str)]
+        return -(-len(self.places) // self.batch_size)
 
 
 def _places(part: Part) -> list[tuple[Shard, IndexEntry]]:

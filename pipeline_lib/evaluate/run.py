@@ -320,7 +320,7 @@ def run(
     """
     clip, base_weights = open_model(name, paths, runtime.pick_device(how.device))
     inputs = dataclasses.replace(open_inputs(paths.shards, settings), base_weights=base_weights)
-    kept = _work_directory(name, clip, inputs, settings, world)
+    kept = _work_directory(name, clip, inputs, settings, world, paths.eval / name)
     embedder = Embedder(
         clip=clip,
         batch_size=settings.batch_size,
@@ -341,7 +341,7 @@ def run(
 
 
 def _work_directory(
-    name: str, clip: model.Clip, inputs: EvaluationInputs, settings: EvaluateSettings, world: World
+    name: str, clip: model.Clip, inputs: EvaluationInputs, settings: EvaluateSettings, world: World, target: Path
 ) -> Path:
     """Return where finished features wait for the end of the stage; named by all that they depend on."""
     parts = [*inputs.all_sets, *([inputs.training] if inputs.training else [])]
@@ -352,4 +352,4 @@ def _work_directory(
         "machine": [world.size, clip.device.type, torch.get_num_threads()],
         "code": [provenance.stage_digest("evaluate"), provenance.package_versions()],
     }
-    return artifacts.work_directory("evaluate", world.first_of(artifacts.digest(identity)))
+    return artifacts.work_directory("evaluate", world.first_of(artifacts.digest(identity)), target)

@@ -16,7 +16,7 @@ from pipeline_lib.lineage.revisions import Snapshot, open_snapshot
 from pipeline_lib.tracking import rows
 from pipeline_lib.tracking.client import Client, Record, prepare_environment
 from pipeline_lib.tracking.delivery import deliver
-from pipeline_lib.tracking.place import project_root, store_name, store_uri
+from pipeline_lib.tracking.place import project_root, store_file, store_name
 from pipeline_lib.tracking.settings import TrackingSettings
 from pipeline_lib.tracking.spool import Spool
 from pipeline_lib.tracking.store import Store
@@ -150,12 +150,14 @@ def _open_client(params_file: Path, *, create: bool = False) -> tuple[Client | N
     """Open the store; return None and why where there is none. Only `create` makes a local store or an experiment."""
     settings, root = config.load(params_file, TrackingSettings), project_root(params_file)
     prepare_environment("best_effort")
-    uri = store_uri(root)
-    if not create and uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///").split("?")[0]).exists():
+    file = store_file(root)
+    if not create and file and not file.exists():
         return None, " (there is no store yet)"
     try:
         return Client(root, settings.experiment, create=create), ""
-    except UserError:
-        raise
+    except UserError as error:  # what is here can be shown without the store
+        if create:
+            raise
+        return None, f" ({error})"
     except Exception as error:
         return None, f" ({reason(error)})"

@@ -11,7 +11,7 @@ from pipeline_lib.cache_teacher.reader import CachedPart
 from pipeline_lib.cache_teacher.settings import CacheTeacherSettings
 from pipeline_lib.core import runtime
 from pipeline_lib.core.errors import UserError
-from pipeline_lib.model import Clip
+from pipeline_lib.model import SCALARS, Clip
 from pipeline_lib.model.embed import embed_images, embed_texts
 from pipeline_lib.model.features import row_difference
 from pipeline_lib.refine.epochs import Plan
@@ -85,6 +85,31 @@ def check_step_zero(
             f"more than refine.step0_tolerance {tolerance:.0e}; run `dvc repro -f cache_teacher`"
         )
     return worst
+
+
+def check_gradients(student: Clip, recipe: str) -> None:
+    """Refuse, behind the gradient of the first step, to train weights that the loss does not depend on.
+
+    A gradient of None says so; one that is 0 does not: that of a student that still equals its teacher is.
+
+    Raises:
+        UserError: A weight that `refine` says is trained has no gradient.
+    """
+    idle = [name for name, parameter in named_trainable(student) if parameter.grad is None]
+    if idle:
+        keys = {_key_of(name): None for name in idle}
+        names = ", ".join(idle[:5]) + (f" and {len(idle) - 5} more" if len(idle) > 5 else "")
+        raise UserError(
+            f"refine: these weights are said to be trained, but the loss of recipe `{recipe}` does not depend on them: "
+            f"{names}; set {' and '.join(keys)}, or take a recipe that uses them"
+        )
+
+
+def _key_of(name: str) -> str:
+    """Return the setting by which the weight `name` is not trained."""
+    if name in SCALARS:
+        return "refine.train_logit_scale to false"
+    return f"refine.lock_{'image' if name.startswith('visual.') else 'text'} to true"
 
 
 def check_weights(student: Clip) -> None:

@@ -6,16 +6,16 @@ interruptions, because steps are picked by number from a fixed order and read by
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from pipeline_lib.cache_teacher.reader import CachedPart
-from pipeline_lib.core import runtime
 from pipeline_lib.core.distributed import World
+from pipeline_lib.core.read_ahead import read_ahead
 from pipeline_lib.model.features import Inputs
 from pipeline_lib.refine.sampling import caption_choice, epoch_order
 from pipeline_lib.refine.settings import RefineSettings
@@ -92,7 +92,7 @@ def read_batch(part: CachedPart, rows: np.ndarray, *, seed: int, epoch: int, wor
     return StepData(rows, part.read_inputs(rows[own], captions[own]), part.read_features(rows, captions))
 
 
-class _Steps(Dataset[StepData]):
+class _Steps:
     """The steps of an epoch, one item each."""
 
     def __init__(self, part: CachedPart, batches: list[np.ndarray], epoch: int, seed: int, world: World) -> None:
@@ -105,22 +105,11 @@ class _Steps(Dataset[StepData]):
         return len(self.batches)
 
 
-def _keep(item: Any) -> Any:
-    return item
-
-
 def read_steps(
     part: CachedPart, plan: Plan, *, step: int, world: World, num_workers: int, pin_memory: bool
-) -> DataLoader[StepData]:
+) -> Iterator[StepData]:
     """Read the steps from `step` to the end of its epoch (or of the run), ahead by `num_workers` processes."""
     epoch, done = divmod(step, plan.steps_per_epoch)
     batches = plan.batches(epoch)[done : done + plan.num_steps - step]
     steps = _Steps(part, batches, epoch, plan.seed, world)
-    return DataLoader(
-        steps,
-        batch_size=None,
-        collate_fn=_keep,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        worker_init_fn=runtime.leave_ctrl_c_to_parent,
-    )
+    return read_ahead(steps, num_workers=num_workers, pin_memory=pin_memory)

@@ -62,9 +62,13 @@ class Encoders:
         cut = [token_ids[rows, : cut_length(lengths[rows], token_ids.shape[1], 1)] for rows in groups]
         return torch.cat([encode(some) for some in cut])[order.argsort()]
 
-    def send_back(self, outputs: Iterable[torch.Tensor], gradients: Iterable[torch.Tensor]) -> None:
-        """Add the gradient of `sum(outputs * gradients)` to the weights, in the precision of the forward pass."""
-        pairs = [(o, g) for o, g in zip(outputs, gradients, strict=True) if o.requires_grad]  # a locked tower has none
+    def send_back(self, outputs: Iterable[torch.Tensor], gradients: Iterable[torch.Tensor | None]) -> None:
+        """Add the gradient of `sum(outputs * gradients)` to the weights, in the precision of the forward pass.
+
+        A locked tower takes none; where the gradient is None, which the loss does not use, the weights keep None.
+        """
+        both = zip(outputs, gradients, strict=True)
+        pairs = [(output, gradient) for output, gradient in both if output.requires_grad and gradient is not None]
         if pairs:
             with runtime.tf32(self.precision == "tf32"):  # autocast remembers the types of its forward pass
                 torch.autograd.backward([output for output, _ in pairs], [gradient for _, gradient in pairs])
@@ -81,6 +85,8 @@ def backward(
     world: World = World(),  # noqa: B008
 ) -> recipes.Terms:
     """Leave in every trainable parameter the gradient of the recipe's total over the whole batch of B pairs.
+
+    A parameter that the total does not depend on is left with None.
 
     Args:
         encoders: The student.
@@ -102,11 +108,11 @@ def backward(
     image, text = (_gather(leaf, len(draws.key_digests), world) for leaf in leaves)
     terms = recipe(Features(image, text, student.logit_scale), teacher, draws)
     recipes.total_loss(terms).backward()
-    gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
     if len(chunks) == 1:
-        encoders.send_back(own, gradients)
+        encoders.send_back(own, [leaf.grad for leaf in leaves])
     else:
-        _embed_again_and_send_back(encoders, chunks, states, [gradient.split(size) for gradient in gradients])
+        split = [[None] * len(chunks) if leaf.grad is None else leaf.grad.split(size) for leaf in leaves]
+        _embed_again_and_send_back(encoders, chunks, states, split)
     world.sum_gradients(p for name, p in student.module.named_parameters() if name not in SCALARS)
     return {name: term.detach() for name, term in terms.items()}
 
@@ -134,7 +140,7 @@ def _embed_again_and_send_back(
     encoders: Encoders,
     chunks: Sequence[Inputs],
     states: Sequence[list[torch.Tensor]],
-    gradients: Sequence[Sequence[torch.Tensor]],
+    gradients: Sequence[Sequence[torch.Tensor | None]],
 ) -> None:
     """Run a second forward pass with the random numbers of the first; the generators end where they were."""
     device = encoders.student.device

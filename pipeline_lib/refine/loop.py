@@ -17,6 +17,7 @@ from typing import IO, Any, TypeVar
 
 from pipeline_lib import terminal, tracking
 from pipeline_lib.core import runtime
+from pipeline_lib.core.artifacts import temporary_experiment
 from pipeline_lib.core.runtime import RuntimeSettings
 from pipeline_lib.refine.checkpoint import Checkpoints
 from pipeline_lib.refine.epochs import StepData, read_steps
@@ -70,7 +71,10 @@ def run_steps(
             if stop or (state.step % how.checkpoint_every == 0 and state.step < plan.num_steps):
                 _write_checkpoint(state, checkpoints, history)
                 if stop:
-                    log.warning("checkpoint written at step %d of %d; run again to go on", state.step, plan.num_steps)
+                    name = temporary_experiment()
+                    again = f"the experiment again, with `-n {name}`," if name else "again"
+                    at = f"step {state.step} of {plan.num_steps}"
+                    log.warning("checkpoint written at %s; run %s to go on", at, again)
                     raise runtime.Stopped
                 run.check()
     return _figures(state, setup, clock, resumed_at)

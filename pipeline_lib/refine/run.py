@@ -30,6 +30,7 @@ from pipeline_lib.refine.checkpoint import Checkpoints
 from pipeline_lib.refine.epochs import Plan
 from pipeline_lib.refine.loop import run_steps
 from pipeline_lib.refine.norms import measure_raw_norms
+from pipeline_lib.refine.optimiser import named_trainable
 from pipeline_lib.refine.publish import publish_refined
 from pipeline_lib.refine.settings import RefineSettings
 from pipeline_lib.refine.state import Setup, State
@@ -138,8 +139,22 @@ def _open_checkpoints(job: Job, setup: Setup, student: Clip, cache_digest: str) 
     """Open the folder of this very run: other parameters, inputs or code have another."""
     identity = [cache_digest, student.facts["weights_digest"], dataclasses.asdict(job.settings)]
     run_fingerprint = artifacts.digest([*identity, job.blocks[job.settings.recipe], job.code_digest])
-    work = artifacts.work_directory("refine", run_fingerprint)
+    work = artifacts.work_directory("refine", run_fingerprint, job.paths.refined)
+    if job.world.is_main:
+        artifacts.check_room(work, _bytes_needed(job, setup, student) - _bytes_in(work))
     return Checkpoints(work=work, setup=setup, runtime=job.runtime, run=job.run)
+
+
+def _bytes_needed(job: Job, setup: Setup, student: Clip) -> int:
+    """Return the room that the result takes, with checkpoints: the newest stays until the next one is whole."""
+    sizes = [parameter.nbytes for parameter in student.module.parameters()]
+    trained = [parameter.nbytes for _, parameter in named_trainable(student)]
+    checkpoint = sum(sizes) + 2 * sum(trained)
+    return 2 * checkpoint if setup.plan.num_steps > job.runtime.checkpoint_every else checkpoint
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def _made_with(job: Job) -> dict[str, Any]:

@@ -80,7 +80,9 @@ class RefineSettings:
     """Number of the locked text tower's last layers that are trained nevertheless."""
 
     train_logit_scale: bool
-    """Whether logit_scale (between 1 and 100) and, where there is one, logit_bias are trained."""
+    """Whether logit_scale (between 1 and 100) and, where there is one, logit_bias are trained; refused where the
+    recipe's loss does not depend on them.
+    """
 
     stochastic_layers: bool
     """Whether dropout and drop-path are on; step 0 then differs from the teacher."""

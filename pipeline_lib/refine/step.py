@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from pipeline_lib.core.errors import UserError
+from pipeline_lib.refine.checks import check_gradients
 from pipeline_lib.refine.epochs import StepData
 from pipeline_lib.refine.gradients import backward
 from pipeline_lib.refine.optimiser import clamp_logit_scale, learning_rate, named_trainable
@@ -26,7 +27,7 @@ def take_step(state: State, data: StepData, setup: Setup) -> dict[str, Any]:
         `step`, `epoch`, `loss`, the recipe's terms, `learning_rate` and, with `refine.grad_clip`, `gradient_norm`.
 
     Raises:
-        UserError: The loss is not finite.
+        UserError: The loss is not finite, or does not depend on a weight that is said to be trained.
     """
     settings, step = setup.settings, state.step
     rate = learning_rate(settings, step, setup.plan.num_steps)
@@ -48,6 +49,8 @@ def take_step(state: State, data: StepData, setup: Setup) -> dict[str, Any]:
     loss = math.fsum(value for name, value in values.items() if name.endswith("_loss"))
     if not math.isfinite(loss):
         raise _not_finite(values, data.rows, step, setup)
+    if step == 0:
+        check_gradients(state.student, settings.recipe)
     row = {"step": step, "epoch": step // setup.plan.steps_per_epoch, "loss": loss, **values, "learning_rate": rate}
     if settings.grad_clip is not None:
         trained = [parameter for _, parameter in named_trainable(state.student)]

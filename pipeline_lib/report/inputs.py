@@ -19,6 +19,7 @@ from pipeline_lib.results.guards import check_pair, check_parameters, check_weig
 from pipeline_lib.results.paired import Paired, compare_few_shot, compare_measures, compare_probes
 from pipeline_lib.results.parameters import read_parameters
 from pipeline_lib.results.power import Resolution, resolution
+from pipeline_lib.results.recorded import check_recorded
 from pipeline_lib.results.shifts import Shifts, compare_shifts
 
 OPENMOJI = (
@@ -105,7 +106,7 @@ def read_inputs(params_file: Path) -> ReportInputs:
 
     Raises:
         UserError: Something is missing, what was evaluated is not what lies in `paths.base` and `paths.refined`, or
-            params.yaml is not what the refined model was made with.
+            params.yaml or code are not what the outputs were made with.
     """
     paths, shown = config.load(params_file, Paths), config.load(params_file, ReportSettings)
     base, refined = (Evaluation(paths.eval / name) for name in MODELS)
@@ -117,6 +118,7 @@ def read_inputs(params_file: Path) -> ReportInputs:
     parameters = read_parameters(params_file)
     check_parameters(params_file, parameters, paths.refined, manifests["refine"])
     check_pair(params_file, parameters, base, refined)
+    check_recorded(params_file, parameters)
     parts = {name: shards.read_part(paths.shards / name) for name in refined.sets}
     for evaluation in (base, refined):
         for name, part in parts.items():

@@ -4,6 +4,7 @@ measure      one number that says what it is
 folders      the reader of data/eval/<model>/
 guards       whether evaluations, models and params.yaml belong together
 parameters   the parameters that decide results
+recorded     what dvc.lock recorded of the runs that made the outputs
 paired       two models on the same items
 gap          the modality gap of two models
 seeds        a difference over several seeds of one configuration

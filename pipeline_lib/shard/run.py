@@ -53,7 +53,7 @@ def run(
         UserError: A shift has classes that its source has not, or see `formats.open_source`, `SetWriter.write` and
             `leakage.exclude_leaked_images`.
     """
-    work = artifacts.work_directory(STAGE, fingerprint)
+    work = artifacts.work_directory(STAGE, fingerprint, target)
     known_base = leakage.read_trained_on(trained_on)
     with start_workers(num_workers) as workers:
         sets = [_set_writer(data, formats.open_source(data), data.parts, work, settings)]

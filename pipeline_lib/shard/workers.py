@@ -53,11 +53,17 @@ class Workers:
             return result
 
         for job in jobs:
-            waiting.append(self.pool.submit(run_job, job))
+            waiting.append(self._submit(job))
             if len(waiting) > 2 * self.count:
                 yield next_result()
         while waiting:
             yield next_result()
+
+    def _submit(self, job: Job) -> Future[Result]:
+        try:
+            return self.pool.submit(run_job, job)
+        except (EOFError, ConnectionError):  # who starts the workers was killed
+            raise BrokenProcessPool from None
 
 
 @contextmanager
@@ -65,14 +71,19 @@ def start_workers(count: int | None = None) -> Iterator[Workers]:
     """Start workers, by default one per core.
 
     Raises:
-        UserError: One of them was killed.
+        UserError: They cannot be started, or one of them was killed.
     """
     available = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if "forkserver" in available else "spawn")
     if "forkserver" in available:
         context.set_forkserver_preload([__name__])
     count = count or runtime.available_cores()
-    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker)
+    try:
+        pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker)
+    except OSError as error:
+        raise UserError(
+            f"shard: no worker processes can be started ({error.strerror}); make room in /dev/shm, or raise `ulimit -n`"
+        ) from None
     try:
         yield Workers(pool, count)
     except BrokenProcessPool:

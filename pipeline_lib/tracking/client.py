@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline_lib.core.errors import UserError
-from pipeline_lib.tracking import place, views
+from pipeline_lib.tracking import database, place, views
 from pipeline_lib.tracking.spool import now
 
 MAX_POINTS, MAX_TEXTS = 800, 100  # for one request; MLflow's limits: 1000 things in all, 100 parameters, 100 tags
@@ -55,7 +55,7 @@ class Client:
         create: Create the experiment where it is missing.
 
     Raises:
-        UserError: The experiment was deleted.
+        UserError: The experiment was deleted, or the store is broken.
         LookupError: It is missing and shall not be created.
         MlflowException: The store cannot be reached or is of another version.
     """
@@ -64,10 +64,14 @@ class Client:
         from mlflow import MlflowClient
 
         self.root = root
-        # A fresh sqlite store is migrated by the constructor, which two processes must not do at once; and MLflow's
-        # own experiment, `Default`, keeps its artifacts in what was then the current folder, perhaps a temporary one.
+        # MLflow's own experiment, `Default`, keeps its artifacts in what was then the current folder, perhaps a
+        # temporary one.
         with self.locked(), chdir(root):
             self.workspace = place.workspace(root)  # tells the rows of clones that share a store apart
+            file, location = place.store_file(root), place.artifact_location(root)
+            if file and location:
+                database.make_whole(file)
+                database.follow_move(file, location)
             self.mlflow = MlflowClient(place.store_uri(root), registry_uri=place.store_uri(root))
             self.experiment_id = self._experiment(experiment, create=create)
 
@@ -91,14 +95,23 @@ class Client:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Let one process of this project at a time make the store, or find and create a row."""
-        with (self.root / "mlflow.db.lock").open("w") as file:
+        """Let one process at a time make the store, or find and create a row."""
+        path = place.lock_file(self.root)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
     def run(self, run_id: str) -> Record:
-        """Return a run by its id."""
-        return _record(self.mlflow.get_run(run_id))
+        """Return a run by its id; one that MLflow no longer has as a deleted one of which nothing is known."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return _record(self.mlflow.get_run(run_id))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return Record(run_id, "", "", {}, {}, {}, began=0, deleted=True)
 
     def find(self, tags: Mapping[str, str], *, status: str = "", limit: int = 1) -> list[Record]:
         """List the newest runs with these tags (and this status), at most `limit`."""

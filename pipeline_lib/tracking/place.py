@@ -28,6 +28,18 @@ def store_uri(root: Path) -> str:
     return f"sqlite:///{root / file}" if file != uri else uri
 
 
+def store_file(root: Path) -> Path | None:
+    """Return the database file of the store; None where it is none (a server, another database)."""
+    uri = store_uri(root)
+    return Path(uri.removeprefix("sqlite:///").partition("?")[0]) if uri.startswith("sqlite:///") else None
+
+
+def lock_file(root: Path) -> Path:
+    """Return the file that is locked while the store is made, or a row: beside a database file, else in `root`."""
+    file = store_file(root)
+    return file.with_name(f"{file.name}.lock") if file else root / "mlflow.db.lock"
+
+
 def store_name(root: Path) -> str:
     """Return `store_uri` as messages show it: without credentials, and `mlflow.db` for the default."""
     uri = store_uri(root)
@@ -39,8 +51,8 @@ def artifact_location(root: Path) -> str | None:
     uri = store_uri(root)
     if uri.split(":")[0] in ("http", "https", "databricks"):
         return None
-    folder = Path(uri.removeprefix("sqlite:///")).parent if uri.startswith("sqlite:///") else root
-    return (folder / "mlartifacts").as_uri()
+    file = store_file(root)
+    return ((file.parent if file else root) / "mlartifacts").as_uri()
 
 
 def workspace(root: Path) -> str:

@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from pipeline_lib import model
 from pipeline_lib.core import distributed
 from pipeline_lib.core.distributed import World
 from pipeline_lib.core.errors import UserError
+from pipeline_lib.refine import recipes
 from pipeline_lib.refine.checks import check_step_zero
 from tests.cached_project import open_cached
 from tests.conftest import run_stage
@@ -37,6 +39,43 @@ def test_a_last_batch_with_fewer_rows_than_processes_is_refused_before_the_first
     write_params(cached, refine__last_batch="keep")
     with pytest.raises(UserError, match=rf"a batch of {rest} pairs, too few for {rest + 1} processes; .*to drop"):
         run_stage("refine", cached)
+
+
+@pytest.mark.parametrize("micro_batch", [None, 4])
+@pytest.mark.parametrize(
+    ("used", "trained", "idle", "remedy"),
+    [
+        (None, True, "logit_scale", "refine.train_logit_scale to false"),
+        ("scale", True, "logit_bias", "refine.train_logit_scale to false"),  # of SigLIP
+        ("image", False, r"positional_embedding, .* and \d+ more", "refine.lock_text to true"),
+        ("text", False, r"visual\.class_embedding, .* and \d+ more", "refine.lock_image to true"),
+    ],
+)
+def test_weights_that_the_loss_does_not_depend_on_are_named_with_the_key_to_change(
+    cached, monkeypatch, micro_batch, used, trained, idle, remedy
+):
+    """By the whole stage, after the first step's gradient; nothing is published."""
+
+    def partial(student, teacher, draws):
+        image, text = student.raw_image_features, student.raw_text_features
+        kept = {"image": image, "text": text, "scale": student.logit_scale * image @ text.T, None: image @ text.T}
+        return {"partial_loss": kept[used].square().mean()}
+
+    monkeypatch.setitem(recipes.RECIPES, "contrastive", partial)
+    partial.raw_logits = False
+    load = model.load
+
+    def with_bias(*arguments, **options):
+        clip = load(*arguments, **options)
+        clip.module.logit_bias = torch.nn.Parameter(torch.tensor(-10.0)) if used == "scale" else None
+        return clip
+
+    monkeypatch.setattr(model, "load", with_bias)
+    values = {"refine__train_logit_scale": trained, "refine__micro_batch": micro_batch}
+    write_params(cached, refine__recipe="contrastive", **values)
+    with pytest.raises(UserError, match=rf"^refine: .*`contrastive` does not depend on them: {idle}; set {remedy}, or"):
+        run_stage("refine", cached)
+    assert not (cached / "data/refined").exists()
 
 
 def test_weights_that_did_not_move_are_warned_of(cached, caplog):

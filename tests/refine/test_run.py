@@ -9,11 +9,13 @@ import torch
 
 from pipeline_lib import model
 from pipeline_lib.core import artifacts, config, runtime
+from pipeline_lib.core.errors import UserError
 from pipeline_lib.refine import run as refine
 from tests.cached_project import open_cached
 from tests.conftest import run_stage
 from tests.refine.runs import QUIET, history, interrupt_at, refined
 from tests.tiny_model import write_tiny_clip
+from tests.tiny_project import write_params
 
 
 def test_history_and_result(cached):
@@ -83,3 +85,12 @@ def test_another_input_or_code_version_never_resumes_an_old_checkpoint(cached, m
     for name in ("base", "shard", "cache_teacher", "refine"):
         run_stage(name, cached)
     assert "resumed" not in caplog.text
+
+
+def test_a_disk_without_room_for_the_result_is_refused_before_the_first_step(cached, monkeypatch):
+    usage = shutil.disk_usage(cached)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    write_params(cached)
+    with pytest.raises(UserError, match=r"^\.checkpoints/refine-\w+: 0\.\d+ GB will be needed there, 0\.00 are free"):
+        run_stage("refine", cached)
+    assert not (cached / "data/refined").exists()
