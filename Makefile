@@ -49,7 +49,7 @@ run: $(STAMP) ## the whole pipeline on params.yaml, then the before/after table
 	@python -m pipeline_lib.report
 
 test: $(STAMP) ## the quick tests, in two processes of one thread (JOBS=4: four)
-	OMP_NUM_THREADS=1 python -m pytest -n $(or $(JOBS),2) --dist loadfile
+	OMP_NUM_THREADS=1 python -m pytest -n $(or $(JOBS),2)
 
 test-slow: $(STAMP) ## the slow proofs: processes, kills, real DVC and MLflow
 	python -m pytest -m slow

@@ -266,15 +266,15 @@ def work_directory(stage: str, fingerprint: str, target: Path) -> Path:
     Raises:
         UserError: Nothing can be put where `target` is to stand.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
     if target.is_mount():
         raise UserError(f"{target}: is a mount of its own, which cannot be replaced; mount {target.parent} instead")
     home, experiment = CHECKPOINTS, temporary_experiment()
     if experiment:
         home = Path(os.environ["DVC_ROOT"], CHECKPOINTS, experiment)
-    if not _renames(home, target.parent):
-        home = target.parent / CHECKPOINTS
-        _renames(home, target.parent)
+    parent = next(folder for folder in target.absolute().parents if folder.is_dir())
+    if not _renames(home, parent):
+        home = parent / CHECKPOINTS
+        _renames(home, parent)
     path = home / f"{stage}-{fingerprint[:16]}"
     path.mkdir(parents=True, exist_ok=True)
     return path
@@ -283,7 +283,7 @@ def work_directory(stage: str, fingerprint: str, target: Path) -> Path:
 def temporary_experiment() -> str:
     """Return the name of the DVC experiment that runs in a temporary folder (`--temp`, the queue); else ""."""
     root = os.environ.get("DVC_ROOT")
-    return os.environ.get("DVC_EXP_NAME", "") if root and not Path(root).samefile(Path()) else ""
+    return os.environ.get("DVC_EXP_NAME", "") if root and Path(root).resolve() != Path().resolve() else ""
 
 
 def check_room(folder: Path, num_bytes: int) -> None:
