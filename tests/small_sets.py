@@ -232,7 +232,13 @@ def settings(**changes) -> ShardSettings:
 
 
 def write_shards(
-    section: DataSettings, target="shards", fingerprint="test", trained_on=(), num_workers=1, **limits
+    section: DataSettings,
+    target="shards",
+    fingerprint="test",
+    trained_on=(),
+    trains_again=False,
+    num_workers=1,
+    **limits,
 ) -> dict:
     """Write `target` and give its manifest; `limits` change the section `shard:`."""
     lines = "".join(json.dumps(dict(zip(("key", "sha256", "pixels"), row, strict=False))) + "\n" for row in trained_on)
@@ -240,6 +246,7 @@ def write_shards(
         section,
         settings(**limits),
         trained_on=write(Path("trained_on.jsonl"), lines),
+        trains_again=trains_again,
         target=Path(target),
         fingerprint=fingerprint,
         num_workers=num_workers,

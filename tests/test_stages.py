@@ -118,6 +118,23 @@ def test_the_refined_model_is_never_replaced_by_the_base(whole, tmp_path):
         run_stage("evaluate", project, "refined")
 
 
+def test_a_refined_model_is_refined_once_more_on_the_same_images(whole, tmp_path):
+    """They are listed once; the evaluated parts stay as they were."""
+    project, _ = whole
+    shutil.copytree(project, tmp_path / "again")
+    again = tmp_path / "again"
+    (again / "data/refined").rename(again / "once")
+    write_params(again, base__path="once")
+    for name in ("base", "shard", "cache_teacher", "refine"):
+        run_stage(name, again)
+    lists = [(folder / "data/refined" / artifacts.TRAINED_ON).read_text() for folder in (project, again)]
+    assert lists[0] == lists[1]
+    parts = [artifacts.read_manifest(folder / "data/shards")["parts"] for folder in (project, again)]
+    assert parts[0] == parts[1]
+    weights = [artifacts.read_manifest(folder / "data/refined")["model"] for folder in (project, again)]
+    assert weights[1]["refined_from"] == weights[0]["weights_digest"] != weights[1]["weights_digest"]
+
+
 def test_the_result_differs_from_the_base(whole):
     results = [json.loads((whole[0] / f"data/eval/{m}/results.json").read_text()) for m in ("base", "refined")]
     assert results[0]["weights_digest"] != results[1]["weights_digest"]

@@ -71,6 +71,8 @@ def write_csv(history: Path, target: Path) -> None:
 
 def _write_trained_on(part: CachedPart, before: Path, target: Path) -> None:
     """List the images that shaped these weights: those of the base, where known, and those of this run."""
-    known = artifacts.read_jsonl(before) if before.is_file() else ()
+    known = list(artifacts.read_jsonl(before)) if before.is_file() else []
+    images = {(row["key"], row["sha256"]) for row in known}  # which a second refinement may have seen already
     entries = (part.entry(int(row))[1] for row in part.valid_rows)
-    artifacts.write_jsonl(target, itertools.chain(known, ({"key": e.key, "sha256": e.sha256} for e in entries)))
+    more = ({"key": e.key, "sha256": e.sha256} for e in entries if (e.key, e.sha256) not in images)
+    artifacts.write_jsonl(target, itertools.chain(known, more))

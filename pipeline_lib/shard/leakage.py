@@ -4,7 +4,8 @@ First `refine`, then `val`, then every other part and evaluation set lose the pi
 that an earlier training part holds: the same file, the same pixels in another encoding, or the same picture encoded
 anew with loss. They are left out, counted and named; above `shard.max_overlap_share` the stage fails. Pictures that are
 only similar (a smaller or slightly cut copy, or neighbours in a film) stay, counted and said. Of what the base was
-trained on only hashes are known, so that similar pictures are not found there.
+trained on only hashes are known, so that similar pictures are not found there. A base that was refined before may be
+refined on the same pictures once more.
 """
 
 from __future__ import annotations
@@ -108,8 +109,16 @@ def read_trained_on(path: Path) -> list[dict[str, str]]:
         raise UserError(f"{path}: not written by the base stage ({error}); run `dvc repro -f base`") from None
 
 
-def exclude_leaked_images(workers: Workers, sets: Sequence[SetWriter], trained_on: Sequence[Mapping[str, str]]) -> None:
+def exclude_leaked_images(
+    workers: Workers, sets: Sequence[SetWriter], trained_on: Sequence[Mapping[str, str]], *, trains_again: bool = False
+) -> None:
     """Take out of every part the images that the base was trained on or that an earlier training part has.
+
+    Args:
+        workers: Write the shards of a part again.
+        sets: Written; the data first.
+        trained_on: What the base was trained on, see `read_trained_on`.
+        trains_again: The base is a model that was refined before: part `refine` may hold what it was trained on.
 
     Raises:
         UserError: A part holds more of them than `shard.max_overlap_share` allows, or a sample of `base` itself.
@@ -117,9 +126,9 @@ def exclude_leaked_images(workers: Workers, sets: Sequence[SetWriter], trained_o
     files = as_rows(image_digest(row["sha256"]) for row in trained_on)
     pixels = as_rows(bytes.fromhex(row["pixels"]) for row in trained_on)
     trained = [Trained("base", Prints(files, pixels, np.empty((0, 2), np.uint64)))]
-    of_base = {(row["key"], row["sha256"]) for row in trained_on}
+    of_base = set() if trains_again else {(row["key"], row["sha256"]) for row in trained_on}
     for writer, part in parts_in_order(sets):
-        found = _find(writer, part, trained)
+        found = Found() if trains_again and writer is sets[0] and part == "refine" else _find(writer, part, trained)
         again = _name(writer, part, found, of_base if writer is sets[0] else set())
         if again:
             writer.exclude(workers, again)

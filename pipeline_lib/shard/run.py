@@ -30,6 +30,7 @@ def run(
     settings: ShardSettings,
     *,
     trained_on: Path,
+    trains_again: bool = False,
     target: Path,
     fingerprint: str,
     num_workers: int | None = None,
@@ -41,6 +42,7 @@ def run(
         data: The sets.
         settings: Sizes and limits.
         trained_on: The base's list of images it was trained on.
+        trains_again: Whether part `refine` may hold those: the base was refined before.
         target: Folder to replace when everything is in order.
         fingerprint: Stands for parameters, code and inputs other than images; names the work folder.
         num_workers: Processes; None: one per core.
@@ -65,7 +67,7 @@ def run(
         _check_shifts(data, sets)
         for writer in sets:
             writer.write(workers, progress)
-        leakage.exclude_leaked_images(workers, sets, known_base)
+        leakage.exclude_leaked_images(workers, sets, known_base, trains_again=trains_again)
     manifest = manifests.write_manifests(work / "output", sets)
     artifacts.publish(work / "output", target)
     shutil.rmtree(work)

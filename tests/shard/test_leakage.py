@@ -63,6 +63,14 @@ def test_nothing_that_the_base_was_trained_on_is_in_any_part():
     assert list(images_of("refine")) == ["0", "1", "3"]
 
 
+def test_a_model_that_was_refined_may_be_refined_on_the_same_images_and_is_evaluated_on_others():
+    section = doubled([])
+    trained_on = [(str(n), artifacts.sha256_bytes(image_file(n))) for n in (0, 1, 2, 3, 9)]
+    write_shards(section, trained_on=trained_on, trains_again=True, max_overlap_share=0.5)
+    assert list(images_of("refine")) == ["0", "1", "2", "3"]
+    assert list(images_of("eval")) == ["6", "7", "8"]
+
+
 def photo(number: int, kind: str = "PNG", size: tuple[int, int] = (128, 96), **options) -> bytes:
     """A picture with as much in it as a photo has."""
     coarse = np.random.default_rng(number).integers(0, 256, (12, 16, 3), dtype=np.uint8)
