@@ -183,7 +183,7 @@ def _look(planned: Planned, scratch: Path) -> Found:
     revisions.copy_text_files(files, ["params.yaml"], scratch)
     commit = files.repo.get_rev()
     code = ("dvc.yaml", *code_deps(Path("dvc.yaml")))
-    sources = run_command("git", "diff", "--name-only", commit, "--", *code).splitlines()
+    sources = run_command("git", "diff", "--name-only", "--relative", commit, "--", *code).splitlines()
     return Found(commit, [*differences(planned, scratch / "params.yaml"), *(f"other {path}" for path in sources)])
 
 

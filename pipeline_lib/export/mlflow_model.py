@@ -188,12 +188,13 @@ def signature(prompt: str) -> Any:
     """Return columns, parameters and results of `served_model`."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-    from mlflow.types.schema import Array
+    from mlflow.types.schema import AnyType, Array
 
     numbers = Array(DataType.float)
     optional = {"image_embedding": numbers, "text_embedding": numbers, "label": "string", "probabilities": numbers}
     return ModelSignature(
-        inputs=Schema([ColSpec("binary", "image", required=False), ColSpec("string", "text", required=False)]),
+        # `binary` would decode base64 in some forms of JSON only, and no null
+        inputs=Schema([ColSpec(AnyType(), "image", required=False), ColSpec("string", "text", required=False)]),
         outputs=Schema([ColSpec(kind, name, required=False) for name, kind in optional.items()]),
         params=ParamSchema(
             [

@@ -3,7 +3,8 @@
 MLflow copies this file into the model and runs it wherever the model is loaded, so it needs nothing of this package:
 open_clip, torch, Pillow, pandas and mlflow. Weights are safetensors beside it; nothing is pickled.
 
-Input    columns `image` (bytes of an image file; base64 in JSON) and/or `text`; a row may leave one of them empty.
+Input    columns `image` (bytes of an image file, or base64 of them) and/or `text`; a row may leave one of them empty or
+         null. JSON comes in any of MLflow's forms: dataframe_split, dataframe_records, instances, inputs.
 Params   classes      names to choose from: the images are classified instead of embedded
          templates    prompts with {} for the class name; their embeddings are averaged
          normalize    embeddings of unit length (default), or the model's raw features
@@ -13,6 +14,7 @@ Output   `image_embedding` and/or `text_embedding`; with classes `label` and `pr
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 from collections.abc import Callable, Sequence
@@ -53,6 +55,7 @@ class ServedClip(mlflow.pyfunc.PythonModel):
         """
         params = params or {}
         images, texts = (_given(model_input, name) for name in ("image", "text"))
+        images = {row: _image_file(value) for row, value in images.items()}
         classes, templates = list(params.get("classes", [])), list(params.get("templates", []))
         if not images and not texts:
             raise _refuse("no `image` and no `text` in any row")
@@ -179,10 +182,20 @@ def _load(folder: str) -> tuple[Any, Any]:
 
 
 def _given(model_input: pd.DataFrame, name: str) -> dict[int, Any]:
-    """Return the values of a column by row number, without the empty ones (None, NaN, no bytes)."""
+    """Return the values of a column by row number, without the empty ones (None, NaN, no image)."""
     values = model_input[name].tolist() if name in model_input else []
-    empty = b"" if name == "image" else None
-    return {row: value for row, value in enumerate(values) if isinstance(value, bytes | str) and value != empty}
+    empty = (b"", "") if name == "image" else ()
+    return {row: value for row, value in enumerate(values) if isinstance(value, bytes | str) and value not in empty}
+
+
+def _image_file(value: bytes | str) -> bytes:
+    """Return the bytes of an image file; a text is their base64."""
+    if isinstance(value, bytes):
+        return value
+    try:
+        return base64.b64decode(value, validate=True)
+    except ValueError:
+        raise _refuse("image: neither bytes of an image file nor base64 of them") from None
 
 
 def _unit(features: torch.Tensor) -> torch.Tensor:

@@ -125,11 +125,12 @@ def git_tags(folder: Path) -> dict[str, str]:
 
     try:
         commit = git("rev-parse", "HEAD").strip()
-        listed = git("status", "--porcelain", "--untracked-files=all").splitlines()
+        below = git("rev-parse", "--show-prefix").strip()  # of a project that is a part of its repository
+        listed = git("status", "--porcelain", "--untracked-files=all", "--", ".").splitlines()
     except (OSError, subprocess.SubprocessError):
         return {}  # not a repository, no commit yet, or no git
     changed = [line[3:] for line in listed if not line.startswith("?? ") or line.endswith(".py")]  # code counts if new
-    changed = [name for name in changed if Path(name).name != "dvc.lock"]
+    changed = [name.removeprefix(below) for name in changed if Path(name).name != "dvc.lock"]
     dirty = {"git.dirty": "true", "git.changed": " ".join(changed)[:500]} if changed else {"git.dirty": "false"}
     return {"mlflow.source.git.commit": commit, **dirty}
 

@@ -537,9 +537,18 @@ def test_mlflow_serves_it_and_answers_as_torch_does(logged):
                 },
             )
             assert all(abs(sum(row["probabilities"]) - 1) < 1e-5 for row in named["predictions"])
-            with pytest.raises(urllib.error.HTTPError) as refused:
-                _post(port, {"dataframe_records": [{"image": "bm8gcGljdHVyZQ=="}]})
-            assert refused.value.code == 400
+            others = (
+                {"instances": [{"image": image} for image in encoded]},
+                {"inputs": {"image": encoded, "text": ["x"] * len(encoded)}},
+                {"dataframe_records": [*({"image": image, "text": None} for image in encoded), {"text": "a"}]},
+            )
+            for body in others:
+                again = _post(port, body)["predictions"][: len(encoded)]
+                assert torch.equal(torch.tensor([row["image_embedding"] for row in again]), rows)
+            for broken in ("bm8gcGljdHVyZQ==", "no base64"):
+                with pytest.raises(urllib.error.HTTPError) as refused:
+                    _post(port, {"dataframe_records": [{"image": broken}]})
+                assert refused.value.code == 400
         finally:
             server.terminate()
 

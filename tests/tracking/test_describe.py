@@ -83,3 +83,7 @@ def test_git_tags_tell_the_commit_and_what_differs_from_it(tmp_path):
     (tmp_path / "new.py").unlink()
     (tmp_path / "code.py").write_text("2")
     assert git_tags(tmp_path) == {"mlflow.source.git.commit": head, "git.dirty": "true", "git.changed": "code.py"}
+    project = tmp_path / "projects/clip"  # below the repository's root: its own files count, by its own names
+    (project / "stages").mkdir(parents=True)
+    (project / "stages/new.py").write_text("2")
+    assert git_tags(project)["git.changed"] == "stages/new.py"
