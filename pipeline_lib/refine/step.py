@@ -6,13 +6,14 @@ Losses are not defined here (`recipes`), gradients neither (`gradients`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
-from pipeline_lib.core.errors import UserError
+from pipeline_lib.core.errors import UserError, first_lines
 from pipeline_lib.refine.checks import check_gradients
 from pipeline_lib.refine.epochs import StepData
 from pipeline_lib.refine.gradients import backward
@@ -36,15 +37,16 @@ def take_step(state: State, data: StepData, setup: Setup) -> dict[str, Any]:
     if settings.stochastic_layers:
         torch.manual_seed((settings.seed * 1_000_003 + step) * 1_009 + setup.world.rank)
     state.optimizer.zero_grad(set_to_none=True)
-    terms = backward(
-        state.encoders,
-        setup.recipe,
-        setup.cut_texts(state.student, data.inputs),
-        setup.teacher_features(state.student, data),
-        setup.draws(data.rows, step),
-        micro_batch=settings.micro_batch,
-        world=setup.world,
-    )
+    with _compiled_or_said():
+        terms = backward(
+            state.encoders,
+            setup.recipe,
+            setup.cut_texts(state.student, data.inputs),
+            setup.teacher_features(state.student, data),
+            setup.draws(data.rows, step),
+            micro_batch=settings.micro_batch,
+            world=setup.world,
+        )
     values = {name: float(term) for name, term in terms.items()}
     loss = math.fsum(value for name, value in values.items() if name.endswith("_loss"))
     if not math.isfinite(loss):
@@ -59,6 +61,18 @@ def take_step(state: State, data: StepData, setup: Setup) -> dict[str, Any]:
     clamp_logit_scale(state.student, state.initial_logit_scale)
     state.step += 1
     return row
+
+
+@contextmanager
+def _compiled_or_said() -> Iterator[None]:
+    """Say in one line that towers cannot be compiled."""
+    try:
+        yield
+    except torch._dynamo.exc.BackendCompilerFailed as error:
+        raise UserError(
+            f"refine.compile: the towers cannot be compiled ({first_lines(error, 1)}); install what is missing, or "
+            "write false"
+        ) from error
 
 
 def _not_finite(values: Mapping[str, float], rows: np.ndarray, step: int, setup: Setup) -> UserError:

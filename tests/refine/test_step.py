@@ -11,7 +11,7 @@ from pipeline_lib import losses, model
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.model.features import l2_normalize
 from pipeline_lib.refine.sampling import Draws
-from tests.cached_project import open_cached
+from tests.cached_project import open_cached, stage_process
 from tests.conftest import run_stage
 from tests.refine.runs import FROZEN, first_batch, history, refined
 from tests.tiny_model import write_tiny_clip
@@ -146,3 +146,14 @@ def test_a_loss_that_is_not_finite_names_step_terms_and_keys(cached):
     with pytest.raises(UserError, match=r"not finite at step [12] \(.*hycd_loss.*batch: 00\d\d, "):
         run_stage("refine", cached)
     assert not (cached / "data/refined").exists()
+
+
+@pytest.mark.slow
+def test_towers_that_cannot_be_compiled_are_one_sentence(cached):
+    write_params(cached, refine__compile=True)
+    folder = str(cached / "compiled")  # nothing that was compiled before
+    process = stage_process(cached, "refine", CXX="/no/compiler", TORCHINDUCTOR_CACHE_DIR=folder)
+    output, _ = process.communicate(timeout=180)
+    assert process.returncode == 1
+    assert "error: refine.compile: the towers cannot be compiled (InvalidCxxCompiler: No working C++ compiler" in output
+    assert "Traceback" not in output
