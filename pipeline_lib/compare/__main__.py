@@ -46,17 +46,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         UserError: A candidate cannot be read.
     """
     options = parse(sys.argv[1:] if arguments is None else arguments)
-    folders, revisions = list(options.folders), list(options.revs)
+    folders, revisions, experiments = list(options.folders), list(options.revs), list[str]()
     if folders == ["queue"]:
         folders = []
         seeds, rates = ablate.parse_seeds(options.seeds), ablate.parse_rates(options.rates)
         only = options.only.split(",") if options.only else []
         revisions += ablate.run(Path("params.yaml"), options.ablations, seeds, rates, only)
     elif options.experiments or not (folders or revisions):
-        revisions += current_experiments()
+        experiments = current_experiments()
         folders += [] if options.experiments else ["."]
     with tempfile.TemporaryDirectory() as scratch:
-        found = [_folder(argument) for argument in folders] + compare.read_revisions(revisions, Path(scratch))
+        found = [_folder(argument) for argument in folders]
+        found += compare.read_revisions(revisions, Path(scratch, "named"))
+        found += compare.read_revisions(experiments, Path(scratch, "all"), leave_out=True)  # nobody asked for this one
         if not found:
             raise UserError("nothing to compare: name folders, --revs, or run experiments (`dvc exp run`)")
         ranking = compare.make_board(compare.group(found), options.params)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,6 +19,7 @@ from pipeline_lib.results.guards import check_pair, check_parameters, check_weig
 from pipeline_lib.results.parameters import dotted_keys, read_parameters
 from pipeline_lib.results.recorded import check_recorded, differences
 
+log = logging.getLogger(__name__)
 APART = ("refine.seed", "evaluate.linear_probe", "evaluate.few_shot", "evaluate.wise_ft")  # and the keys below them
 
 
@@ -83,13 +85,22 @@ def read_folder(name: str, root: Path) -> Candidate:
     return Candidate(name, parameters, base, refined)
 
 
-def read_revisions(revisions: Sequence[str], scratch: Path) -> list[Candidate]:
+def read_revisions(revisions: Sequence[str], scratch: Path, *, leave_out: bool = False) -> list[Candidate]:
     """Read revisions or experiments of the DVC project in the current folder; their files are copied to `scratch`.
 
     Raises:
-        UserError: A revision is unknown, or its evaluation is neither in the cache nor in a remote.
+        UserError: A revision is unknown, or its evaluation is neither in the cache nor in a remote (`dvc gc` removed
+            it, say); with `leave_out` it is left out and named in the log.
     """
-    return [_read_revision(revision, scratch / f"{place:03d}") for place, revision in enumerate(revisions)]
+    found = []
+    for place, revision in enumerate(revisions):
+        try:
+            found.append(_read_revision(revision, scratch / f"{place:03d}"))
+        except UserError as error:
+            if not leave_out:
+                raise
+            log.warning("left out: %s", error)
+    return found
 
 
 def _read_revision(revision: str, folder: Path) -> Candidate:

@@ -74,8 +74,7 @@ def sync(params_file: Path, *, all_experiments: bool = False) -> str:
     lines = [line for line, _ in sent]
     lines.append(_complete_current(params_file, client))
     for name in revisions.experiments(params_file.parent) if all_experiments else ():
-        with open_snapshot(params_file, name) as snapshot:
-            lines.append(f"{name}: {_complete(snapshot, client)}")
+        lines.append(f"{name}: {_complete_experiment(params_file, name, client)}")
     if not all(arrived for _, arrived in sent):
         raise UserError("\n".join(["not everything could be sent; run sync again", *lines]))
     return "\n".join(lines)
@@ -89,6 +88,15 @@ def _send(spool: Spool, client: Client) -> tuple[str, bool]:
         return f"{name}: {'sent' if sent else 'its stage is still running'}", True
     except Exception as error:
         return f"{name}: not sent ({reason(error)})", False
+
+
+def _complete_experiment(params_file: Path, name: str, client: Client) -> str:
+    """Complete the row of an experiment; one that cannot be read does not hold up the others."""
+    try:
+        with open_snapshot(params_file, name) as snapshot:
+            return _complete(snapshot, client)
+    except UserError as error:
+        return f"left as it is ({error})"
 
 
 def _complete_current(params_file: Path, client: Client) -> str:

@@ -666,7 +666,7 @@ stages:
     ],
 )  # fmt: skip
 def test_a_commit_whose_parameters_or_models_are_not_those_evaluated_is_refused(
-    folders, tmp_path, monkeypatch, old, new, message
+    folders, tmp_path, monkeypatch, caplog, old, new, message
 ):
     """Its params.yaml and dvc.lock are what a revision has; the evaluation lies in the cache."""
     source = folders / "refine-0"
@@ -681,6 +681,8 @@ def test_a_commit_whose_parameters_or_models_are_not_those_evaluated_is_refused(
     else:
         with pytest.raises(UserError, match=f"^mine: {re.escape(message)}"):
             compare.read_revisions(["mine"], tmp_path)
+        assert compare.read_revisions(["mine"], tmp_path / "again", leave_out=True) == []
+        assert f"left out: mine: {message}" in caplog.text
 
 
 def test_data_that_an_experiment_would_lack_are_refused_before_the_first(tmp_path, monkeypatch):
