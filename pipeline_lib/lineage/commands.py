@@ -73,8 +73,8 @@ def sync(params_file: Path, *, all_experiments: bool = False) -> str:
     sent = [_send(spool, client) for spool in Spool.all(client.root)]
     lines = [line for line, _ in sent]
     lines.append(_complete_current(params_file, client))
-    for name in revisions.experiments(params_file.parent) if all_experiments else ():
-        lines.append(f"{name}: {_complete_experiment(params_file, name, client)}")
+    experiments = revisions.experiments(params_file.parent) if all_experiments else ()
+    lines += [f"{name}: {_complete_experiment(params_file, name, client)}" for name in experiments]
     if not all(arrived for _, arrived in sent):
         raise UserError("\n".join(["not everything could be sent; run sync again", *lines]))
     return "\n".join(lines)
