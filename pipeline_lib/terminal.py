@@ -131,7 +131,7 @@ def _sentence(error: Exception) -> str:
         return str(error)
     wrapped: BaseException | None = error
     while wrapped is not None:
-        if any(os.strerror(number) in str(wrapped) for number in (errno.ENOSPC, errno.EDQUOT)):
+        if any(os.strerror(number) in str(wrapped) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)):
             return f"{first_lines(wrapped, 1)}; make room and run again"
         wrapped = wrapped.__cause__ or wrapped.__context__
     return str(error) if isinstance(error, OSError) and error.strerror else ""

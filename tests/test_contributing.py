@@ -13,7 +13,8 @@ pytestmark = pytest.mark.slow
 KNOW_RECIPES = (
     "refine/test_recipes.py",
     "refine/test_gradients.py",
-    "core",
+    "core/test_schema.py",
+    "core/test_config.py",
     "params",
     "compare",
     "report",
@@ -61,7 +62,7 @@ def test_a_recipe_is_a_function_a_block_its_test_and_a_line(tmp_path):
     python = (sys.executable, "-m")
     call(project, *python, "ruff", "check", ".")
     call(project, *python, "ruff", "format", "--check", ".")
-    said = call(project, *python, "pytest", "-q", *(f"tests/{name}" for name in KNOW_RECIPES))
+    said = call(project, *python, "pytest", "-q", "-n", "2", *(f"tests/{name}" for name in KNOW_RECIPES))
     assert "failed" not in said
     assert "angular_kd" in call(
         project, sys.executable, "-c", "from pipeline_lib.refine.recipes import RECIPES; print(*RECIPES)"

@@ -82,11 +82,14 @@ class ShardPixels(NamedTuple):
 def open_pixels(
     directory: Path, expected: Sequence[ShardPixels], preprocess: Preprocess, max_pixels: int
 ) -> list[np.ndarray]:
-    """Open the pixels of all shards of a part, one image of each compared with its image file; [] if one is missing."""
+    """Open the pixels of all shards of a part; [] if a file is missing or is not the one that was written.
+
+    Each file is compared with its hash, and one of its images with what the image file gives.
+    """
     opened = []
     for one in expected:
         try:
-            pixels = _open_file(directory / one.name, (one.num_images, 3, *preprocess.image_size))
+            pixels = _open_file(directory, one.name, (one.num_images, 3, *preprocess.image_size))
             if pixels is None:
                 return []
             if one.example:
@@ -100,18 +103,23 @@ def open_pixels(
     return opened
 
 
-def _open_file(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+def _open_file(directory: Path, name: str, shape: tuple[int, ...]) -> np.ndarray | None:
     """Open the pixels of a shard; None where they are not there, or another process replaces the folder just now.
 
     Raises:
         ValueError: The file is not what its name says.
     """
     try:
-        pixels = np.load(path, mmap_mode="r", allow_pickle=False)
+        pixels = np.load(directory / name, mmap_mode="r", allow_pickle=False)
+        problem = artifacts.file_problem(directory, name, artifacts.read_manifest(directory))
     except FileNotFoundError:
         return None
+    except UserError as error:
+        raise ValueError(str(error)) from None
     except EOFError:
         raise ValueError("empty") from None
+    if problem:
+        raise ValueError(problem)
     if (pixels.shape, pixels.dtype) != (shape, np.uint8):
         raise ValueError(f"{pixels.dtype} {pixels.shape}, expected uint8 {shape}")
     return pixels

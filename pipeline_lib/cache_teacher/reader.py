@@ -44,7 +44,10 @@ class CachedPart:
         self.units: list[Content] = []
         stored, identity = list[ShardPixels](), pixels_identity(student.preprocess, part)
         for index, (shard, record) in enumerate(zip(part.shards, facts["units"], strict=True)):
-            path = teacher_directory / part.name / f"{index:05d}.safetensors"
+            name = f"{part.name}/{index:05d}.safetensors"
+            if problem := artifacts.file_problem(teacher_directory, name, manifest):
+                raise UserError(f"{problem}; run `dvc repro -f cache_teacher`")
+            path = teacher_directory / name
             unit, entries = safetensors.torch.load_file(path), list(shards.read_index(shard.index_path))
             _check_identity(path, unit, record, shard, entries)
             self.units.append(unit)

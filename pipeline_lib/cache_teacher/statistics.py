@@ -9,6 +9,7 @@ import safetensors.torch
 import torch
 
 from pipeline_lib.core import artifacts
+from pipeline_lib.core.errors import UserError
 
 FILE = "statistics.safetensors"
 
@@ -37,6 +38,14 @@ def write_statistics(teacher_directory: Path, statistics: dict[str, torch.Tensor
 
 
 def read_statistics(teacher_directory: Path) -> dict[str, torch.Tensor]:
-    """Read the statistics of a cache, see `feature_statistics`; empty for a cache without features."""
-    path = teacher_directory / FILE
-    return safetensors.torch.load_file(path) if path.is_file() else {}
+    """Read the statistics of a cache, see `feature_statistics`; empty for a cache without features.
+
+    Raises:
+        UserError: The file is not the one that the manifest lists.
+    """
+    manifest = artifacts.read_manifest(teacher_directory)
+    if FILE not in manifest["files"]:
+        return {}
+    if problem := artifacts.file_problem(teacher_directory, FILE, manifest):
+        raise UserError(f"{problem}; run `dvc repro -f cache_teacher`")
+    return safetensors.torch.load_file(teacher_directory / FILE)

@@ -239,18 +239,22 @@ def digests(folders: Mapping[str, Path]) -> dict[str, str]:
     return {name: read_manifest(folder)["digest"] for name, folder in folders.items()}
 
 
+def file_problem(directory: Path, name: str, manifest: Mapping[str, Any]) -> str:
+    """Compare a file of `directory` with what its manifest says; return what differs, "" where nothing does."""
+    path, entry = directory / name, manifest["files"].get(name)
+    if entry is None:
+        return f"{path}: not in the manifest"
+    if not path.is_file():
+        return f"{path}: missing"
+    if path.stat().st_size != entry["bytes"]:
+        return f"{path}: {path.stat().st_size} bytes, manifest says {entry['bytes']}"
+    return "" if sha256_file(path) == entry["sha256"] else f"{path}: SHA-256 differs from the manifest"
+
+
 def verify(directory: Path) -> list[str]:
     """Compare every file of `directory` with its manifest; return what differs, one line each (empty: all well)."""
     body = read_manifest(directory)
-    problems = []
-    for name, entry in body["files"].items():
-        path = directory / name
-        if not path.is_file():
-            problems.append(f"{path}: missing")
-        elif path.stat().st_size != entry["bytes"]:
-            problems.append(f"{path}: {path.stat().st_size} bytes, manifest says {entry['bytes']}")
-        elif sha256_file(path) != entry["sha256"]:
-            problems.append(f"{path}: SHA-256 differs from the manifest")
+    problems = [problem for name in body["files"] if (problem := file_problem(directory, name, body))]
     extra = {p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file()} - set(body["files"])
     problems += [f"{directory / name}: not in the manifest" for name in sorted(extra - {MANIFEST})]
     return problems

@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from pipeline_lib.core import shards
+from pipeline_lib.core import artifacts, shards
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.model.embed import embed_texts
 from tests.cached_project import open_cached
@@ -80,6 +80,9 @@ def swap(path, name, harm):
     harm(unit[name])
     path.unlink()
     safetensors.torch.save_file(unit, path)
+    folder = path.parents[1]
+    facts = {k: v for k, v in artifacts.read_manifest(folder).items() if k not in ("stage", "files", "digest")}
+    artifacts.write_manifest(folder, "cache_teacher", **facts)  # or the file's hash would tell
 
 
 @pytest.mark.parametrize("name", ["key_digests", "caption_digests"])
@@ -96,3 +99,22 @@ def test_wrong_features_are_caught_before_the_first_step(cached):
     swap(path, "text_features", lambda rows: rows.__setitem__([0, 1], rows[[1, 0]].clone()))
     with pytest.raises(UserError, match="before the first step the student's features differ from the cache"):
         run_stage("refine", cached)
+
+
+@pytest.mark.parametrize("folder", ["teacher/refine", "teacher/val", "teacher", "pixels"])
+@pytest.mark.parametrize("damage", ["flipped", "deleted"])
+def test_a_damaged_file_is_refused_or_not_used(cached, caplog, folder, damage):
+    """Of the features it is an error; what the pixels hold is decoded again."""
+    path = min((cached / "data" / folder).glob("*.npy" if folder == "pixels" else "*.safetensors"))
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 4
+    path.unlink()
+    if damage == "flipped":
+        path.write_bytes(data)
+    if folder == "pixels":
+        parts = [open_cached(cached)[0], open_cached(cached, "val")[0]]
+        assert sum(not part.pixels for part in parts) == 1
+        assert ("not used" in caplog.text) == (damage == "flipped")
+    else:
+        with pytest.raises(UserError, match=rf"{path.name}: (missing|SHA-256 differs).*dvc repro -f cache_teacher"):
+            run_stage("refine", cached)

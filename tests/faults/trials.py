@@ -1,6 +1,7 @@
 """One run of a stage in a process of its own, disturbed, and what it left behind."""
 
 import contextlib
+import fcntl
 import hashlib
 import importlib
 import os
@@ -33,6 +34,7 @@ INPUTS = {  # folders of stages before it: what they hold is known by its hash
     "evaluate": ("data/base", "data/refined", "data/shards"),
     "report": ("data/refined", "data/eval", "data/shards"),
 }
+PIPE_SIZE = 1 << 20  # bytes; more than a stage says
 LONGEST = 180  # seconds; a stage that takes longer hangs
 
 
@@ -59,11 +61,14 @@ def run(project: Path, stage: str, disturb: Callable[[int], None] | None = None,
         disturb: Called with the process id as soon as the process is there, in a thread of this process.
         inside: `before`: called in the new process before the stage.
     """
-    module, log = importlib.import_module(f"stages.{stage}"), project / "log.txt"
+    module = importlib.import_module(f"stages.{stage}")
+    ends = os.pipe()  # no file, which could not grow either
+    fcntl.fcntl(ends[1], fcntl.F_SETPIPE_SZ, PIPE_SIZE)
     began = time.monotonic()
     pid = os.fork()
     if pid == 0:
-        _become(project, module, log, inside.get("before"))
+        _become(project, module, ends[1], inside.get("before"))
+    os.close(ends[1])
     thread = threading.Thread(target=disturb, args=(pid,)) if disturb else None
     if thread:
         thread.start()
@@ -71,18 +76,28 @@ def run(project: Path, stage: str, disturb: Callable[[int], None] | None = None,
     if thread:
         thread.join()
     code = os.waitstatus_to_exitcode(status) if status is not None else -signal.SIGALRM
-    return Ended(code, log.read_text(errors="replace"), time.monotonic() - began)
+    return Ended(code, _said(ends[0]), time.monotonic() - began)
 
 
-def _become(project: Path, module: object, log: Path, before: Callable[[], None] | None) -> None:
+def _said(end: int) -> str:
+    """Read what the stage wrote, and not what processes that outlive it may still write."""
+    os.set_blocking(end, False)
+    text = b""
+    with contextlib.suppress(BlockingIOError):
+        while part := os.read(end, PIPE_SIZE):
+            text += part
+    os.close(end)
+    return text.decode(errors="replace")
+
+
+def _become(project: Path, module: object, end: int, before: Callable[[], None] | None) -> None:
     """Turn this process into the stage; never returns."""
     code = 70
     try:
         os.setpgid(0, 0)
         os.chdir(project)
-        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for number in (1, 2):
-            os.dup2(file, number)
+            os.dup2(end, number)
         sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
         sys.argv = ["stage"]
         for number in (signal.SIGINT, signal.SIGTERM):
