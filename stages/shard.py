@@ -28,7 +28,7 @@ def main(params_file: Path = Path("params.yaml")) -> None:
     paths, data = config.load(params_file, Paths), config.load(params_file, DataSettings)
     settings, how = config.load(params_file, ShardSettings), config.load(params_file, RuntimeSettings)
     of_base = artifacts.read_manifest(paths.base)
-    base, was_refined = of_base["digest"], of_base["model"]["source"]["kind"] == "local_dir"
+    base, source = of_base["digest"], of_base.get("model", {}).get("source", {})
     code = provenance.stage_digest("shard")
     choices = [config.raw_section(params_file, name) for name in ("data", "shard")]
     with tracking.stage_run("shard", params_file, upstream={"base": base}) as run:
@@ -36,7 +36,7 @@ def main(params_file: Path = Path("params.yaml")) -> None:
             data,
             settings,
             trained_on=paths.base / artifacts.TRAINED_ON,
-            trains_again=was_refined,
+            trains_again=source.get("kind") == "local_dir",
             target=paths.shards,
             fingerprint=artifacts.digest([base, code, choices, provenance.package_versions()]),
             progress=how.progress,
