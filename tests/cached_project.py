@@ -39,3 +39,10 @@ def stage_process(project, stage, **env):
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def rewrite_manifest(folder):
+    """Let the manifest of a folder list its files as they are now."""
+    manifest = artifacts.read_manifest(folder)
+    facts = {key: value for key, value in manifest.items() if key not in ("stage", "files", "digest")}
+    artifacts.write_manifest(folder, manifest["stage"], **facts)

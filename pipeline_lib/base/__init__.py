@@ -4,6 +4,7 @@ agreement     the converted model against transformers' own, before it is accept
 checkpoints   checkpoint files as tensors by name
 demo          the demo base: two published towers, joined by heads trained here
 hugging_face  CLIPModel folders in open_clip's terms
+processors    their image processors likewise
 run           the base from wherever `base.source` says, and what is written to data/base/
 settings      section `base` of params.yaml
 """

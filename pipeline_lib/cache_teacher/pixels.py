@@ -86,10 +86,14 @@ def open_pixels(
 
     Each file is compared with its hash, and one of its images with what the image file gives.
     """
-    opened = []
+    opened: list[np.ndarray] = []
+    try:
+        manifest = artifacts.read_manifest(directory)
+    except UserError:
+        return []
     for one in expected:
         try:
-            pixels = _open_file(directory, one.name, (one.num_images, 3, *preprocess.image_size))
+            pixels = _open_file(directory, one.name, (one.num_images, 3, *preprocess.image_size), manifest)
             if pixels is None:
                 return []
             if one.example:
@@ -103,7 +107,7 @@ def open_pixels(
     return opened
 
 
-def _open_file(directory: Path, name: str, shape: tuple[int, ...]) -> np.ndarray | None:
+def _open_file(directory: Path, name: str, shape: tuple[int, ...], manifest: Mapping[str, Any]) -> np.ndarray | None:
     """Open the pixels of a shard; None where they are not there, or another process replaces the folder just now.
 
     Raises:
@@ -111,11 +115,9 @@ def _open_file(directory: Path, name: str, shape: tuple[int, ...]) -> np.ndarray
     """
     try:
         pixels = np.load(directory / name, mmap_mode="r", allow_pickle=False)
-        problem = artifacts.file_problem(directory, name, artifacts.read_manifest(directory))
+        problem = artifacts.file_problem(directory, name, manifest)
     except FileNotFoundError:
         return None
-    except UserError as error:
-        raise ValueError(str(error)) from None
     except EOFError:
         raise ValueError("empty") from None
     if problem:

@@ -45,8 +45,7 @@ class CachedPart:
         stored, identity = list[ShardPixels](), pixels_identity(student.preprocess, part)
         for index, (shard, record) in enumerate(zip(part.shards, facts["units"], strict=True)):
             name = f"{part.name}/{index:05d}.safetensors"
-            if problem := artifacts.file_problem(teacher_directory, name, manifest):
-                raise UserError(f"{problem}; run `dvc repro -f cache_teacher`")
+            artifacts.check_file(teacher_directory, name, manifest)
             path = teacher_directory / name
             unit, entries = safetensors.torch.load_file(path), list(shards.read_index(shard.index_path))
             _check_identity(path, unit, record, shard, entries)

@@ -26,7 +26,7 @@ from pipeline_lib.cache_teacher.statistics import feature_statistics, write_stat
 from pipeline_lib.cache_teacher.tokens import TextCuts, choose_cuts, count_truncated, tokenize
 from pipeline_lib.cache_teacher.unit import Unit
 from pipeline_lib.cache_teacher.writer import write_unit
-from pipeline_lib.core import artifacts, provenance, runtime, shards
+from pipeline_lib.core import artifacts, provenance, runtime, shards, work_folders
 from pipeline_lib.core.distributed import World
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.core.paths import Paths
@@ -60,7 +60,7 @@ def run(
     stores_pixels = not world.any(not _pixels_fit(parts, student, settings, paths))
     made_by = [code_digest, provenance.package_versions(), device.type, torch.get_num_threads()]
     named = world.first_of(artifacts.digest([identity, made_by]))
-    work = artifacts.work_directory("cache_teacher", named, paths.teacher)
+    work = work_folders.work_directory("cache_teacher", named, paths.teacher)
     units = units_of(parts, work, student, stores_pixels=stores_pixels)
     started = time.perf_counter()
     cuts = fill(units, student, teacher, settings, how, world)
@@ -101,7 +101,7 @@ def run_pixels(paths: Paths, settings: CacheTeacherSettings, how: RuntimeSetting
         )
     identity = pixels.pixels_identity(student.preprocess, parts[0])
     named = artifacts.digest([identity, [part.digest for part in parts]])
-    work = artifacts.work_directory("pixels", named, pixels.pixels_directory(paths))
+    work = work_folders.work_directory("pixels", named, pixels.pixels_directory(paths))
     known = {}
     for name, units in units_of(parts, work, student, stores_pixels=True).items():
         decoded = decode_ahead(units, student.preprocess, settings.chunk_size, how.num_workers)

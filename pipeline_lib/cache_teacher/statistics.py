@@ -9,7 +9,6 @@ import safetensors.torch
 import torch
 
 from pipeline_lib.core import artifacts
-from pipeline_lib.core.errors import UserError
 
 FILE = "statistics.safetensors"
 
@@ -46,6 +45,5 @@ def read_statistics(teacher_directory: Path) -> dict[str, torch.Tensor]:
     manifest = artifacts.read_manifest(teacher_directory)
     if FILE not in manifest["files"]:
         return {}
-    if problem := artifacts.file_problem(teacher_directory, FILE, manifest):
-        raise UserError(f"{problem}; run `dvc repro -f cache_teacher`")
+    artifacts.check_file(teacher_directory, FILE, manifest)
     return safetensors.torch.load_file(teacher_directory / FILE)

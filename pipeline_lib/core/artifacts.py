@@ -1,7 +1,7 @@
-"""Every file that crosses a stage: atomic writes, hashes, directory manifests, resumable work folders.
+"""Every file that crosses a stage: atomic writes, hashes, directory manifests, folders put into their place.
 
 Rules held here, once: a file is written under a temporary name, fsynced and renamed; a folder is built in
-`.checkpoints/<stage>-<fingerprint>/` (see `work_directory`) and renamed into `data/` when it is whole; `manifest.json`
+`.checkpoints/<stage>-<fingerprint>/` (see `work_folders`) and renamed into `data/` when it is whole; `manifest.json`
 is written last and lists every other file with its SHA-256, so that a reader can tell a whole folder from a part.
 Nothing written here holds a time, a host name or an absolute path, so that equal inputs give equal bytes.
 """
@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -25,7 +24,6 @@ from pipeline_lib.core.errors import UserError
 MANIFEST = "manifest.json"
 TRAINED_ON = "trained_on.jsonl"  # {"key", "sha256"} (demo: "pixels" too) of each image that shaped the weights
 HISTORY = "history.jsonl"  # of refined: a line per step
-CHECKPOINTS = Path(".checkpoints")
 _CHUNK = 1 << 20  # bytes that `HashedFile` hashes and writes at a time
 
 
@@ -251,6 +249,16 @@ def file_problem(directory: Path, name: str, manifest: Mapping[str, Any]) -> str
     return "" if sha256_file(path) == entry["sha256"] else f"{path}: SHA-256 differs from the manifest"
 
 
+def check_file(directory: Path, name: str, manifest: Mapping[str, Any]) -> None:
+    """Refuse a file of `directory` that is not what its manifest says.
+
+    Raises:
+        UserError: It is missing or another.
+    """
+    if problem := file_problem(directory, name, manifest):
+        raise UserError(f"{problem}; run `dvc repro -f {manifest['stage']}`")
+
+
 def verify(directory: Path) -> list[str]:
     """Compare every file of `directory` with its manifest; return what differs, one line each (empty: all well)."""
     body = read_manifest(directory)
@@ -258,75 +266,6 @@ def verify(directory: Path) -> list[str]:
     extra = {p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file()} - set(body["files"])
     problems += [f"{directory / name}: not in the manifest" for name in sorted(extra - {MANIFEST})]
     return problems
-
-
-def work_directory(stage: str, fingerprint: str, target: Path) -> Path:
-    """Make the folder in which `stage` builds `target`, kept across a kill: `.checkpoints/<stage>-<fingerprint>/`.
-
-    Another fingerprint (parameters, inputs or code changed) is another folder, so that an old part is never resumed.
-    It lies where a rename to `target` works: beside it, where that is on another file system. That of an experiment in
-    a temporary folder, which DVC deletes, lies in the project itself, under the experiment's name.
-
-    Raises:
-        UserError: Nothing can be put where `target` is to stand.
-    """
-    if target.is_mount():
-        raise UserError(f"{target}: is a mount of its own, which cannot be replaced; mount {target.parent} instead")
-    home, experiment = CHECKPOINTS, temporary_experiment()
-    if experiment:
-        home = Path(os.environ["DVC_ROOT"], CHECKPOINTS, experiment)
-    parent = next(folder for folder in target.absolute().parents if folder.is_dir())
-    if not _renames(home, parent):
-        home = parent / CHECKPOINTS
-        _renames(home, parent)
-    path = home / f"{stage}-{fingerprint[:16]}"
-    path.mkdir(parents=True, exist_ok=True)
-    return path
-
-
-def temporary_experiment() -> str:
-    """Return the name of the DVC experiment that runs in a temporary folder (`--temp`, the queue); else ""."""
-    root = os.environ.get("DVC_ROOT")
-    return os.environ.get("DVC_EXP_NAME", "") if root and Path(root).resolve() != Path().resolve() else ""
-
-
-def check_room(folder: Path, num_bytes: int) -> None:
-    """Refuse to begin what will need `num_bytes` on the disk of `folder`, beside what is there.
-
-    Raises:
-        UserError: There are fewer.
-    """
-    free = shutil.disk_usage(folder).free
-    if num_bytes > free:
-        raise UserError(
-            f"{folder}: {num_bytes / 1e9:.2f} GB will be needed there, {free / 1e9:.2f} are free; make room"
-        )
-
-
-def _renames(home: Path, parent: Path) -> bool:
-    """Return whether a folder below `home` can be renamed into `parent`; not so between file systems, or mounts.
-
-    Raises:
-        UserError: Nothing can be written to `parent`.
-    """
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        probe = Path(tempfile.mkdtemp(dir=home))
-        there = parent / f".{probe.name}.tmp"
-        try:
-            probe.rename(there)
-        except OSError as error:
-            probe.rmdir()
-            if error.errno != errno.EXDEV:
-                raise
-            return False
-        there.rmdir()
-    except OSError as error:
-        raise UserError(
-            f"{parent}: nothing can be put there from {home} ({error.strerror}); see to room and permissions, or "
-            "change `paths:`"
-        ) from None
-    return True
 
 
 def publish(work: Path, target: Path) -> None:

@@ -1,25 +1,26 @@
 """Items of a sequence, read ahead by processes that may die or not even start: then this process reads the rest itself.
 
-Tensors come through pipes, not through /dev/shm, which in a container (64 MB) is too small for a few batches: torch's
-workers then lose an item, and whoever waits for it waits for ever.
+Each process has a pipe of its own, whose end tells that it died, at any moment, in the middle of an item too. torch's
+DataLoader has one queue for all: a process killed while it writes there stops the others and leaves the reader waiting
+for ever; and tensors that travel through /dev/shm, which in a container (64 MB) is too small for a few batches, get
+lost there.
 """
 
 from __future__ import annotations
 
 import logging
 import multiprocessing
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar, cast
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from pipeline_lib.core import runtime
-from pipeline_lib.core.errors import UserError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -36,6 +37,13 @@ class Items(Protocol[T_co]):
         """Count the items."""
 
 
+class _Reader(NamedTuple):
+    """A process that reads, and where its items arrive."""
+
+    process: BaseProcess
+    arrivals: Connection
+
+
 def read_ahead(items: Items[T], *, num_workers: int, pin_memory: bool = False) -> Iterator[T]:
     """Yield `items[0]`, `items[1]`, ... in order, read ahead by `num_workers` processes; 0: as they are asked for.
 
@@ -43,102 +51,100 @@ def read_ahead(items: Items[T], *, num_workers: int, pin_memory: bool = False) -
 
     Args:
         items: What is read.
-        num_workers: Number of processes.
+        num_workers: Number of processes; each has read one item more than was asked for.
         pin_memory: Whether tensors are put into memory that a GPU can copy from while it computes.
 
     Raises:
         Exception: What reading an item raises.
     """
-    ahead = _start(items, num_workers, pin_memory) if num_workers and len(items) else None
-    for index in range(len(items)):
-        item = None
-        if ahead is not None:
-            try:
-                item = next(ahead)
-            except RuntimeError as error:
-                if "DataLoader worker (pid" not in str(error):
-                    raise
-                log.warning("a reading process died, probably for lack of memory; the rest is read without any")
-                ahead = None
-        item = item or _Carried.read(items, index)
-        yield cast(T, (item.pin_memory() if pin_memory and ahead is None else item).open())
+    with ThreadPoolExecutor(1) as thread, _readers(items, min(num_workers, len(items))) as readers:
 
+        def take(index: int) -> _Carried | None:
+            carried = _receive(readers, index)
+            return carried.pin_memory() if carried and pin_memory else carried
 
-def _start(items: Items[Any], num_workers: int, pin_memory: bool) -> Iterator[_Carried] | None:
-    """Start the processes; None, and a warning, where there is no room for them."""
-    loader = DataLoader(
-        _Carrying(items),
-        batch_size=None,
-        collate_fn=_keep,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        worker_init_fn=runtime.end_with_parent,
-    )
-    try:
-        probes: list[Any] = [multiprocessing.Queue() for _ in range(num_workers + 2)]
-        for probe in probes:  # as many as torch is about to make,
-            probe.close()  # which, where they fail, ends with a traceback that nobody can catch
-        with _keep_child_signal():
-            return iter(loader)
-    except (OSError, RuntimeError) as error:
-        log.warning("no reading processes can be started (%s); this process reads by itself", error)
-        return None
+        taken = thread.submit(take, 0)
+        for index in range(len(items)):
+            carried = taken.result()
+            if index + 1 < len(items):
+                taken = thread.submit(take, index + 1)
+            if carried is None:
+                item = items[index]
+                yield _map(item, torch.Tensor, torch.Tensor.pin_memory) if pin_memory else item
+            else:
+                yield cast(T, carried.item)
 
 
 @contextmanager
-def _keep_child_signal() -> Iterator[None]:
-    """Undo that torch raises an error wherever this process is when a worker dies; the next item asked for tells."""
-    before = signal.getsignal(signal.SIGCHLD)
+def _readers(items: Items[Any], count: int) -> Iterator[list[_Reader]]:
+    """Start the processes, and end them; none, and a warning, where there is no room for them."""
+    readers: list[_Reader] = []
     try:
-        yield
+        for number in range(count):
+            arrivals, sends = multiprocessing.Pipe(duplex=False)
+            process = multiprocessing.Process(target=_read, args=(items, number, count, sends), daemon=True)
+            process.start()
+            sends.close()  # the only other end is the process's: it closes when that dies
+            readers.append(_Reader(process, arrivals))
+    except OSError as error:
+        log.warning("no reading processes can be started (%s); this process reads by itself", error)
+        _end(readers)
+    try:
+        yield readers
     finally:
-        if before is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGCHLD, before)
+        _end(readers)
 
 
-def _keep(item: Any) -> Any:
-    return item
+def _end(readers: list[_Reader]) -> None:
+    """Forget the processes, then kill them: whoever waits for one finds that it is wanted no more."""
+    processes = [process for process, _ in readers]
+    readers.clear()
+    for process in processes:
+        process.kill()
+        process.join()
 
 
-class _Carrying(Dataset["_Carried"]):
-    """Items, ready to travel."""
+def _read(items: Items[Any], first: int, step: int, sends: Connection) -> None:
+    """Read every `step`-th item and send it, None if it cannot be read; the pipe holds the process back meanwhile."""
+    runtime.end_with_parent()
+    torch.set_num_threads(1)
+    for index in range(first, len(items), step):
+        try:
+            carried = _Carried(items[index])
+        except Exception:  # the stage's process gets the same one, where it can be understood
+            carried = None
+        try:
+            sends.send(carried)
+        except BrokenPipeError:
+            return
 
-    def __init__(self, items: Items[Any]) -> None:
-        self._items = items
 
-    def __getitem__(self, index: int) -> _Carried:
-        return _Carried.read(self._items, index)
-
-    def __len__(self) -> int:
-        return len(self._items)
+def _receive(readers: list[_Reader], index: int) -> _Carried | None:
+    """Return the item; None where it is to be read here, with a warning where its process died."""
+    if not readers:
+        return None
+    try:
+        carried: _Carried | None = readers[index % len(readers)].arrivals.recv()
+    except (EOFError, OSError):
+        if readers:
+            log.warning("a reading process died, probably for lack of memory; the rest is read without any")
+            _end(readers)
+        return None
+    return carried
 
 
 class _Carried:
-    """An item, or the error that a person is to read, whose tensors are pickled as arrays."""
+    """An item whose tensors are pickled as arrays."""
 
     def __init__(self, item: Any) -> None:
-        self._item = item
-
-    @classmethod
-    def read(cls, items: Items[Any], index: int) -> _Carried:
-        """Read item number `index`."""
-        try:
-            return cls(items[index])
-        except UserError as error:  # torch would wrap it in the traceback of the other process
-            return cls(error)
-
-    def open(self) -> Any:
-        """Return the item, or raise the error that reading it gave."""
-        if isinstance(self._item, UserError):
-            raise self._item
-        return self._item
+        self.item = item
 
     def pin_memory(self) -> _Carried:
-        """Return the item in pinned memory; torch calls it by this name too."""
-        return _Carried(_map(self._item, torch.Tensor, torch.Tensor.pin_memory))
+        """Return the item in pinned memory."""
+        return _Carried(_map(self.item, torch.Tensor, torch.Tensor.pin_memory))
 
     def __reduce__(self) -> tuple[Callable[..., _Carried], tuple[Any]]:
-        return _unpack, (_map(self._item, torch.Tensor, _Array),)
+        return _unpack, (_map(self.item, torch.Tensor, _Array),)
 
 
 class _Array:

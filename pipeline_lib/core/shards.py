@@ -217,11 +217,9 @@ class Part:
         Raises:
             UserError: The table is not the one that the manifest lists.
         """
-        listed, path = self.manifest["files"].get(TABLE), self.directory / TABLE
-        if listed is None:
+        if TABLE not in self.manifest["files"]:
             return []
-        if not path.is_file() or artifacts.sha256_file(path) != listed["sha256"]:
-            raise UserError(f"{path}: missing or changed; run `dvc repro -f shard`")
+        artifacts.check_file(self.directory, TABLE, self.manifest)
         return [choice for choice in read_choices(self.directory) if not choice.left_out]
 
     def entries(self) -> Iterator[IndexEntry]:
@@ -231,7 +229,7 @@ class Part:
 
 
 def read_part(directory: Path) -> Part:
-    """Open a part for reading; files are checked for presence and size here (`artifacts.verify` compares the hashes).
+    """Open a part for reading; indexes are compared with their hashes, tars by size (`Shard.read_image` hashes images).
 
     Raises:
         UserError: The folder is missing, unfinished or changed, or a tar is missing or has another size.
@@ -240,9 +238,11 @@ def read_part(directory: Path) -> Part:
     if "shards" not in part.manifest:
         raise UserError(f"{directory}: not a part of sharded data; a part is a folder below paths.shards")
     for shard in part.shards:
-        if not shard.path.is_file() or not shard.index_path.is_file():
-            missing = shard.index_path if shard.path.is_file() else shard.path
-            raise UserError(f"{missing}: no such file, but {directory}/manifest.json lists it; run `dvc repro shard`")
+        artifacts.check_file(directory, shard.index_path.name, part.manifest)
+        if not shard.path.is_file():
+            raise UserError(
+                f"{shard.path}: no such file, but {directory}/manifest.json lists it; run `dvc repro shard`"
+            )
         if shard.path.stat().st_size != shard.num_bytes:
             raise UserError(
                 f"{shard.path}: {shard.path.stat().st_size} bytes, the manifest says {shard.num_bytes}; "

@@ -25,7 +25,7 @@ import safetensors.torch
 import torch
 
 from pipeline_lib import model
-from pipeline_lib.core import artifacts, provenance, runtime
+from pipeline_lib.core import artifacts, provenance, runtime, work_folders
 from pipeline_lib.core.distributed import World
 from pipeline_lib.core.paths import Paths
 from pipeline_lib.core.runtime import RuntimeSettings
@@ -352,4 +352,4 @@ def _work_directory(
         "machine": [world.size, clip.device.type, torch.get_num_threads()],
         "code": [provenance.stage_digest("evaluate"), provenance.package_versions()],
     }
-    return artifacts.work_directory("evaluate", world.first_of(artifacts.digest(identity)), target)
+    return work_folders.work_directory("evaluate", world.first_of(artifacts.digest(identity)), target)

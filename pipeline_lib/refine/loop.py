@@ -17,8 +17,8 @@ from typing import IO, Any, TypeVar
 
 from pipeline_lib import terminal, tracking
 from pipeline_lib.core import runtime
-from pipeline_lib.core.artifacts import temporary_experiment
 from pipeline_lib.core.runtime import RuntimeSettings
+from pipeline_lib.core.work_folders import temporary_experiment
 from pipeline_lib.refine.checkpoint import Checkpoints
 from pipeline_lib.refine.epochs import StepData, read_steps
 from pipeline_lib.refine.state import Setup, State

@@ -20,7 +20,7 @@ from pipeline_lib.cache_teacher.pixels import pixels_directory
 from pipeline_lib.cache_teacher.reader import CachedPart
 from pipeline_lib.cache_teacher.settings import CacheTeacherSettings
 from pipeline_lib.cache_teacher.teacher import Teacher
-from pipeline_lib.core import artifacts, runtime
+from pipeline_lib.core import artifacts, runtime, work_folders
 from pipeline_lib.core.distributed import World
 from pipeline_lib.core.paths import Paths
 from pipeline_lib.core.runtime import RuntimeSettings
@@ -139,9 +139,9 @@ def _open_checkpoints(job: Job, setup: Setup, student: Clip, cache_digest: str) 
     """Open the folder of this very run: other parameters, inputs or code have another."""
     identity = [cache_digest, student.facts["weights_digest"], dataclasses.asdict(job.settings)]
     run_fingerprint = artifacts.digest([*identity, job.blocks[job.settings.recipe], job.code_digest])
-    work = artifacts.work_directory("refine", run_fingerprint, job.paths.refined)
+    work = work_folders.work_directory("refine", run_fingerprint, job.paths.refined)
     if job.world.is_main:
-        artifacts.check_room(work, _bytes_needed(job, setup, student) - _bytes_in(work))
+        work_folders.check_room(work, _bytes_needed(job, setup, student) - _bytes_in(work))
     return Checkpoints(work=work, setup=setup, runtime=job.runtime, run=job.run)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline_lib.core import artifacts
+from pipeline_lib.core import artifacts, work_folders
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.core.shards import STAGE, check_names
 from pipeline_lib.shard import leakage, manifests
@@ -55,7 +55,7 @@ def run(
         UserError: A shift has classes that its source has not, or see `formats.open_source`, `SetWriter.write` and
             `leakage.exclude_leaked_images`.
     """
-    work = artifacts.work_directory(STAGE, fingerprint, target)
+    work = work_folders.work_directory(STAGE, fingerprint, target)
     known_base = leakage.read_trained_on(trained_on)
     with start_workers(num_workers) as workers:
         sets = [_set_writer(data, formats.open_source(data), data.parts, work, settings)]

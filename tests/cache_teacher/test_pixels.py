@@ -134,12 +134,14 @@ def test_a_reader_finds_whole_pixels_or_none_while_others_write_and_remove_them(
         writer.start()
     found = []
     deadline = time.monotonic() + 60
-    while len(found) < 40 or (set(found) != {True, False} and time.monotonic() < deadline):
-        opened = reader.CachedPart(paths.teacher, paths.pixels, part.part, student)
-        found.append(bool(opened.pixels))
-        assert torch.equal(opened.read_inputs(part.valid_rows, [0] * len(part.valid_rows)).images, expected)
-    stop.set()
-    for writer in writers:
-        writer.join()
+    try:
+        while len(found) < 40 or (set(found) != {True, False} and time.monotonic() < deadline):
+            opened = reader.CachedPart(paths.teacher, paths.pixels, part.part, student)
+            found.append(bool(opened.pixels))
+            assert torch.equal(opened.read_inputs(part.valid_rows, [0] * len(part.valid_rows)).images, expected)
+    finally:
+        stop.set()
+        for writer in writers:
+            writer.join()
     assert set(found) == {True, False}
     assert torch.equal(part.read_inputs(part.valid_rows, [0] * len(part.valid_rows)).images, expected)  # still open

@@ -6,6 +6,7 @@ from pipeline_lib import model
 from pipeline_lib.cache_teacher import tokens
 from pipeline_lib.cache_teacher.run import units_of
 from pipeline_lib.core import shards
+from tests.cached_project import rewrite_manifest
 from tests.tiny_model import write_tiny_clip
 
 
@@ -26,6 +27,7 @@ def test_a_teacher_with_a_longer_context_sees_whole_captions(sharded):
     path = shards.read_part(sharded / "data/shards/refine").shards[0].index_path
     first = next(shards.read_index(path)).captions[0]
     path.write_text(path.read_text().replace(first, "word " * 60, 1))
+    rewrite_manifest(path.parent)
     units = tokenized(sharded, student, teacher)
     cuts = tokens.choose_cuts(units, student, teacher, "set")
     assert cuts == (24, 64)

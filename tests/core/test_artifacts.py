@@ -1,18 +1,16 @@
 """Whole files or none: atomic writes, manifests that notice every change, work folders that follow the fingerprint."""
 
 import hashlib
-import os
 import resource
 import subprocess
 import sys
-import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
-from pipeline_lib.core import artifacts
+from pipeline_lib.core import artifacts, work_folders
 from pipeline_lib.core.errors import UserError
 
 
@@ -148,7 +146,7 @@ def test_a_hashed_file_that_fails_is_named_and_leaves_nothing(tmp_path):
 def test_publish_replaces_a_folder_whole(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for content in ("one", "two"):
-        work = artifacts.work_directory("refine", content * 20, Path("data/refined"))
+        work = work_folders.work_directory("refine", content * 20, Path("data/refined"))
         assert work.parent == Path(".checkpoints")
         (work / "file").write_text(content)
         artifacts.publish(work, tmp_path / "data" / "refined")
@@ -182,51 +180,6 @@ def test_what_cannot_be_published_leaves_what_stands_there(tmp_path):
         artifacts.publish(tmp_path / "nowhere", tmp_path / "data")
     assert (tmp_path / "data" / "file").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["data"]
-
-
-def test_another_fingerprint_is_another_work_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    target = Path("data/refined")
-    one = artifacts.work_directory("refine", "a" * 64, target)
-    (one / "checkpoint.pt").write_text("old")
-    assert list(artifacts.work_directory("refine", "b" * 64, target).iterdir()) == []
-    assert artifacts.work_directory("refine", "a" * 64, target) == one
-    assert not Path("data").exists()
-
-
-def test_a_work_folder_lies_on_the_file_system_of_its_target(tmp_path, monkeypatch):
-    """`data` is a link to another disk here, as it may be a mount; /dev/shm is another file system than /tmp."""
-    monkeypatch.chdir(tmp_path)
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as disk:
-        if os.stat(disk).st_dev == os.stat(tmp_path).st_dev:
-            pytest.skip("one file system")
-        Path("data").symlink_to(disk)
-        work = artifacts.work_directory("refine", "a" * 64, Path("data/refined"))
-        (work / "file").write_text("whole")
-        artifacts.publish(work, Path("data/refined"))
-        assert Path("data/refined/file").read_text() == "whole"
-        assert artifacts.work_directory("refine", "a" * 64, Path("data/refined")) == work
-
-
-def test_what_a_temporary_experiment_resumes_is_not_in_the_folder_that_dvc_deletes(tmp_path, monkeypatch):
-    temporary = tmp_path / ".dvc" / "tmp" / "exps" / "tmp1"
-    temporary.mkdir(parents=True)
-    for name, value in {"DVC_ROOT": str(tmp_path), "DVC_EXP_NAME": "one"}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.chdir(temporary)
-    one = artifacts.work_directory("refine", "a" * 64, Path("data/refined"))
-    assert one.is_relative_to(tmp_path / ".checkpoints")
-    monkeypatch.setenv("DVC_EXP_NAME", "two")  # which may run at the same time
-    assert artifacts.work_directory("refine", "a" * 64, Path("data/refined")) != one
-    monkeypatch.chdir(tmp_path)  # `dvc exp run` without --temp
-    assert artifacts.work_directory("refine", "a" * 64, Path("data/refined")).parent == Path(".checkpoints")
-
-
-def test_a_place_that_takes_nothing_is_refused_before_the_work(tmp_path, monkeypatch):
-    """Of a root user's tests, only such as root cannot write to either: here /proc."""
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"^/proc/self/refined: is a mount|^/proc/self: nothing can be put there"):
-        artifacts.work_directory("refine", "a" * 64, Path("/proc/self/refined"))
 
 
 def test_what_a_killed_process_left_half_written_is_no_part_of_the_manifest(tmp_path):

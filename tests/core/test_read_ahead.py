@@ -64,7 +64,30 @@ def test_what_a_killed_process_was_to_read_is_read_here(caplog, deadly):
     assert [int(item.tensor[0, 0]) for item in found] == list(range(20))
     assert caplog.text.count("a reading process died") == 1
     assert found[-1].more["by"] == os.getpid()
-    assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL  # torch would raise wherever this process is
+    assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_process_killed_while_it_sends_is_waited_for_by_nobody(caplog, number):
+    """Half an item stands in its pipe then: an item is five times what a pipe holds."""
+    reading = read_ahead(Numbers(), num_workers=2)
+    found = [next(reading)]
+    workers = psutil.Process().children()[-2:]
+    time.sleep(0.5)  # until they wait for somebody who takes the rest
+    workers[number].kill()
+    found += reading
+    assert [int(item.tensor[0, 0]) for item in found] == list(range(20))
+    assert caplog.text.count("a reading process died") == 1
+    assert not any(worker.is_running() for worker in workers)
+
+
+def test_no_worker_outlives_a_loop_that_is_left(caplog):
+    reading = read_ahead(Numbers(), num_workers=2)
+    next(reading)
+    workers = psutil.Process().children()[-2:]
+    reading.close()
+    assert not any(worker.is_running() for worker in workers)
+    assert caplog.text == ""
 
 
 def test_where_no_process_can_start_everything_is_read_here(caplog):

@@ -90,6 +90,8 @@ def test_a_changed_index_or_manifest_is_refused(part):
     shard.index_path.write_text(shard.index_path.read_text().splitlines()[0] + "\n")
     with pytest.raises(UserError, match="1 lines, the manifest says 2"):
         shard.samples()
+    with pytest.raises(UserError, match=rf"{shard.index_path.name}: .* bytes, manifest says .*dvc repro -f shard"):
+        shards.read_part(part.directory)
     path = part.directory / "manifest.json"
     path.write_text(json.dumps({**part.manifest, "num_samples": 7}))
     with pytest.raises(UserError, match="digest does not fit"):
