@@ -8,7 +8,46 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something the user can mend: bad input, bad parameters, a missing file."""
+    """Something the user can mend: bad input, bad parameters, a missing file; several sentences for several things.
+
+    >>> str(UserError("params.yaml: refine.seed: missing", "params.yaml: refine.epoch: unknown key"))
+    'params.yaml: refine.seed: missing (and 1 more: `clip-refine check` says them all)'
+    """
+
+    def __str__(self) -> str:
+        first, *others = self.args
+        return f"{first} (and {len(others)} more: `clip-refine check` says them all)" if others else str(first)
+
+
+class Mistakes:
+    """Gathers errors, so that a person reads all that is wrong at once.
+
+    >>> mistakes = Mistakes()
+    >>> with mistakes:
+    ...     raise UserError("params.yaml: refine.seed: missing")
+    >>> mistakes.sentences
+    ['params.yaml: refine.seed: missing']
+    """
+
+    def __init__(self) -> None:
+        self.sentences: list[str] = []
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> bool:
+        if isinstance(error, UserError):
+            self.sentences += error.args
+        return isinstance(error, UserError)
+
+    def raise_all(self) -> None:
+        """Raise what was gathered.
+
+        Raises:
+            UserError: There was anything.
+        """
+        if self.sentences:
+            raise UserError(*self.sentences)
 
 
 def first_lines(error: BaseException, count: int = 3) -> str:

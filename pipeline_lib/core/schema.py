@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pipeline_lib.core.errors import UserError
+from pipeline_lib.core.errors import Mistakes, UserError
 
 T = TypeVar("T")
 
@@ -82,23 +82,25 @@ def build(kind: type[T], value: Any, path: str) -> T:
     """Return `value` as dataclass `kind`, strictly; `path` is the dotted path that errors name.
 
     Raises:
-        UserError: A key is unknown, missing, of the wrong type or out of range.
+        UserError: Keys are unknown, missing, of the wrong type or out of range; all of them are said.
     """
     if value is None:
         raise UserError(f"{path}: is empty; write its keys below it, indented ({', '.join(_required(kind))})")
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a block of keys, found {show_value(value)}")
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    for key in value:
-        if key not in fields:
-            raise UserError(f"{path}.{key}: unknown key{did_you_mean(str(key), fields)}")
+    mistakes, unknown = Mistakes(), [str(key) for key in value if key not in fields]
+    mistakes.sentences += [f"{path}.{key}: unknown key{did_you_mean(key, fields)}" for key in unknown]
+    misspelt = {name for key in unknown for name in _closest(key, fields)}
     hints = typing.get_type_hints(kind, include_extras=True)
     filled = {}
     for name, field in fields.items():
-        if name in value:
-            filled[name] = convert(hints[name], value[name], f"{path}.{name}")
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise UserError(f"{path}.{name}: missing; add it ({_describe(hints[name])})")
+        with mistakes:
+            if name in value:
+                filled[name] = convert(hints[name], value[name], f"{path}.{name}")
+            elif name not in misspelt and field.name in _required(kind):
+                raise UserError(f"{path}.{name}: missing; add it ({_describe(hints[name])})")
+    mistakes.raise_all()
     return kind(**filled)
 
 
@@ -111,7 +113,11 @@ def build_some(kind: type[T], value: Any, path: str) -> T:
 
 def _required(kind: Any) -> list[str]:
     """List the names of the fields that have no default."""
-    return [field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING]
+    return [
+        field.name
+        for field in dataclasses.fields(kind)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
 
 
 def convert(kind: Any, value: Any, path: str) -> Any:
@@ -129,10 +135,19 @@ def convert(kind: Any, value: Any, path: str) -> Any:
         return _convert_literal(kind, value, path)
     if origin is not None and issubclass(origin, Mapping) and isinstance(value, dict):
         item = typing.get_args(kind)[1]
-        return {str(k): convert(item, v, f"{path}.{k}") for k, v in value.items()}
+        return _convert_mapping(item, value, path)
     if origin is None and _fits(kind, value):
         return kind(value)
     raise _mistyped(kind, value, path)
+
+
+def _convert_mapping(kind: Any, value: Mapping[Any, Any], path: str) -> dict[str, Any]:
+    mistakes, converted = Mistakes(), {}
+    for key, item in value.items():
+        with mistakes:
+            converted[str(key)] = convert(kind, item, f"{path}.{key}")
+    mistakes.raise_all()
+    return converted
 
 
 def _convert_number(kind: Any, value: Any, path: str) -> Any:
@@ -177,9 +192,8 @@ def _convert_literal(kind: Any, value: Any, path: str) -> Any:
     allowed = typing.get_args(kind)
     if any(value == one and type(value) is type(one) for one in allowed):
         return value
-    close = difflib.get_close_matches(str(value), map(str, allowed), n=1)
-    hint = f"; did you mean `{close[0]}`?" if close else ""
-    raise UserError(f"{path}: {show_value(value)} is not one of {', '.join(map(str, allowed))}{hint}")
+    names = [str(one) for one in allowed]
+    raise UserError(f"{path}: {show_value(value)} is not one of {', '.join(names)}{similar(str(value), names)}")
 
 
 def _mistyped(kind: Any, value: Any, path: str) -> UserError:
@@ -229,8 +243,12 @@ def _plural(kind: Any) -> str:
 
 def similar(name: str, known: Iterable[str]) -> str:
     """End an error about an unknown name with the closest known one; empty where none is close."""
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean `{close[0]}`?" if close else ""
+    return "".join(f"; did you mean `{close}`?" for close in _closest(name, known))
+
+
+def _closest(name: str, known: Iterable[str]) -> list[str]:
+    """Return the known name that is like `name`, if there is one."""
+    return difflib.get_close_matches(name, list(known), n=1)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -7,10 +7,11 @@ here first. The recipe's block is left to `refine`, so that a new recipe does no
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from pipeline_lib.core.errors import UserError
+from pipeline_lib.core.errors import Mistakes, UserError
 from pipeline_lib.core.shards import check_names, evaluated_sets
-from pipeline_lib.params.sections import load_all
+from pipeline_lib.params.sections import load_what_loads
 from pipeline_lib.sources.settings import DataSettings
 
 
@@ -23,13 +24,27 @@ def check_params(params_file: Path) -> None:
         params_file: params.yaml.
 
     Raises:
-        UserError: A section does not load, or parts and evaluation do not fit together.
+        UserError: Sections do not load, or parts and evaluation do not fit together; all that is wrong is said.
     """
-    sections = load_all(params_file)
-    _check_parts(sections["data"], sections["evaluate"].selection, params_file)
-    prompt = sections["evaluate"].prompt
-    if prompt.count("{}") != 1:
-        raise UserError(f"{params_file}: evaluate.prompt: {prompt!r} must hold {{}} once, for the class name")
+    find_mistakes(params_file)[1].raise_all()
+
+
+def find_mistakes(params_file: Path) -> tuple[dict[str, Any], Mistakes]:
+    """Return the sections that load, and all that `check_params` refuses.
+
+    Raises:
+        UserError: The file cannot be read, or holds no sections.
+    """
+    sections, mistakes = load_what_loads(params_file)
+    data, evaluate = sections.get("data"), sections.get("evaluate")
+    if data is not None and evaluate is not None:
+        with mistakes:
+            _check_parts(data, evaluate.selection, params_file)
+    if evaluate is not None and evaluate.prompt.count("{}") != 1:
+        mistakes.sentences.append(
+            f"{params_file}: evaluate.prompt: {evaluate.prompt!r} must hold {{}} once, for the class name"
+        )
+    return sections, mistakes
 
 
 def _check_parts(data: DataSettings, selection: str, params_file: Path) -> None:

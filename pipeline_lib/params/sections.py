@@ -8,7 +8,7 @@ from typing import Any
 from pipeline_lib.base.settings import BaseSettings
 from pipeline_lib.cache_teacher.settings import CacheTeacherSettings
 from pipeline_lib.core import config
-from pipeline_lib.core.errors import UserError
+from pipeline_lib.core.errors import Mistakes
 from pipeline_lib.core.paths import Paths
 from pipeline_lib.core.runtime import RuntimeSettings
 from pipeline_lib.core.schema import did_you_mean, section_of
@@ -41,10 +41,24 @@ def load_all(params_file: Path) -> dict[str, Any]:
     """Load every section but `recipes`.
 
     Raises:
-        UserError: A section is unknown, missing, or does not load.
+        UserError: Sections are unknown, missing, or do not load; all of them are said.
     """
-    known = [*SECTIONS, RECIPES]
+    loaded, mistakes = load_what_loads(params_file)
+    mistakes.raise_all()
+    return loaded
+
+
+def load_what_loads(params_file: Path) -> tuple[dict[str, Any], Mistakes]:
+    """Load every section but `recipes`; return those that load, and what is wrong with the others.
+
+    Raises:
+        UserError: The file cannot be read, or holds no sections.
+    """
+    loaded, mistakes, known = dict[str, Any](), Mistakes(), [*SECTIONS, RECIPES]
     for name in config.read_params(params_file):
         if name not in known:
-            raise UserError(f"{params_file}: unknown section `{name}`{did_you_mean(str(name), known)}")
-    return {name: config.load(params_file, kind) for name, kind in SECTIONS.items()}
+            mistakes.sentences.append(f"{params_file}: unknown section `{name}`{did_you_mean(str(name), known)}")
+    for name, kind in SECTIONS.items():
+        with mistakes:
+            loaded[name] = config.load(params_file, kind)
+    return loaded, mistakes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -60,8 +61,7 @@ def render_whole(params_text: str, ablation: Ablation) -> str:
     """
     document = load_document(_without_header(params_text))
     differing = [key for key, value in ablation.changes.items() if pick(document, key) != value]
-    for key, value in ablation.changes.items():
-        _change(document, key, value, ablation)
+    change_values(document, ablation.changes, f"{ablation.origin}: {ablation.name}")
     header = [
         f"{GENERATED}params.yaml, ablations/changes.yaml and the recipes' docstrings: edit those, or a copy of this.",
         f"# {ablation.sentence}",
@@ -82,16 +82,22 @@ def _without_header(text: str) -> str:
     return re.sub(rf"^{re.escape(GENERATED)}.*\n#.*\n{re.escape(DIFFERS)}.*\n", "", text, count=1, flags=re.MULTILINE)
 
 
-def _change(document: CommentedMap, key: str, value: Any, ablation: Ablation) -> None:
-    path, _, last = key.rpartition(".")
-    block = pick(document, path) if path else document
-    if not isinstance(block, CommentedMap) or last not in block:
-        known = did_you_mean(last, block) if isinstance(block, CommentedMap) else ""
-        raise UserError(f"{ablation.origin}: {ablation.name}: params.yaml has no `{key}`{known}")
-    block[last] = _in_one_line(value)
-    for token in block.ca.items.get(last, ()):
-        if hasattr(token, "start_mark"):
-            token.start_mark.column = 0  # one space before the comment, however long the value was
+def change_values(document: CommentedMap, changes: Mapping[str, Any], whose: str) -> None:
+    """Give keys of params.yaml, by their dotted names, other values; comments stay.
+
+    Raises:
+        UserError: There is no such key; `whose` change it is stands before it.
+    """
+    for name, value in changes.items():
+        path, _, last = name.rpartition(".")
+        block = pick(document, path) if path else document
+        if not isinstance(block, CommentedMap) or last not in block:
+            known = did_you_mean(last, block) if isinstance(block, CommentedMap) else ""
+            raise UserError(f"{whose}: params.yaml has no `{name}`{known}")
+        block[last] = _in_one_line(value)
+        for token in block.ca.items.get(last, ()):
+            if hasattr(token, "start_mark"):
+                token.start_mark.column = 0  # one space before the comment, however long the value was
 
 
 def _in_one_line(value: Any) -> Any:

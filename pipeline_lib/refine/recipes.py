@@ -22,7 +22,7 @@ import torch
 
 from pipeline_lib import losses
 from pipeline_lib.core import schema
-from pipeline_lib.core.errors import UserError
+from pipeline_lib.core.errors import Mistakes, UserError
 from pipeline_lib.model.features import Features
 from pipeline_lib.refine.sampling import Draws
 
@@ -273,20 +273,21 @@ def make_recipe(name: str, blocks: Mapping[str, Any]) -> Recipe:
         UserError: Unknown recipe, missing block, a key that does not fit the function's signature, or no loss left.
     """
     if name not in RECIPES:
-        raise UserError(f"params.yaml: refine.recipe: unknown recipe `{name}`; known: {', '.join(RECIPES)}")
+        raise UserError(f"params.yaml: refine.recipe: unknown recipe `{name}`{schema.did_you_mean(name, RECIPES)}")
     path = f"params.yaml: recipes.{name}"
     if not isinstance(blocks.get(name), dict):
         raise UserError(f"{path}: missing; add a block with the recipe's parameters ({{}} if it has none)")
     function = RECIPES[name]
     hints = typing.get_type_hints(function, include_extras=True)
     wanted = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    for key in blocks[name]:
-        if key not in wanted:
-            raise UserError(f"{path}.{key}: unknown key; known: {', '.join(wanted) or 'none'}")
-    for key in wanted:
-        if key not in blocks[name]:
-            raise UserError(f"{path}.{key}: missing; add it")
-    values = {key: schema.convert(hints[key], blocks[name][key], f"{path}.{key}") for key in wanted}
+    mistakes, values = Mistakes(), {}
+    unknown = [key for key in blocks[name] if key not in wanted]
+    mistakes.sentences += [f"{path}.{key}: unknown key; known: {', '.join(wanted) or 'none'}" for key in unknown]
+    mistakes.sentences += [f"{path}.{key}: missing; add it" for key in wanted if key not in blocks[name]]
+    for key in [key for key in wanted if key in blocks[name]]:
+        with mistakes:
+            values[key] = schema.convert(hints[key], blocks[name][key], f"{path}.{key}")
+    mistakes.raise_all()
     made = Recipe(function, values)
     try_out(made, path)
     return made

@@ -74,7 +74,7 @@ def test_a_block_may_be_optional_but_not_something_else(tmp_path):
     assert schema.build(BaseSettings, {k: v for k, v in base.items() if k != "demo"}, "base").demo is None
     with pytest.raises(UserError, match=r"^base.demo: expected a block of keys or null, found int 3$"):
         schema.build(BaseSettings, {**base, "demo": 3}, "base")
-    with pytest.raises(UserError, match=r"^base.demo.image_size: missing; add it \(a whole number\)$"):
+    with pytest.raises(UserError, match=r"^base.demo.image_size: missing; add it \(a whole number\) \(and 7 more: "):
         schema.build(BaseSettings, {**base, "demo": {"seed": 0}}, "base")
     with pytest.raises(UserError, match=r"^evaluate.recall_at: expected a list of whole numbers, found int 5$"):
         schema.convert(tuple[int, ...], 5, "evaluate.recall_at")

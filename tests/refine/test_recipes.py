@@ -181,7 +181,7 @@ def test_batch_of_one(name):
 @pytest.mark.parametrize(
     ("name", "blocks", "message"),
     [
-        ("clip_refin", BLOCKS, "unknown recipe `clip_refin`; known: clip_refine"),
+        ("clip_refin", BLOCKS, "unknown recipe `clip_refin`; did you mean `clip_refine`"),
         ("hycd", {}, r"recipes.hycd: missing; add a block"),
         ("hycd", {"hycd": {**BLOCKS["hycd"], "alpa": 1.0}}, "recipes.hycd.alpa: unknown key; known: alpha"),
         ("hycd", {"hycd": {"alpha": 0.5, "logits": "raw"}}, "recipes.hycd.temperature: missing"),
