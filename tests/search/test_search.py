@@ -1,9 +1,8 @@
-"""Search: what the models' own features say, in that order; the page holds it, and nothing that a query writes into it."""
+"""Search finds what the models' own features say, in that order; the page holds it, and no markup of a query."""
 
 import shutil
 import subprocess
 import threading
-from pathlib import Path
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""`clip-refine check` says every mistake of a params.yaml at once, those in the data too, and counts what parts hold."""
+"""`clip-refine check` says every mistake at once, those in the data too, and counts what parts hold."""
 
 import subprocess
 import sys
