@@ -97,8 +97,10 @@ def build(kind: type[T], value: Any, path: str) -> T:
     for name, field in fields.items():
         if name in value:
             filled[name] = convert(hints[name], value[name], f"{path}.{name}")
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+        elif not may_be_left_out(field, hints[name]):
             raise UserError(f"{path}.{name}: missing; add it ({_describe(hints[name])})")
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            filled[name] = None
     return kind(**filled)
 
 
@@ -110,8 +112,15 @@ def build_some(kind: type[T], value: Any, path: str) -> T:
 
 
 def _required(kind: Any) -> list[str]:
-    """List the names of the fields that have no default."""
-    return [field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING]
+    """List the names of the fields that cannot be left out."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return [field.name for field in dataclasses.fields(kind) if not may_be_left_out(field, hints[field.name])]
+
+
+def may_be_left_out(field: dataclasses.Field[Any], annotation: Any) -> bool:
+    """Return whether a block may lack this field: it has a default, or may be null and then is."""
+    has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+    return has_default or type(None) in typing.get_args(annotation)
 
 
 def convert(kind: Any, value: Any, path: str) -> Any:

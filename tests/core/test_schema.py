@@ -13,6 +13,8 @@ import pytest
 from pipeline_lib.base.settings import BaseSettings
 from pipeline_lib.core import config, schema
 from pipeline_lib.core.errors import UserError
+from pipeline_lib.params.sections import SECTIONS
+from pipeline_lib.sources.settings import DataSettings
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,6 +67,17 @@ def test_what_does_not(change, message):
     with pytest.raises(UserError) as error:
         schema.build(Outer, {**GOOD, **change}, "f: outer")
     assert str(error.value) == message
+
+
+def test_a_key_that_may_be_null_may_be_left_out():
+    params = config.read_params(ROOT / "params.yaml")
+    for name, kind in SECTIONS.items():
+        without = {key: value for key, value in params[name].items() if value is not None}
+        assert schema.build(kind, without, name) == schema.build(kind, params[name], name)
+    with pytest.raises(
+        UserError, match=r"^data: is empty; write .*\(format, root, parts, evaluation_root, evaluation\)$"
+    ):
+        schema.build(DataSettings, None, "data")
 
 
 def test_a_block_may_be_optional_but_not_something_else(tmp_path):
