@@ -1,16 +1,27 @@
 """What is wrong with params.yaml as a whole, said before any work: every section, and what they say of one another.
 
 Each stage loads its own sections, so that a mistake in a late one would be found only after the epoch: every stage asks
-here first. The recipe's block is left to `refine`, so that a new recipe does not make a new base.
+here first. The recipe's block is left to `refine`, which needs torch to try it.
+
+    python -m pipeline_lib.params.check     the same as a command, with the recipe's block; says nothing if all is well
+
+`make run` begins with it, since DVC looks into params.yaml before it starts any stage, and of a misspelt section says
+only that it could not find a key.
 """
 
 from __future__ import annotations
 
+import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from pipeline_lib import terminal
+from pipeline_lib.core import config
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.core.shards import check_names, evaluated_sets
-from pipeline_lib.params.sections import load_all
+from pipeline_lib.params.sections import RECIPES, load_all
+from pipeline_lib.refine.settings import RefineSettings
 from pipeline_lib.sources.settings import DataSettings
 
 
@@ -53,3 +64,23 @@ def _check_parts(data: DataSettings, selection: str, params_file: Path) -> None:
                 f"{params_file}: data.evaluation.{name}.shift_of: choices are made on this set "
                 "(evaluate.selection), so the report does not show it; write null"
             )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Check a params.yaml from the command line.
+
+    Raises:
+        UserError: See `check_params` and `recipes.make_recipe`.
+    """
+    parser = argparse.ArgumentParser(prog="python -m pipeline_lib.params.check", description=check_params.__doc__)
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="parameters (default: %(default)s)")
+    params_file = parser.parse_args(sys.argv[1:] if arguments is None else arguments).params
+    check_params(params_file)
+    from pipeline_lib.refine.recipes import make_recipe
+
+    make_recipe(config.load(params_file, RefineSettings).recipe, config.raw_section(params_file, RECIPES) or {})
+
+
+if __name__ == "__main__":
+    with terminal.one_line_errors():
+        main()

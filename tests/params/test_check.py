@@ -9,7 +9,7 @@ import yaml
 from pipeline_lib.core import config
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.params.ablations import CHANGES
-from pipeline_lib.params.check import check_params
+from pipeline_lib.params.check import check_params, main
 from tests.conftest import run_stage
 from tests.tiny_project import STAGES
 
@@ -86,3 +86,32 @@ def test_every_stage_asks_before_it_does_anything(tmp_path, stage):
     with pytest.raises(UserError, match=r"unknown section `evalute`; did you mean `evaluate`\?$"):
         run_stage(stage, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("\ndata:", "\ndat:", "unknown section `dat`; did you mean `data`?"),
+        ("  root: data/openmoji", "  rot: data/openmoji", "data.rot: unknown key; did you mean `root`?"),
+        (
+            "    rafa_weight: 1.0",
+            "    rafa_wight: 1.0",
+            "recipes.clip_refine.rafa_wight: unknown key; known: rafa_weight",
+        ),
+        ("recipe: clip_refine", "recipe: clip_rafine", "refine.recipe: unknown recipe `clip_rafine`; known: "),
+        ("recipes:", "recipes: {}\nx:", "unknown section `x`"),
+    ],
+)
+def test_the_command_says_what_dvc_cannot(tmp_path, old, new, message):
+    path = tmp_path / "params.yaml"
+    path.write_text((ROOT / "params.yaml").read_text().replace(old, new, 1))
+    with pytest.raises(UserError) as error:
+        main(["--params", str(path)])
+    assert message in str(error.value)
+
+
+def test_the_command_says_nothing_of_what_is_right_and_make_run_begins_with_it(capsys):
+    main(["--params", str(ROOT / "params.yaml")])
+    assert capsys.readouterr() == ("", "")
+    run = (ROOT / "Makefile").read_text().split("\nrun:")[1].split("\n\n")[0]
+    assert run.index("pipeline_lib.params.check") < run.index("dvc repro")
