@@ -44,6 +44,7 @@ install: $(STAMP) ## make .venv with everything
 
 run: $(STAMP) ## the whole pipeline on params.yaml, then the before/after table
 	@test -e .git || dvc config --local core.no_scm true
+	@python -m pipeline_lib check --no-data
 	dvc repro
 	@echo
 	@python -m pipeline_lib.report

@@ -4,17 +4,23 @@ OpenMP's idle threads sleep instead of spinning, unless the user says otherwise.
 machine and costs a multiple on a busy one (two experiments at once: five times the step here). It is read when torch is
 imported, so it is set before.
 
-Ctrl-C while a command is still being imported ends it in one line, as it does later (`terminal`).
+Ctrl-C while a command is still being imported ends it in one line, as it does later (`terminal`); so does a Python that
+lacks a package, as one outside the project's environment does.
 """
 
 import os
 import sys
 from types import TracebackType
 
+OWN = ("", "pipeline_lib", "stages")
+REMEDY = "`source .venv/bin/activate` in the project's folder, or `make install` if that is done"
+
 
 def _end_in_one_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if issubclass(kind, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
+    elif isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] not in OWN:
+        print(f"error: no `{error.name}` in {sys.executable}; {REMEDY}", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, trace)
 

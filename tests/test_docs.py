@@ -8,7 +8,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from pipeline_lib.base.settings import BaseSettings
-from pipeline_lib.core import artifacts
+from pipeline_lib.core import artifacts, config
 from pipeline_lib.params.sections import load_all
 from pipeline_lib.sources.settings import DataSettings, EvaluationSet
 from tests.conftest import run_stage
@@ -50,6 +50,13 @@ def test_every_format_of_data_stands_in_the_table():
     rows = (ROOT / "docs/data.md").read_text().split("| `format` | on disk |")[1].split("\n\n")[0]
     formats = {*get_args(get_type_hints(DataSettings)["format"]), *get_args(get_type_hints(EvaluationSet)["format"])}
     assert formats == set(re.findall(r"^\| `(\w+)` \| ", rows, re.MULTILINE))
+
+
+def test_every_format_of_data_has_its_snippet():
+    sections = [config.parse_yaml(snippet, "data.md")["data"] for snippet in snippets() if snippet.startswith("data:")]
+    assert {one["format"] for one in sections} == set(get_args(get_type_hints(DataSettings)["format"]))
+    evaluated = {chosen["format"] for one in sections for chosen in one["evaluation"].values()}
+    assert evaluated >= set(get_args(get_type_hints(EvaluationSet)["format"])) - {"flickr", "jsonl", "webdataset"}
 
 
 def test_a_pasted_base_is_made(tmp_path):

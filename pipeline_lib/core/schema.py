@@ -91,15 +91,17 @@ def build(kind: type[T], value: Any, path: str) -> T:
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     mistakes, unknown = Mistakes(), [str(key) for key in value if key not in fields]
     mistakes.sentences += [f"{path}.{key}: unknown key{did_you_mean(key, fields)}" for key in unknown]
-    misspelt = {name for key in unknown for name in _closest(key, fields)}
+    misspelt = {name for key in unknown for name in closest(key, fields)}
     hints = typing.get_type_hints(kind, include_extras=True)
     filled = {}
     for name, field in fields.items():
         with mistakes:
             if name in value:
                 filled[name] = convert(hints[name], value[name], f"{path}.{name}")
-            elif name not in misspelt and field.name in _required(kind):
+            elif name not in misspelt and not may_be_left_out(field, hints[name]):
                 raise UserError(f"{path}.{name}: missing; add it ({_describe(hints[name])})")
+            elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+                filled[name] = None
     mistakes.raise_all()
     return kind(**filled)
 
@@ -112,12 +114,15 @@ def build_some(kind: type[T], value: Any, path: str) -> T:
 
 
 def _required(kind: Any) -> list[str]:
-    """List the names of the fields that have no default."""
-    return [
-        field.name
-        for field in dataclasses.fields(kind)
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    ]
+    """List the names of the fields that cannot be left out."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return [field.name for field in dataclasses.fields(kind) if not may_be_left_out(field, hints[field.name])]
+
+
+def may_be_left_out(field: dataclasses.Field[Any], annotation: Any) -> bool:
+    """Return whether a block may lack this field: it has a default, or may be null and then is."""
+    has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+    return has_default or type(None) in typing.get_args(annotation)
 
 
 def convert(kind: Any, value: Any, path: str) -> Any:
@@ -243,10 +248,10 @@ def _plural(kind: Any) -> str:
 
 def similar(name: str, known: Iterable[str]) -> str:
     """End an error about an unknown name with the closest known one; empty where none is close."""
-    return "".join(f"; did you mean `{close}`?" for close in _closest(name, known))
+    return "".join(f"; did you mean `{close}`?" for close in closest(name, known))
 
 
-def _closest(name: str, known: Iterable[str]) -> list[str]:
+def closest(name: str, known: Iterable[str]) -> list[str]:
     """Return the known name that is like `name`, if there is one."""
     return difflib.get_close_matches(name, list(known), n=1)
 

@@ -1,7 +1,7 @@
 """What is wrong with params.yaml as a whole, said before any work: every section, and what they say of one another.
 
 Each stage loads its own sections, so that a mistake in a late one would be found only after the epoch: every stage asks
-here first. The recipe's block is left to `refine`, so that a new recipe does not make a new base.
+here first. The recipe's block is left to `refine`, which needs torch to try it.
 """
 
 from __future__ import annotations

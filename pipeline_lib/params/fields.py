@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
+from pipeline_lib.core.schema import may_be_left_out
+
 
 @dataclasses.dataclass(frozen=True)
 class Field:
@@ -29,7 +31,7 @@ def read_fields(kind: type) -> list[Field]:
     hints = typing.get_type_hints(kind, include_extras=True)
     meanings = {name: text for base in reversed(kind.__mro__) for name, text in _docstrings(base).items()}
     return [
-        Field(one.name, hints[one.name], meanings[one.name], one.default is dataclasses.MISSING)
+        Field(one.name, hints[one.name], meanings[one.name], not may_be_left_out(one, hints[one.name]))
         for one in dataclasses.fields(kind)
     ]
 

@@ -20,7 +20,8 @@ INTRODUCTION = """\
 # Every parameter
 
 A key of [params.yaml](../params.yaml) a line, in the order of that file: what it takes, its value in the default
-configuration, what it means. No value that decides a result has a default in the code."""
+configuration, what it means. A key that may be null may be
+left out, and then is. No other value that decides a result has a default in the code."""
 OF_RECIPES = """\
 One block per recipe, named as it is; `refine.recipe` chooses one. A block's keys are the keyword arguments of the
 recipe's function in [pipeline_lib/refine/recipes.py](../pipeline_lib/refine/recipes.py), which explains

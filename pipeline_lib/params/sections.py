@@ -11,7 +11,7 @@ from pipeline_lib.core import config
 from pipeline_lib.core.errors import Mistakes
 from pipeline_lib.core.paths import Paths
 from pipeline_lib.core.runtime import RuntimeSettings
-from pipeline_lib.core.schema import did_you_mean, section_of
+from pipeline_lib.core.schema import closest, did_you_mean, section_of
 from pipeline_lib.evaluate.settings import EvaluateSettings
 from pipeline_lib.refine.settings import RefineSettings
 from pipeline_lib.report.settings import ReportSettings
@@ -55,10 +55,11 @@ def load_what_loads(params_file: Path) -> tuple[dict[str, Any], Mistakes]:
         UserError: The file cannot be read, or holds no sections.
     """
     loaded, mistakes, known = dict[str, Any](), Mistakes(), [*SECTIONS, RECIPES]
-    for name in config.read_params(params_file):
-        if name not in known:
-            mistakes.sentences.append(f"{params_file}: unknown section `{name}`{did_you_mean(str(name), known)}")
+    unknown = [str(name) for name in config.read_params(params_file) if name not in known]
+    mistakes.sentences += [f"{params_file}: unknown section `{name}`{did_you_mean(name, known)}" for name in unknown]
+    misspelt = [name for one in unknown for name in closest(one, known)]
     for name, kind in SECTIONS.items():
-        with mistakes:
-            loaded[name] = config.load(params_file, kind)
+        if name not in misspelt:
+            with mistakes:
+                loaded[name] = config.load(params_file, kind)
     return loaded, mistakes

@@ -106,7 +106,7 @@ def count_parts(data: DataSettings) -> dict[str, Counter[str]]:
     source = formats.open_source(data)
     splitter = Splitter(data.parts, source.samples.folder, splits=source.samples.splits)
     counted: dict[str, Counter[str]] = {part: Counter() for part in splitter.parts}
-    for sample in checked(source.samples, splitter, whole=source.samples.limit is None):
+    for sample in checked(source.samples, splitter, whole=source.samples.whole):
         if (part := splitter(sample)) is not None:
             counted[part].update({"images": 1, "images with captions": bool(sample.captions)})
             counted[part]["captions"] += len(sample.captions)

@@ -26,7 +26,7 @@ from pipeline_lib.shard.records import Record, Result, read_result
 from pipeline_lib.shard.triage import Rules, triage
 from pipeline_lib.sources.parts import Splitter
 from pipeline_lib.sources.samples import CLASS_TASK, Sample, TarFile, TarImage, encodable
-from pipeline_lib.sources.tars import IMAGE_EXTENSIONS, list_tar
+from pipeline_lib.sources.tars import IMAGE_EXTENSIONS, list_used, name_in_lists
 
 REMEDY = "make room and run again, finished shards are kept"
 _HEADER = 512  # bytes before a member of the tar
@@ -119,7 +119,8 @@ class TarJob:
         """Return a digest of everything that the index depends on beyond the work folder's fingerprint."""
         status = self.tar.path.stat()
         claims = sorted(self.splitter.claims.items())
-        stamp = [str(self.tar.path), status.st_size, status.st_mtime_ns, self.tar.sha256, self.tar.limit]
+        taken = sorted((self.tar.taken or {}).items())
+        stamp = [str(self.tar.path), status.st_size, status.st_mtime_ns, self.tar.sha256, taken]
         return artifacts.digest([stamp, claims, sorted(self.excluded)])
 
     def files(self, record: Record) -> Iterator[tuple[Path, str]]:
@@ -136,8 +137,8 @@ class TarJob:
         sha256 = artifacts.sha256_file(self.tar.path)
         if self.tar.sha256 not in (None, sha256):
             raise UserError(f"{self.tar.path}: SHA-256 is {sha256}, listed as {self.tar.sha256}; fetch it again")
-        listing = list_tar(self.tar.path, self.rules.tasks, self.tar.limit)
-        names = {key: self._name_in_lists(key) for key, _ in listing.rejected}
+        listing = list_used(self.tar, self.rules.tasks, self.splitter)
+        names = {key: name_in_lists(key, self.splitter) for key, _ in listing.rejected}
         rejected = [(self.splitter.part_of(key, names[key]), (key, reason)) for key, reason in listing.rejected]
         images = [(key, name, f"{self.tar.path}: {key}") for key, name in names.items()]
         images += [(sample.key, sample.image.name, sample.image.where) for sample in listing.samples]
@@ -149,11 +150,6 @@ class TarJob:
             for part in sorted({part for part in parts if part is not None})
         ]
         return Result(records, parts.count(None), dict(listing.ignored), named)
-
-    def _name_in_lists(self, key: str) -> str:
-        """Return a file name by which a list names a sample of which no image is known; empty if none does."""
-        names = [f"{key}.{extension}" for extension in sorted(IMAGE_EXTENSIONS)]
-        return next((name for name in names if self.splitter.lines_of(key, name)), "")
 
     def _index(self, part: str, sha256: str, rejected: Sequence[tuple[str, str]], samples: Sequence[Sample]) -> Record:
         """Index the samples of one part."""

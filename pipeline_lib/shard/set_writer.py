@@ -53,7 +53,7 @@ class SetWriter:
         check_keys(self._indexed if self.source.tars else self._listed, self.source.name)
 
     def _listed(self) -> Iterator[tuple[str, str]]:
-        samples = checked(self.source.samples, self.splitter, whole=self.source.samples.limit is None)
+        samples = checked(self.source.samples, self.splitter, whole=self.source.samples.whole)
         return ((sample.key, sample.image.where) for sample in samples)
 
     def _indexed(self) -> Iterator[tuple[str, str]]:
@@ -111,7 +111,7 @@ class SetWriter:
             raise UserError(
                 f"{self.source.name}: the set in {self.source.samples.folder} holds no samples{self._why()}"
             )
-        if self.source.tars and self.source.samples.limit is None:
+        if self.source.tars and self.source.samples.whole:
             lists.see(first[0])
             lists.finish()
         for part in self.parts:
@@ -159,7 +159,7 @@ class SetWriter:
         used = {(task, label) for entries in indexes for entry in entries for task, label in entry.labels.items()}
         for task, facts in self.source.tasks.items():
             unused = [name for label, name in enumerate(facts.classnames) if (task, label) not in used]
-            if unused and self.source.samples.limit is None:
+            if unused and self.source.samples.whole:
                 names = first_named(unused)
                 log.warning(
                     "%s: no sample of %d of %d classes: %s", self.source.name, len(unused), len(facts.classnames), names

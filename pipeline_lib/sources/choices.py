@@ -46,7 +46,7 @@ def make_choice_source(place: Place, rows: Iterable[Row]) -> Source:
     def make() -> Iterator[Sample]:
         return (make_sample(key, FileImage(path), extension_of(path), ()) for path, key in images.items())
 
-    return Source(name=place.name, samples=Samples(make, place.folder, None), captioned=False, choices=choices)
+    return Source(name=place.name, samples=Samples(make, place.folder), captioned=False, choices=choices)
 
 
 def read_objects(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:

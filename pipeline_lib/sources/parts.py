@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -178,6 +179,41 @@ def checked(samples: Iterable[Sample], splitter: Splitter, *, whole: bool) -> It
         check.finish()
 
 
+@dataclass(slots=True)
+class Cut:
+    """The first samples of each part, for a trial run: a part that the whole set fills is not left empty."""
+
+    splitter: Splitter
+    left: dict[str, int]  # how many samples each part still takes
+
+    @classmethod
+    def begin(cls, splitter: Splitter, limit: int) -> Cut:
+        """Begin with room for `limit` samples of each part, or for as many as its list names."""
+        named = Counter(splitter.claims.values())
+        room = {part: min(limit, named[part]) if part in splitter.lists else limit for part in splitter.parts}
+        return cls(splitter, room)
+
+    @property
+    def is_full(self) -> bool:
+        """Return whether no part takes more."""
+        return not any(self.left.values())
+
+    def takes(self, part: str | None) -> bool:
+        """Count a sample of `part` and return whether it is one of the first; what is in no part never is."""
+        if part is None or not self.left[part]:
+            return False
+        self.left[part] -= 1
+        return True
+
+    def first(self, samples: Iterable[Sample]) -> Iterator[Sample]:
+        """Yield the first samples of each part, in the order of the set."""
+        for sample in samples:
+            if self.takes(self.splitter(sample)):
+                yield sample
+            if self.is_full:
+                return
+
+
 def split(samples: Samples, parts: Mapping[str, float | str]) -> dict[str, list[Sample]]:
     """Return all samples of each part, in the order of the set; samples in no part are left out.
 
@@ -186,7 +222,7 @@ def split(samples: Samples, parts: Mapping[str, float | str]) -> dict[str, list[
     """
     splitter = Splitter(parts, samples.folder, splits=samples.splits)
     found: dict[str, list[Sample]] = {part: [] for part in splitter.parts}
-    for sample in checked(samples, splitter, whole=samples.limit is None):
+    for sample in checked(samples, splitter, whole=samples.whole):
         part = splitter(sample)
         if part is not None:
             found[part].append(sample)

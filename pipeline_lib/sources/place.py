@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline_lib.core.errors import UserError
-from pipeline_lib.sources.parts import Splitter, checked
+from pipeline_lib.sources.parts import Cut, Splitter, checked
 from pipeline_lib.sources.samples import Sample, Samples, Source
+
+Make = Callable[[], Iterable[Sample]]  # gives all samples, in the same order each time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +24,8 @@ class Place:
     images: str | None = None
     annotations: str | None = None
     split: str | None = None
-    limit: int | None = None
+    limit: int | None = None  # of the samples of each part
+    parts: Mapping[str, float | str] = field(default_factory=lambda: {"all": 1.0})
     evaluated_only: bool = False  # no captions are needed if there are labels
 
     @property
@@ -80,8 +83,8 @@ class Place:
                 return str(self.folder / name)
         raise UserError(f"{self.name}.images: no folder {' or '.join(names)} in {self.folder}; name the image folder")
 
-    def make_source(self, make: Callable[[], Iterable[Sample]], splits: Sequence[str] = (), **more: Any) -> Source:
-        """Make the `Source` of the samples that `make` gives, cut to `split` where one is named.
+    def make_source(self, make: Make, splits: Sequence[str] = (), **more: Any) -> Source:
+        """Make the `Source` of the samples that `make` gives, cut to `split` and to the first `limit` of each part.
 
         Args:
             make: Gives all samples, in the same order each time.
@@ -89,14 +92,22 @@ class Place:
             more: Further fields of `Source`.
 
         Raises:
-            UserError: `split` is neither.
+            UserError: `split` is neither, or see `Splitter`.
         """
-        chosen = make
-        if self.split is not None:
-            splitter = Splitter({"chosen": self.split}, self.folder, self.name, splits)
+        chosen = make if self.split is None else self._in_split(make, self.split, splits)
+        chosen = chosen if self.limit is None else self._first(chosen, self.limit, splits)
+        samples = Samples(chosen, self.folder, splits, whole=self.limit is None)
+        return Source(name=self.name, samples=samples, **more)
 
-            def chosen() -> Iterable[Sample]:
-                samples = checked(make(), splitter, whole=self.limit is None)
-                return (sample for sample in samples if splitter(sample))
+    def _in_split(self, make: Make, split: str, splits: Sequence[str]) -> Make:
+        splitter = Splitter({"chosen": split}, self.folder, self.name, splits)
 
-        return Source(name=self.name, samples=Samples(chosen, self.folder, self.limit, splits), **more)
+        def chosen() -> Iterable[Sample]:
+            samples = checked(make(), splitter, whole=self.limit is None)
+            return (sample for sample in samples if splitter(sample))
+
+        return chosen
+
+    def _first(self, make: Make, limit: int, splits: Sequence[str]) -> Make:
+        splitter = Splitter(self.parts, self.folder, self.name, splits)
+        return lambda: Cut.begin(splitter, limit).first(make())

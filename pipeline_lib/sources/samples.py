@@ -11,7 +11,6 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -136,17 +135,17 @@ class Task:
 
 
 class Samples(Iterable[Sample]):
-    """An iterable that starts anew each time, cut at `limit`; list files are looked up in `folder`."""
+    """An iterable that starts anew each time; list files are looked up in `folder`."""
 
     def __init__(
-        self, make: Callable[[], Iterable[Sample]], folder: Path, limit: int | None, splits: Sequence[str] = ()
+        self, make: Callable[[], Iterable[Sample]], folder: Path, splits: Sequence[str] = (), *, whole: bool = True
     ) -> None:
-        """`make` gives all samples, always in the same order; `splits` are the set's own."""
-        self.make, self.folder, self.limit, self.splits = make, folder, limit, tuple(splits)
+        """`make` gives the samples, always in the same order; `splits` are the set's own; not `whole`: a trial's."""
+        self.make, self.folder, self.splits, self.whole = make, folder, tuple(splits), whole
 
     def __iter__(self) -> Iterator[Sample]:
         """From the first sample on."""
-        return iter(islice(self.make(), self.limit))
+        return iter(self.make())
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +154,7 @@ class TarFile:
 
     path: Path
     sha256: str | None = None  # as an index file states it
-    limit: int | None = None  # use the first n samples
+    taken: Mapping[str, int] | None = None  # of a trial run: how many samples of each part are used, the first ones
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -84,7 +84,7 @@ class DataSettings:
     """
 
     limit: AtLeastOne | None
-    """Only the first N samples are used, for a trial run. `null` means all."""
+    """Only the first N samples of each part are used, for a trial run. `null` means all."""
 
     evaluation_root: str
     """The folder that holds the sets of `evaluation`. The stage `shard` runs again when it changes."""

@@ -13,11 +13,11 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from pipeline_lib.core.errors import UserError
+from pipeline_lib.sources.parts import Cut, Splitter
 from pipeline_lib.sources.place import Place
 from pipeline_lib.sources.samples import (
     CLASS_TASK,
@@ -65,24 +65,36 @@ def find_tars(folder: Path) -> list[Path]:
 
 def make_tar_source(place: Place, tars: Sequence[TarFile], tasks: Mapping[str, Task]) -> Source:
     """Make the `Source` of samples that lie in `tars`; with `tasks` each needs a label, without them a caption."""
-    chosen = tuple(tars if place.limit is None else _first_samples(tars, place.limit))
+    splitter = Splitter(place.parts, place.folder, place.name)
+    chosen = tuple(tars if place.limit is None else _first_tars(tars, tasks, Cut.begin(splitter, place.limit)))
 
     def make() -> Iterator[Sample]:
         for tar in chosen:
-            yield from list_tar(tar.path, tasks, tar.limit).samples
+            yield from list_used(tar, tasks, splitter).samples
 
-    samples = Samples(make, place.folder, place.limit)
+    samples = Samples(make, place.folder, whole=place.limit is None)
     return Source(name=place.name, samples=samples, captioned=not tasks, labelled=bool(tasks), tasks=tasks, tars=chosen)
 
 
-def _first_samples(tars: Iterable[TarFile], limit: int) -> Iterator[TarFile]:
-    """Yield as many tars as the first `limit` samples fill, the last of them cut."""
+def _first_tars(tars: Iterable[TarFile], tasks: Mapping[str, Task], cut: Cut) -> Iterator[TarFile]:
+    """Yield the tars until the first samples of each part are found, each with how many it has of them."""
     for tar in tars:
-        if limit <= 0:
+        if cut.is_full:
             return
-        yield TarFile(tar.path, tar.sha256, limit)
-        listing = list_tar(tar.path, limit=limit)
-        limit -= len(listing.samples) + len(listing.rejected)
+        before = dict(cut.left)
+        list_tar(tar.path, tasks, cut)
+        yield TarFile(tar.path, tar.sha256, {part: room - cut.left[part] for part, room in before.items()})
+
+
+def list_used(tar: TarFile, tasks: Mapping[str, Task], splitter: Splitter) -> TarListing:
+    """List the samples of a source's tar: all, or those that a trial run takes."""
+    return list_tar(tar.path, tasks, None if tar.taken is None else Cut(splitter, dict(tar.taken)))
+
+
+def name_in_lists(key: str, splitter: Splitter) -> str:
+    """Return a file name by which a list names a sample of which no image is known; empty if none does."""
+    names = [f"{key}.{extension}" for extension in sorted(IMAGE_EXTENSIONS)]
+    return next((name for name in names if splitter.lines_of(key, name)), "")
 
 
 def split_member(name: str) -> tuple[str, str] | None:
@@ -95,8 +107,10 @@ def split_member(name: str) -> tuple[str, str] | None:
     return (match[1], match[2].lower()) if match else None
 
 
-def list_tar(path: Path, tasks: Mapping[str, Task] | None = None, limit: int | None = None) -> TarListing:
+def list_tar(path: Path, tasks: Mapping[str, Task] | None = None, cut: Cut | None = None) -> TarListing:
     """List the samples of an uncompressed tar: adjacent members of one key make one sample.
+
+    With `cut` only the samples that it takes, broken ones among them, and it counts them.
 
     Raises:
         UserError: It is no tar, is compressed, is not sorted by key, or ends in the middle of a member.
@@ -104,8 +118,12 @@ def list_tar(path: Path, tasks: Mapping[str, Task] | None = None, limit: int | N
     listing = TarListing()
     with _open_tar(path) as tar:
         try:
-            for group in islice(_groups(tar, path, listing.ignored, "cls" if tasks else ""), limit):
+            for group in _groups(tar, path, listing.ignored, "cls" if tasks else ""):
+                if cut and cut.is_full:
+                    break
                 found = _tar_sample(group, path, tasks or {})
+                if cut and not cut.takes(_part_of(encodable(group.key), found, cut.splitter)):
+                    continue
                 if isinstance(found, Sample):
                     listing.samples.append(found)
                     listing.ignored.update(["second image of a sample"] * (len(group.images) - 1))
@@ -113,9 +131,14 @@ def list_tar(path: Path, tasks: Mapping[str, Task] | None = None, limit: int | N
                     listing.rejected.append((encodable(group.key), found))
         except tarfile.TarError as error:
             raise UserError(f"{path}: broken tar ({error}); fetch it again") from None
-        if limit is None and tar.offset >= path.stat().st_size:
+        if cut is None and tar.offset >= path.stat().st_size:
             listing.ignored["missing end of the archive"] += 1  # its writer was killed between two members
     return listing
+
+
+def _part_of(key: str, found: Sample | str, splitter: Splitter) -> str | None:
+    """Return the part of a sample, or of one that is broken, which only its key tells."""
+    return splitter(found) if isinstance(found, Sample) else splitter.part_of(key, name_in_lists(key, splitter))
 
 
 def _open_tar(path: Path) -> tarfile.TarFile:

@@ -117,6 +117,16 @@ def test_ctrl_c_while_a_command_is_imported_is_one_line(command, tmp_path):
     assert (done.returncode, done.stderr) == (-signal.SIGINT, b"interrupted\n")
 
 
+@pytest.mark.parametrize("command", ["stages.shard", "pipeline_lib.lineage"])
+def test_a_python_without_the_packages_is_told_the_environment(command):
+    """`-S`: the packages of no environment are seen."""
+    done = subprocess.run([sys.executable, "-S", "-m", command], cwd=ROOT, capture_output=True, timeout=60)
+    assert done.returncode == 1
+    assert re.fullmatch(
+        rb"error: no `\w+` in .*python.*; `source .venv/bin/activate` in .* `make install` .*\n", done.stderr
+    )
+
+
 def start(body):
     code = (
         "import os, time\nfrom pipeline_lib import terminal\nfrom pipeline_lib.core import runtime\n"

@@ -13,6 +13,8 @@ import pytest
 from pipeline_lib.base.settings import BaseSettings
 from pipeline_lib.core import config, schema
 from pipeline_lib.core.errors import UserError
+from pipeline_lib.params.sections import SECTIONS
+from pipeline_lib.sources.settings import DataSettings
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,6 +69,17 @@ def test_what_does_not(change, message):
     assert str(error.value) == message
 
 
+def test_a_key_that_may_be_null_may_be_left_out():
+    params = config.read_params(ROOT / "params.yaml")
+    for name, kind in SECTIONS.items():
+        without = {key: value for key, value in params[name].items() if value is not None}
+        assert schema.build(kind, without, name) == schema.build(kind, params[name], name)
+    with pytest.raises(
+        UserError, match=r"^data: is empty; write .*\(format, root, parts, evaluation_root, evaluation\)$"
+    ):
+        schema.build(DataSettings, None, "data")
+
+
 def test_a_block_may_be_optional_but_not_something_else(tmp_path):
     """What `base.demo` is: absent or null, else a block that is checked like any other."""
     base = config.raw_section(ROOT / "params.yaml", "base")
@@ -74,7 +87,7 @@ def test_a_block_may_be_optional_but_not_something_else(tmp_path):
     assert schema.build(BaseSettings, {k: v for k, v in base.items() if k != "demo"}, "base").demo is None
     with pytest.raises(UserError, match=r"^base.demo: expected a block of keys or null, found int 3$"):
         schema.build(BaseSettings, {**base, "demo": 3}, "base")
-    with pytest.raises(UserError, match=r"^base.demo.image_size: missing; add it \(a whole number\) \(and 7 more: "):
+    with pytest.raises(UserError, match=r"^base.demo.image_size: missing; add it \(a whole number\) \(and 6 more: "):
         schema.build(BaseSettings, {**base, "demo": {"seed": 0}}, "base")
     with pytest.raises(UserError, match=r"^evaluate.recall_at: expected a list of whole numbers, found int 5$"):
         schema.convert(tuple[int, ...], 5, "evaluate.recall_at")

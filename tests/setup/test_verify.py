@@ -78,6 +78,26 @@ def test_mistakes_that_a_later_stage_would_find(project, capsys, changed, senten
     assert f"- {sentence}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("\ndata:", "\ndat:", "unknown section `dat`; did you mean `data`?"),
+        ("  root: data/openmoji", "  rot: data/openmoji", "data.rot: unknown key; did you mean `root`?"),
+        ("    rafa_weight: 1.0", "    rafa_wight: 1.0", "recipes.clip_refine.rafa_wight: unknown key; known: rafa_w"),
+        ("recipes:", "recipes: {}\nx:", "unknown section `x`"),
+    ],
+)
+def test_a_misspelt_name_is_said_once_and_make_run_asks_before_dvc(tmp_path, capsys, old, new, sentence):
+    """DVC looks into params.yaml before it starts any stage, and says only that it could not find a key."""
+    path = tmp_path / "params.yaml"
+    path.write_text((ROOT / "params.yaml").read_text().replace(old, new, 1))
+    with pytest.raises(UserError, match=r"to mend$"):
+        verify.main(["--no-data", "--params", str(path)])
+    assert capsys.readouterr().out.count(sentence) == 1
+    run = (ROOT / "Makefile").read_text().split("\nrun:")[1].split("\n\n")[0]
+    assert run.index("pipeline_lib check") < run.index("dvc repro")
+
+
 def test_what_needs_no_data_is_said_before_torch_is_loaded(project):
     """Half of the time of a short command would be torch's."""
     broken(project, refine__epochs=0)

@@ -159,10 +159,35 @@ def test_listed_tars_are_compared_with_their_hashes():
         write_shards(data("list.txt", "webdataset", parts={"refine": 1.0}))
 
 
-def test_a_limit_on_tars_takes_the_first_samples():
-    img2dataset(Path("tars"), shards=3)
-    write_shards(data("tars", "webdataset", parts={"refine": 1.0}, limit=4))
-    assert list(images_of("refine")) == ["000000000", "000000001", "000000002", "000010000"]
+@pytest.mark.parametrize(
+    ("kind", "write_set"),
+    [("coco", lambda folder: coco(folder, count=36)), ("webdataset", lambda folder: img2dataset(folder, 4, 9))],
+)
+def test_a_limit_takes_the_first_samples_of_each_part(kind, write_set):
+    """The list names samples at the end of the set, which the first ones of the whole set would miss."""
+    write_set(Path("set"))
+    parts = {"eval": "eval.txt", "refine": 0.6, "val": 0.3}
+    keys = [sample.key for sample in open_source(data("set", kind, parts={"all": 1.0})).samples]
+    write(Path("set/eval.txt"), "".join(f"{key}\n" for key in keys[-3:]))
+    write_shards(data("set", kind, parts=parts), target="whole")
+    write_shards(data("set", kind, parts=parts, limit=4))
+    counts = {}
+    for part in parts:
+        first = list(images_of(part, "whole"))[:4]
+        assert list(images_of(part)) == first
+        counts[part] = len(first)
+    assert counts == {"eval": 3, "refine": 4, "val": 4}
+
+
+def test_a_limit_counts_broken_samples_of_tars_in_their_part():
+    members = {
+        f"{n}.{ending}": image_file(n) if ending == "jpg" else "x" for n in range(6) for ending in ("jpg", "txt")
+    }
+    del members["1.txt"]
+    tar(Path("tars/0.tar"), members)
+    write_shards(data("tars", "webdataset", parts={"refine": 1.0}, limit=3), max_bad_share=0.5)
+    assert list(images_of("refine")) == ["0", "2"]
+    assert [line["key"] for line in listed("quarantine.jsonl")] == ["1"]
 
 
 def test_hostile_members_are_counted_in_the_manifest():
@@ -438,9 +463,7 @@ def test_a_run_that_failed_keeps_its_finished_shards(caplog):
 
 def test_memory_does_not_grow_with_the_number_of_samples():
     def peak(count: int) -> int:
-        samples = Samples(
-            lambda: (Sample(f"k{n}", FileImage("x.jpg"), "jpg", ("c",)) for n in range(count)), Path(), None
-        )
+        samples = Samples(lambda: (Sample(f"k{n}", FileImage("x.jpg"), "jpg", ("c",)) for n in range(count)), Path())
         source = Source(name="data", samples=samples, captioned=True)
         rules = Rules(work=Path("w"), settings=small_sets.settings(samples_per_shard=64), captioned=True, tasks={})
         writer = SetWriter(source=source, splitter=Splitter({"refine": 1.0}, Path()), rules=rules)

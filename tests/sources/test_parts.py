@@ -12,7 +12,7 @@ PARTS = {"base": 0.4, "refine": 0.3, "val": 0.1, "eval": 0.2}
 
 
 def of(keys, folder) -> Samples:
-    return Samples(lambda: (Sample(key, FileImage(f"images/{key}.jpg"), "jpg") for key in keys), folder, None)
+    return Samples(lambda: (Sample(key, FileImage(f"images/{key}.jpg"), "jpg") for key in keys), folder)
 
 
 def test_every_sample_is_in_one_part_and_shares_are_kept(tmp_path):
@@ -62,7 +62,7 @@ def in_folders(tmp_path, lines, parts=("val",)):
     for part, text in lines.items():
         (tmp_path / f"{part}.txt").write_text("\n".join(text))
     parts = {part: f"{part}.txt" for part in lines}
-    found = split(Samples(lambda: given, tmp_path, None), {"rest": 1.0, **parts})
+    found = split(Samples(lambda: given, tmp_path), {"rest": 1.0, **parts})
     return {part: [one.key for one in found[part]] for part in parts}
 
 
@@ -103,7 +103,7 @@ def test_a_split_and_a_list_may_not_claim_one_sample(tmp_path):
     (tmp_path / "val.txt").write_text("k1")
     given = [Sample("k1", FileImage("k1.jpg"), "jpg", split="train")]
     with pytest.raises(UserError, match=r"`k1` is claimed by `val` \(as k1\) and `refine` \(as split train\)"):
-        split(Samples(lambda: given, tmp_path, None, ("train",)), {"refine": "train", "val": "val.txt"})
+        split(Samples(lambda: given, tmp_path, ("train",)), {"refine": "train", "val": "val.txt"})
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_a_sets_own_splits_are_parts_by_their_name_and_go_first(tmp_path):
     """What no part claims by its split is shared out; a list file of that name is not looked for."""
     (tmp_path / "listed.txt").write_text("k2\n")
     given = [Sample(f"k{n}", FileImage(f"{n}.jpg"), "jpg", split=("train", "test", "")[n % 3]) for n in range(9)]
-    samples = Samples(lambda: given, tmp_path, None, ("train", "test"))
+    samples = Samples(lambda: given, tmp_path, ("train", "test"))
     parts = split(samples, {"refine": "train", "val": "listed.txt", "eval": 1.0})
     assert {name: [one.key for one in part] for name, part in parts.items()} == {
         "refine": ["k0", "k3", "k6"],

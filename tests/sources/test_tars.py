@@ -14,6 +14,7 @@ from webdataset.tariterators import base_plus_ext
 
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.sources import tars
+from pipeline_lib.sources.parts import Cut, Splitter
 from pipeline_lib.sources.samples import Task
 from tests.small_sets import image_file, img2dataset, tar
 
@@ -219,11 +220,11 @@ def test_a_tar_whose_writer_was_killed_is_told(tmp_path):
     assert listing.ignored == {"missing end of the archive": 1}
 
 
-def test_a_limit_reads_the_first_samples(tmp_path):
-    assert [s.key for s in tars.list_tar(img2dataset(tmp_path) / "00000.tar", limit=2).samples] == [
-        "000000000",
-        "000000001",
-    ]
+def test_a_cut_lists_the_first_samples(tmp_path):
+    cut = Cut.begin(Splitter({"refine": 1.0}, tmp_path), 2)
+    listing = tars.list_tar(img2dataset(tmp_path) / "00000.tar", cut=cut)
+    assert [s.key for s in listing.samples] == ["000000000", "000000001"]
+    assert cut.is_full
 
 
 def test_json_numbers_as_captions_are_dropped_and_counted(tmp_path):

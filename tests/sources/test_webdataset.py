@@ -8,9 +8,9 @@ def test_webdataset_folder(tmp_path):
     source = open_source(data(img2dataset(tmp_path), "webdataset"))
     assert [tar.path.name for tar in source.tars] == ["00000.tar", "00001.tar"]
     assert [s.key for s in source.samples][:4] == ["000000000", "000000001", "000000002", "000010000"]
-    limited = open_source(data(tmp_path, "webdataset", limit=4))
+    limited = open_source(data(tmp_path, "webdataset", limit=4, parts={"refine": 1.0}))
     assert [s.key for s in limited.samples] == [s.key for s in source.samples][:4]
-    assert [tar.limit for tar in limited.tars] == [4, 1]
+    assert [tar.taken for tar in limited.tars] == [{"refine": 3}, {"refine": 1}]
 
 
 def test_webdataset_by_a_list_of_hashes(tmp_path):
