@@ -1,9 +1,10 @@
 """Stage `base`: the pre-trained model, from wherever it comes, as one self-contained open_clip folder.
 
-agreement     the converted model against transformers' own, before it is accepted
+agreement     a model of open_clip against transformers' own, before a conversion is accepted
 checkpoints   checkpoint files as tensors by name
 demo          the demo base: two published towers, joined by heads trained here
 hugging_face  CLIPModel folders in open_clip's terms
+names         the tensors of both, as one table that is read both ways
 processors    their image processors likewise
 run           the base from wherever `base.source` says, and what is written to data/base/
 settings      section `base` of params.yaml

@@ -1,12 +1,15 @@
-"""A converted model against transformers' own, on images and texts made here: preprocessing, tokenizer, forward pass.
+"""A model of open_clip against transformers' own, on images and texts made here: pixels, token ids, features.
 
-The conversion says what it does not know; this catches what it does not know of.
+A conversion says what it does not know; this catches what it does not know of. A model that follows open_clip's
+conventions (see `model.preprocess`) is compared on what both libraries mean to treat alike: no transparency, no margin
+that rounds otherwise, no text that open_clip mends first.
 """
 
 from __future__ import annotations
 
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,100 +21,137 @@ from pipeline_lib import model
 from pipeline_lib.base.checkpoints import Tensors
 from pipeline_lib.core.errors import UserError, first_lines
 from pipeline_lib.model.features import row_difference
+from pipeline_lib.model.preprocess import CONVENTIONS
 
 TOLERANCE = 1e-4  # relative; both compute in float32, in another order
+NOT_TAKEN = "the model is not taken; use weights in open_clip's own format"
 _MODES = ("RGB", "L", "RGBA", "P")
 _TEXTS = (
     "a photo of a cat",
     "A Photo of the Eiffel Tower, PARIS",
     "",
-    "salt &amp; pepper &lt;b&gt;bold&lt;/b&gt; â€œquotesâ€\x9d",
-    "Crème brûlée, naïve façade, ΟΔΟΣ, İstanbul, ﬁne",
+    "Crème brûlée, naïve façade",
     "a dog 🐕 and a family 👨‍👩‍👧 in 東京",
-    "  spaces \t and\nlines\u00a0 it's 1234 don't!? <|endoftext|> after",
+    "  spaces \t and\nlines\u00a0 it's 1234 don't!?",
     "a very long caption of many words " * 30,
+)
+_MENDED = (  # by open_clip's own tokenizer, before it reads them
+    "salt &amp; pepper &lt;b&gt;bold&lt;/b&gt; â€œquotesâ€\x9d",
+    "ΟΔΟΣ, İstanbul, ﬁne",
+    "<|endoftext|> after",
 )
 
 
-def check_images(clip: model.Clip, processor: Any, folder: Path) -> None:
+def check_images(clip: model.Clip, processor: Any, origin: Path | str, remedy: str = NOT_TAKEN) -> None:
     """Compare the pixels of `clip` with those of transformers' image processor, over sizes and kinds of images.
 
     Raises:
         UserError: They differ; names the image and by how much.
     """
-    for image in _images(clip.image_size[0]):
+    for image in _images(clip):
         if image.has_transparency_data and not _puts_on_white(processor):
             continue  # older versions of transformers show what lies behind transparency
         found, expected = clip.normalize(_decode(clip, image)), _processed(processor, image)
         difference = _relative(found, expected)
         if not difference <= TOLERANCE:
-            _refuse(folder, f"a {image.width} × {image.height} image of mode {image.mode}", difference)
+            what = f"a {image.width} × {image.height} image of mode {image.mode}"
+            raise _refusal(origin, what, difference, remedy)
 
 
-def check_texts(clip: model.Clip, folder: Path) -> None:
-    """Compare the token ids of `clip` with those of the folder's own tokenizer, its added tokens included.
+def check_texts(clip: model.Clip, tokenizer: Any, origin: Path | str, remedy: str = NOT_TAKEN) -> None:
+    """Compare the token ids of `clip` with those of transformers' tokenizer, its added tokens included.
 
     Raises:
         UserError: They differ, or an id has no row in the model's table; names the text.
     """
-    tokenizer = _tokenizer(folder)
     if tokenizer.pad_token_id is None:
-        raise UserError(f"{folder}: its tokenizer has no pad_token; name one in tokenizer_config.json, such as its end")
+        raise UserError(f"{origin}: its tokenizer has no pad_token; name one in tokenizer_config.json, such as its end")
     rows, largest = clip.text_tower.token_embedding.num_embeddings, max(tokenizer.get_vocab().values())
     if largest >= rows:
         raise UserError(
-            f"{folder}: the tokenizer has ids up to {largest}, the model {rows} rows for them; save the model after "
+            f"{origin}: the tokenizer has ids up to {largest}, the model {rows} rows for them; save the model after "
             "resize_token_embeddings, or the tokenizer that belongs to it"
         )
-    for text in [*_TEXTS, *(f"a photo of {token} on a hill" for token in tokenizer.get_added_vocab())]:
-        found, expected = clip.tokenize([text]), _tokenized(tokenizer, [text], clip.context_length)["input_ids"]
-        if not torch.equal(found, expected):
-            share = (found != expected).float().mean().item() if found.shape == expected.shape else 1.0
-            _refuse(folder, f"the token ids of {text[:40]!r}", share)
+    added = tokenizer.get_added_vocab() if _as_transformers(clip) else ()
+    for text in [*_texts(clip), *(f"a photo of {token} on a hill" for token in added)]:
+        differing = different_ids(clip, tokenizer, [text])
+        if differing.any():
+            raise _refusal(origin, f"the token ids of {text[:40]!r}", differing.float().mean().item(), remedy)
 
 
-def check_features(clip: model.Clip, config: Any, theirs: Tensors, processor: Any, folder: Path) -> None:
+def different_ids(clip: model.Clip, tokenizer: Any, texts: Sequence[str]) -> torch.Tensor:
+    """Return where the token ids of `clip` and of transformers' tokenizer differ, bool [N, L]; padding is padding."""
+    found, given = clip.tokenize(list(texts)), tokenize(tokenizer, texts, clip.context_length)
+    padding = clip.tokenize([""])[0, -1]
+    return found != given["input_ids"].where(given["attention_mask"].bool(), padding)
+
+
+def check_features(
+    clip: model.Clip,
+    reference: Any,
+    processor: Any,
+    tokenizer: Any,
+    origin: Path | str,
+    remedy: str = NOT_TAKEN,
+) -> float:
     """Compare raw features of `clip` with those of a transformers.CLIPModel, each on its own pixels and token ids.
 
     Args:
-        clip: The converted model.
-        config: transformers.CLIPConfig of the model.
-        theirs: Its tensors by transformers' names.
+        clip: The model of open_clip.
+        reference: That of transformers.
         processor: transformers' image processor; None: both get the same pixels.
-        folder: Where the model comes from; its tokenizer is used where it has one.
+        tokenizer: transformers' tokenizer; None: both get the same token ids.
+        origin: What a message names.
+        remedy: What it ends with.
+
+    Returns:
+        The largest relative difference of a row.
 
     Raises:
         UserError: They differ; says which and by how much.
     """
-    import transformers
-
-    reference = transformers.CLIPModel(config).float().eval()
-    reference.load_state_dict(theirs, strict=False)  # buffers may be missing; every weight was converted by name
-    images = [image for image in _images(clip.image_size[0]) if image.mode == "RGB"]
+    images = [image for image in _images(clip) if image.mode == "RGB"]
     pixels = torch.cat([_decode(clip, image) for image in images])
     given = torch.cat([_processed(processor, image) for image in images]) if processor else clip.normalize(pixels)
-    token_ids = clip.tokenize(list(_TEXTS))
-    inputs = {"input_ids": token_ids}
-    if "hf_tokenizer_name" in clip.config["model_cfg"]["text_cfg"]:
-        inputs = _tokenized(_tokenizer(folder), list(_TEXTS), clip.context_length)
+    texts = _texts(clip)
+    token_ids = clip.tokenize(texts)
+    inputs = tokenize(tokenizer, texts, clip.context_length) if tokenizer else {"input_ids": token_ids}
     with torch.no_grad():
         expected_image = reference.visual_projection(reference.vision_model(pixel_values=given).pooler_output)
         expected_text = reference.text_projection(reference.text_model(**inputs).pooler_output)
-        pairs = {
-            "image features": (clip.encode_image(pixels), expected_image),
-            "text features": (clip.encode_text(token_ids), expected_text),
+        differences = {
+            "image features": row_difference(clip.encode_image(pixels), expected_image),
+            "text features": row_difference(clip.encode_text(token_ids), expected_text),
+            "the logit scale": _relative(clip.logit_scale, reference.logit_scale.exp().reshape(())),
         }
-    for what, (found, expected) in pairs.items():
-        difference = row_difference(found, expected)
+    for what, difference in differences.items():
         if not difference <= TOLERANCE:
-            _refuse(folder, what, difference)
+            raise _refusal(origin, what, difference, remedy)
+    return max(differences.values())
 
 
-def _refuse(folder: Path, what: str, difference: float) -> None:
-    raise UserError(
-        f"{folder}: converted, {what} would differ by {difference:.2g} (relative) from what transformers gives, so the "
-        "model is not taken; use weights in open_clip's own format"
+def make_reference(config: Any, tensors: Tensors) -> Any:
+    """Make the transformers.CLIPModel of a transformers.CLIPConfig and tensors by its names, in float32."""
+    import transformers
+
+    reference = transformers.CLIPModel(config).float().eval()
+    reference.load_state_dict(tensors, strict=False)  # buffers may be missing; every weight was converted by name
+    return reference
+
+
+def _refusal(origin: Path | str, what: str, difference: float, remedy: str) -> UserError:
+    return UserError(
+        f"{origin}: converted, {what} would differ by {difference:.2g} (relative) between open_clip and transformers, "
+        f"so {remedy}"
     )
+
+
+def _as_transformers(clip: model.Clip) -> bool:
+    return CONVENTIONS in clip.preprocess.config
+
+
+def _texts(clip: model.Clip) -> list[str]:
+    return [*_TEXTS, *(_MENDED if _as_transformers(clip) else ())]
 
 
 def _relative(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -120,16 +160,28 @@ def _relative(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).norm() / expected.norm().clamp(min=1e-12))
 
 
-def _images(side: int) -> list[Image.Image]:
-    """Make images of a few shapes in each mode: smooth noise, transparent and opaque places."""
-    shapes = ((side, side), (4 * side // 3 + 1, side), (side + 3, 3 * side + 2), (side // 2 + 1, side // 3 + 1))
+def _images(clip: model.Clip) -> list[Image.Image]:
+    """Make images of a few shapes in each mode: smooth noise, transparent and opaque places.
+
+    By open_clip's conventions without transparency or a palette, and without a margin that its centre crop rounds up.
+    """
+    side = clip.image_size[0]
+    shapes = [(side, side), (4 * side // 3 + 1, side), (side + 3, 3 * side + 2), (side // 2 + 1, side // 3 + 1)]
+    modes: tuple[str, ...] = _MODES
+    if not _as_transformers(clip):
+        modes, shapes = _MODES[:2], [shape for shape in shapes if _margin(shape, side) % 4 != 3]
     generator = np.random.default_rng(0)
     made = []
     for shape in shapes:
         noise = Image.fromarray(generator.integers(0, 256, (7, 9, 4), dtype=np.uint8), "RGBA")
         image = noise.resize(shape, Image.Resampling.BICUBIC)
-        made += [image.convert(mode) if mode != "P" else image.convert("RGB").quantize(32) for mode in _MODES]
+        made += [image.convert(mode) if mode != "P" else image.convert("RGB").quantize(32) for mode in modes]
     return made
+
+
+def _margin(shape: tuple[int, int], side: int) -> int:
+    """Return by how many pixels the longer edge exceeds `side` when the shorter one is resized to it."""
+    return side * max(shape) // min(shape) - side
 
 
 def _decode(clip: model.Clip, image: Image.Image) -> torch.Tensor:
@@ -147,7 +199,12 @@ def _processed(processor: Any, image: Image.Image) -> torch.Tensor:
     return processor(images=image, return_tensors="pt")["pixel_values"].float()
 
 
-def _tokenizer(folder: Path) -> Any:
+def read_tokenizer(folder: Path) -> Any:
+    """Read the tokenizer of a folder by transformers, without code of its own.
+
+    Raises:
+        UserError: It cannot be read.
+    """
     import transformers
 
     try:
@@ -156,6 +213,7 @@ def _tokenizer(folder: Path) -> Any:
         raise UserError(f"{folder}: its tokenizer cannot be read ({first_lines(error)})") from error
 
 
-def _tokenized(tokenizer: Any, texts: list[str], length: int) -> Any:
+def tokenize(tokenizer: Any, texts: Sequence[str], length: int) -> Any:
+    """Return `input_ids` and `attention_mask` [N, length] of texts by a tokenizer of transformers."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # as open_clip does
-    return tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    return tokenizer(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")

@@ -1,30 +1,25 @@
 """Hugging Face CLIPModel folders in open_clip's terms: configuration, tokenizer, weights; images: see `processors`.
 
 What open_clip cannot express is refused by file and key, never left out; `agreement` then compares the converted model
-with transformers' own.
-
-The conversion of weights follows from the two models' definitions. Both are the same pre-norm transformer; they differ
-in where the query, key and value matrices are stacked (open_clip keeps them as one, in that order), in the side from
-which a projection multiplies (`x @ P` against `Linear`, hence a transpose), and in names.
+with transformers' own. `names` has the table of the weights.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from pipeline_lib import model
-from pipeline_lib.base import checkpoints, processors
+from pipeline_lib.base import checkpoints, names, processors
 from pipeline_lib.base.checkpoints import Tensors
 from pipeline_lib.core import artifacts
 from pipeline_lib.core.errors import UserError, first_lines
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-_ACTIVATIONS = {"quick_gelu": True, "gelu": False}
+ACTIVATIONS = {"quick_gelu": True, "gelu": False}  # of a CLIPModel: open_clip's `quick_gelu`
 
 
 class Converted(NamedTuple):
@@ -75,10 +70,10 @@ def read_config(folder: Path) -> Any:
 def _model_config(config: Any, path: Path) -> dict[str, Any]:
     """Translate a transformers.CLIPConfig into open_clip's model_cfg."""
     vision, text = config.vision_config, config.text_config
-    if vision.hidden_act != text.hidden_act or vision.hidden_act not in _ACTIVATIONS:
+    if vision.hidden_act != text.hidden_act or vision.hidden_act not in ACTIVATIONS:
         raise UserError(
             f"{path}: hidden_act is `{vision.hidden_act}` (image) and `{text.hidden_act}` (text); "
-            f"open_clip has one for both, of {', '.join(_ACTIVATIONS)}"
+            f"open_clip has one for both, of {', '.join(ACTIVATIONS)}"
         )
     if vision.hidden_size % vision.num_attention_heads or vision.num_channels != 3:
         raise UserError(f"{path}: vision_config has a width or channels that open_clip's image tower cannot have")
@@ -86,7 +81,7 @@ def _model_config(config: Any, path: Path) -> dict[str, Any]:
     pooling = {"pool_type": "argmax"} if text.eos_token_id == 2 else {"pool_type": "eos", "eos_id": text.eos_token_id}
     return {
         "embed_dim": config.projection_dim,
-        "quick_gelu": _ACTIVATIONS[vision.hidden_act],
+        "quick_gelu": ACTIVATIONS[vision.hidden_act],
         "vision_cfg": {
             "image_size": vision.image_size,
             "patch_size": vision.patch_size,
@@ -155,51 +150,11 @@ def convert_weights(tensors: Mapping[str, torch.Tensor], origin: Path | str) -> 
     Raises:
         UserError: A tensor is missing, or belongs to no part of a CLIPModel.
     """
-    left = {name: value for name, value in tensors.items() if not name.endswith("position_ids")}
+    weights = {name: value for name, value in tensors.items() if not name.endswith("position_ids")}
     try:
-        converted = dict(_convert(left))
+        converted, left = names.to_open_clip(weights)
     except KeyError as error:
         raise UserError(f"{origin}: tensor {error} is missing; not a whole CLIPModel") from None
     if left:
         raise UserError(f"{origin}: tensor `{next(iter(left))}` belongs to no part of a CLIPModel")
     return converted
-
-
-def _convert(left: Tensors) -> Iterator[tuple[str, torch.Tensor]]:
-    """Take every tensor out of `left` and yield it under open_clip's name."""
-    take = left.pop
-    yield "logit_scale", take("logit_scale")
-    yield "text_projection", take("text_projection.weight").T.contiguous()
-    yield "visual.proj", take("visual_projection.weight").T.contiguous()
-    yield "token_embedding.weight", take("text_model.embeddings.token_embedding.weight")
-    yield "positional_embedding", take("text_model.embeddings.position_embedding.weight")
-    yield "visual.class_embedding", take("vision_model.embeddings.class_embedding")
-    yield "visual.conv1.weight", take("vision_model.embeddings.patch_embedding.weight")
-    yield "visual.positional_embedding", take("vision_model.embeddings.position_embedding.weight")
-    norms = {
-        "ln_final": "text_model.final_layer_norm",
-        "visual.ln_pre": "vision_model.pre_layrnorm",  # spelled so there
-        "visual.ln_post": "vision_model.post_layernorm",
-    }
-    for own, theirs in norms.items():
-        for kind in ("weight", "bias"):
-            yield f"{own}.{kind}", take(f"{theirs}.{kind}")
-    for own, theirs in (("transformer", "text_model"), ("visual.transformer", "vision_model")):
-        layers = {int(m.group(1)) for name in left if (m := re.match(rf"{theirs}\.encoder\.layers\.(\d+)\.", name))}
-        for layer in sorted(layers):
-            yield from _convert_layer(f"{own}.resblocks.{layer}", f"{theirs}.encoder.layers.{layer}", left)
-
-
-def _convert_layer(own: str, theirs: str, left: Tensors) -> Iterator[tuple[str, torch.Tensor]]:
-    same = {
-        "ln_1": "layer_norm1",
-        "ln_2": "layer_norm2",
-        "mlp.c_fc": "mlp.fc1",
-        "mlp.c_proj": "mlp.fc2",
-        "attn.out_proj": "self_attn.out_proj",
-    }
-    for kind in ("weight", "bias"):
-        stacked = [left.pop(f"{theirs}.self_attn.{part}_proj.{kind}") for part in "qkv"]
-        yield f"{own}.attn.in_proj_{kind}", torch.cat(stacked)
-        for part, name in same.items():
-            yield f"{own}.{part}.{kind}", left.pop(f"{theirs}.{name}.{kind}")

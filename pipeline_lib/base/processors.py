@@ -1,8 +1,12 @@
-"""transformers' image processor in the terms of open_clip's preprocess_cfg; what these cannot say is refused by key."""
+"""transformers' image processor in the terms of open_clip's preprocess_cfg, and the other way.
+
+What one cannot say of the other is refused by key.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +66,37 @@ def read_processor(folder: Path, image_size: int) -> tuple[Any, dict[str, Any]]:
         "interpolation": _interpolation(path, processor),
         "resize_mode": _resize_mode(path, processor, image_size),
         "conventions": "transformers",
+    }
+
+
+def processor_settings(preprocess: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a CLIPImageProcessor that does what a whole preprocess_cfg of open_clip says.
+
+    Raises:
+        UserError: There is none: another way to the model's input, another size than a square.
+    """
+    height, width = preprocess["size"] if isinstance(preprocess["size"], list | tuple) else [preprocess["size"]] * 2
+    mode, interpolation = preprocess["resize_mode"], preprocess["interpolation"]
+    resampling = {name: number for number, name in _RESAMPLING.items()}
+    if height != width or mode not in ("shortest", "squash") or interpolation not in resampling:
+        raise UserError(
+            f"preprocess_cfg: a CLIPImageProcessor does not resize to {height} × {width}, {mode}, {interpolation}"
+        )
+    square = {"height": height, "width": width}
+    return {
+        "image_processor_type": _PROCESSORS[0],
+        "processor_class": "CLIPProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": height} if mode == "shortest" else square,
+        "resample": resampling[interpolation],
+        "do_center_crop": mode == "shortest",
+        "crop_size": square,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preprocess["mean"]),
+        "image_std": list(preprocess["std"]),
     }
 
 

@@ -180,11 +180,13 @@ def _hugging_face(folder: Path, work: Path) -> Made:
 
 def _check_agreement(clip: model.Clip, converted: hugging_face.Converted, folder: Path) -> None:
     """Compare the converted model with transformers' own, as far as the folder says what its own is."""
+    tokenizer = agreement.read_tokenizer(folder) if hugging_face.has_tokenizer(folder) else None
     if converted.processor:
         agreement.check_images(clip, converted.processor, folder)
-    if hugging_face.has_tokenizer(folder):
-        agreement.check_texts(clip, folder)
-    agreement.check_features(clip, converted.config, converted.theirs, converted.processor, folder)
+    if tokenizer:
+        agreement.check_texts(clip, tokenizer, folder)
+    reference = agreement.make_reference(converted.config, converted.theirs)
+    agreement.check_features(clip, reference, converted.processor, tokenizer, folder)
 
 
 def _local_dir(settings: BaseSettings, work: Path) -> Made:
@@ -200,7 +202,9 @@ def _local_dir(settings: BaseSettings, work: Path) -> Made:
     model.copy_files(folder, work)
     clip = _assemble(work, found["model_cfg"], found.get("preprocess_cfg") or {}, tensors, str(folder))
     if hugging_face.is_named_so(tensors) and (folder / model.TOWER_CONFIG).is_file():
-        agreement.check_features(clip, hugging_face.read_config(folder), tensors, None, folder)
+        reference = agreement.make_reference(hugging_face.read_config(folder), tensors)
+        named = "hf_tokenizer_name" in found["model_cfg"]["text_cfg"]
+        agreement.check_features(clip, reference, None, agreement.read_tokenizer(folder) if named else None, folder)
     recorded = model.recorded_facts(folder)
     model.compare_facts(folder, model.compute_facts(clip), recorded)
     before = folder / artifacts.TRAINED_ON

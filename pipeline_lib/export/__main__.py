@@ -25,11 +25,17 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     folder = argparse.ArgumentParser(add_help=False)
     folder.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to write")
     folder.add_argument("--force", action="store_true", help="replace an earlier export in DIR")
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="{hub,mlflow,onnx}")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="{hub,transformers,mlflow,onnx}")
 
     about = "an open_clip folder with a model card, as the Hugging Face hub expects it"
     hub = kinds.add_parser("hub", parents=[folder, common], help=about, description=f"Write {about}.")
     hub.add_argument("--repository", default="", metavar="ORG/NAME", help="where it will lie on the hub, for the card")
+
+    about = "a CLIPModel folder for transformers, with its processor, tokenizer and a model card"
+    theirs = kinds.add_parser("transformers", parents=[folder, common], help=about, description=f"Write {about}.")
+    theirs.add_argument(
+        "--repository", default="", metavar="ORG/NAME", help="where it will lie on the hub, for the card"
+    )
 
     about = "an MLflow model: images and texts in, embeddings or class probabilities out"
     mlflow = kinds.add_parser("mlflow", parents=[common], help=about, description=f"Log {about}.")
@@ -53,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Export and say where the result lies and what comes next."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
     with terminal.one_line_errors(debug=options.debug):
-        print({"hub": _hub, "mlflow": _mlflow, "onnx": _onnx}[options.kind](options))
+        print({"hub": _hub, "transformers": _transformers, "mlflow": _mlflow, "onnx": _onnx}[options.kind](options))
 
 
 def _open(options: argparse.Namespace) -> Subject:
@@ -75,6 +81,25 @@ def _hub(options: argparse.Namespace) -> str:
         f"card:    {options.to / hub.CARD}\n"
         f"publish: {upload}{again}"
     )
+
+
+def _transformers(options: argparse.Namespace) -> str:
+    from pipeline_lib.export import transformers_folder
+    from pipeline_lib.export.subject import refuse_to_overwrite
+
+    transformers_folder.require()
+    refuse_to_overwrite(options.to, force=options.force)
+    subject = _open(options)
+    written = transformers_folder.write_transformers_folder(
+        subject, options.to, repository=options.repository, force=options.force
+    )
+    found = f"largest relative difference of features {written.difference:.1e}"
+    lines = [f"{options.to}: {subject.title}; read back by transformers, {found}"]
+    if written.other_captions:
+        share = f"{len(written.other_captions):,} of {written.captions:,} captions"
+        lines.append(f"tokens:  {share} get other token ids there, such as {written.other_captions[0][:60]!r}")
+    lines.append(f'load:    transformers.CLIPModel.from_pretrained("{options.to}"), CLIPProcessor likewise')
+    return "\n".join(lines)
 
 
 def _mlflow(options: argparse.Namespace) -> str:

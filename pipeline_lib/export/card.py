@@ -33,17 +33,19 @@ LICENCES = (  # the hub's names, by which many licences already begin
 )
 
 
-def render_card(subject: Subject, folder: str, repository: str = "") -> str:
+def render_card(subject: Subject, folder: str, repository: str = "", library: str = "open_clip") -> str:
     """Render the card as Markdown with YAML on top.
 
     Args:
         subject: What is exported.
         folder: Name of the folder, for the lines that load it.
         repository: `ORG/NAME` on the hub, if it is to go there.
+        library: Which loads the folder, open_clip or transformers.
     """
     title = repository.rpartition("/")[2] or folder
-    document = Page(title, _lead(subject), tuple(_sections(subject, folder, repository)), contents=False)
-    text = f"---\n{_front_matter(subject, title)}\n---\n{page.to_markdown(document)}"
+    how = _how_to_load(subject, folder, repository, library)
+    document = Page(title, _lead(subject), tuple(_sections(subject, how)), contents=False)
+    text = f"---\n{_front_matter(subject, title, library)}\n---\n{page.to_markdown(document)}"
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
@@ -84,11 +86,11 @@ def licence(subject: Subject) -> dict[str, Any]:
     }
 
 
-def _front_matter(subject: Subject, title: str) -> str:
+def _front_matter(subject: Subject, title: str, library: str) -> str:
     data = ModelCardData(
-        library_name="open_clip",
+        library_name=library,
         pipeline_tag=TASK,
-        tags=["clip", "open_clip", TASK, *([] if subject.name == "base" else ["clip-refine"])],
+        tags=["clip", library, TASK, *([] if subject.name == "base" else ["clip-refine"])],
         model_name=title,
         eval_results=_results(subject) or None,
         **licence(subject),
@@ -131,10 +133,9 @@ def _lead(subject: Subject) -> str:
     )
 
 
-def _sections(subject: Subject, folder: str, repository: str) -> list[Section]:
-    text_config = subject.clip.config["model_cfg"]["text_cfg"]
+def _sections(subject: Subject, how_to_load: list[Text]) -> list[Section]:
     return [
-        Section("Load it", tuple(_how_to_load(text_config, folder, repository))),
+        Section("Load it", tuple(how_to_load)),
         Section("Measured", tuple(_measured(subject))),
         Section("Data", (Text(_training_data(subject)), *tables.data_table(subject.inputs))),
         Section("Licence", (Text(f"That of the base model: {subject.facts.get('license', 'unknown')}."),)),
@@ -142,7 +143,10 @@ def _sections(subject: Subject, folder: str, repository: str) -> list[Section]:
     ]
 
 
-def _how_to_load(text_config: Mapping[str, Any], folder: str, repository: str) -> list[Text]:
+def _how_to_load(subject: Subject, folder: str, repository: str, library: str) -> list[Text]:
+    if library == "transformers":
+        return [Text(_code(use_in_transformers(repository or folder)))]
+    text_config = subject.clip.config["model_cfg"]["text_cfg"]
     blocks = []
     if repository:
         place = f'"hf-hub:{repository}"'
@@ -158,6 +162,16 @@ def _how_to_load(text_config: Mapping[str, Any], folder: str, repository: str) -
         "compare them after dividing each by its length."
     ))  # fmt: skip
     return blocks
+
+
+def use_in_transformers(place: str) -> str:
+    """Return the Python lines that load a CLIPModel folder, or a repository of the hub, and use it."""
+    return (
+        "from transformers import CLIPModel, CLIPProcessor\n"
+        f'model, processor = CLIPModel.from_pretrained("{place}"), CLIPProcessor.from_pretrained("{place}")\n'
+        'how = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}\n'
+        "probabilities = model(**processor(images=[image], text=texts, **how)).logits_per_image.softmax(dim=-1)"
+    )
 
 
 def _code(lines: str) -> str:

@@ -34,8 +34,7 @@ def write_hub_folder(subject: Subject, target: Path, *, repository: str = "", fo
         RuntimeError: What was written is not what was to be exported.
     """
     refuse_to_overwrite(target, force=force)
-    if repository and repository.count("/") != 1:
-        raise UserError(f"--repository: `{repository}` is not of the form ORG/NAME")
+    check_repository(repository)
     exported = _named(subject.clip, repository) if repository else subject.clip
     with artifacts.output_directory(target, STAGE) as place:
         work = place()
@@ -45,6 +44,16 @@ def write_hub_folder(subject: Subject, target: Path, *, repository: str = "", fo
         check_folder(subject, written)
         place(model={**subject.facts, **written.facts}, origin=subject.origin)
     return artifacts.read_manifest(target)["digest"]
+
+
+def check_repository(repository: str) -> None:
+    """Refuse what is no name of the hub; an empty one is none at all.
+
+    Raises:
+        UserError: See above.
+    """
+    if repository and repository.count("/") != 1:
+        raise UserError(f"--repository: `{repository}` is not of the form ORG/NAME")
 
 
 def check_folder(subject: Subject, written: model.Clip) -> None:

@@ -7,6 +7,7 @@ embed        a tower over many rows without gradients, in passes of one size
 facts        what decides its features, by digest; compared with what a folder's manifest recorded
 features     the tuples that travel between model, losses, recipes and metrics
 folder       open_clip directories: load, create, save
+native       what decides the forward pass of OpenAI's kind of CLIP, read from its modules
 towers       locked whole or in part, with less memory, for training
 published    architectures, published weights, vocabulary and prompt templates that open_clip knows
 
@@ -38,6 +39,7 @@ from pipeline_lib.model.folder import (
     weights_file,
     write_config,
 )
+from pipeline_lib.model.native import Native, Tower, describe_native
 from pipeline_lib.model.preprocess import Preprocess
 from pipeline_lib.model.published import (
     architecture,
@@ -45,6 +47,7 @@ from pipeline_lib.model.published import (
     download,
     imagenet_templates,
     pretrained_tags,
+    standard_merges,
     standard_vocabulary,
 )
 from pipeline_lib.model.towers import checkpoint_activations, lock_image, lock_text, projection_names
@@ -57,7 +60,9 @@ __all__ = [
     "TOWER_CONFIG",
     "WEIGHTS",
     "Clip",
+    "Native",
     "Preprocess",
+    "Tower",
     "architecture",
     "architectures",
     "checkpoint_activations",
@@ -65,6 +70,7 @@ __all__ = [
     "compute_facts",
     "copy_files",
     "create",
+    "describe_native",
     "download",
     "imagenet_templates",
     "load",
@@ -78,6 +84,7 @@ __all__ = [
     "recorded_facts",
     "save",
     "save_weights",
+    "standard_merges",
     "standard_vocabulary",
     "weights_digest",
     "weights_file",

@@ -146,14 +146,15 @@ class Clip:
         cast = text.transformer.get_cast_dtype()
         x = text.token_embedding(token_ids).to(cast) + text.positional_embedding[:length].to(cast)
         x = text.ln_final(text.transformer(x, attn_mask=text.attn_mask[:length, :length]))
-        pool_type, eos_id = self._text_pooling
+        pool_type, eos_id = self.text_pooling
         x = open_clip.transformer.text_global_pool(x, token_ids, pool_type, eos_token_id=eos_id)
         if text.text_projection is None:
             return x
         return text.text_projection(x) if isinstance(text.text_projection, nn.Linear) else x @ text.text_projection
 
     @property
-    def _text_pooling(self) -> tuple[str, int | None]:
+    def text_pooling(self) -> tuple[str, int | None]:
+        """Return how a native text tower pools, and at which token id where it does so at one."""
         text = self.text_tower
         if text is self.module:  # open_clip.CLIP
             return text.text_pool_type, text.text_eos_id
@@ -175,8 +176,8 @@ class Clip:
             return "a class token stands after the padding (embed_cls)"
         if text.attn_mask is None:
             return "the attention is not causal (no_causal_mask), so padding reaches the caption's tokens"
-        if self._text_pooling[0] not in ("argmax", "eos"):
-            return f"pooling `{self._text_pooling[0]}` is not at the end-of-text token"
+        if self.text_pooling[0] not in ("argmax", "eos"):
+            return f"pooling `{self.text_pooling[0]}` is not at the end-of-text token"
         return None
 
     def _hf_cut_refusal(self, text: Any) -> str | None:
@@ -203,7 +204,7 @@ class Clip:
         if isinstance(self.text_tower, open_clip.hf_model.HFTextEncoder):
             real = (token_ids != self.text_tower.config.pad_token_id).long()
             return length - real.flip(1).argmax(dim=1)
-        pool_type, eos_id = self._text_pooling
+        pool_type, eos_id = self.text_pooling
         if pool_type == "argmax":
             return token_ids.argmax(dim=1) + 1
         return token_ids.eq(eos_id or 0).int().argmax(dim=1) + 1

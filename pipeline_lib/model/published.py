@@ -49,6 +49,11 @@ def standard_vocabulary() -> dict[str, int]:
     return {names.get(token, token): row for token, row in open_clip.tokenizer.SimpleTokenizer().encoder.items()}
 
 
+def standard_merges() -> list[tuple[str, str]]:
+    """Return the merges of open_clip's own tokenizer, in their order."""
+    return list(open_clip.tokenizer.SimpleTokenizer().bpe_ranks)
+
+
 def imagenet_templates() -> list[str]:
     """Return open_clip's copy of the 80 ImageNet prompt templates, with {} for the class name."""
     return [template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES]

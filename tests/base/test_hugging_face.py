@@ -237,20 +237,20 @@ def test_the_comparison_sees_other_pixels_ids_and_weights(folder, theirs, tokeni
     (folder / "preprocessor_config.json").write_text(json.dumps(SQUARE))
     clip = materialise(tmp_path / "base", path=str(folder))
     processor = transformers.CLIPImageProcessorPil(**SQUARE)
-    config, tensors = theirs[0].config, theirs[0].state_dict()
+    reference, read = theirs[0], agreement.read_tokenizer(folder)
     agreement.check_images(clip, processor, folder)
-    agreement.check_texts(clip, folder)
-    agreement.check_features(clip, config, tensors, processor, folder)
+    agreement.check_texts(clip, read, folder)
+    assert agreement.check_features(clip, reference, processor, read, folder) < 1e-5
     with pytest.raises(UserError, match="image of mode RGB would differ by"):
         agreement.check_images(clip, transformers.CLIPImageProcessorPil(**SQUARE, image_mean=[0.5] * 3), folder)
     clip.tokenizer.clean_fn = open_clip.tokenizer.get_clean_fn("whitespace")
     with pytest.raises(UserError, match=r"token ids of .* would differ by"):
-        agreement.check_texts(clip, folder)
+        agreement.check_texts(clip, read, folder)
     clip.tokenizer.clean_fn = str
     for name, side in (("visual.proj", "image"), ("text_projection", "text")):
         weight = clip.module.state_dict()[name]
         weight.mul_(1.01)
         with pytest.raises(UserError, match=rf"{side} features would differ by 0.0\d+"):
-            agreement.check_features(clip, config, tensors, processor, folder)
+            agreement.check_features(clip, reference, processor, read, folder)
         weight.div_(1.01)
     assert artifacts.verify(tmp_path / "base") == []

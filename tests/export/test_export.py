@@ -11,7 +11,6 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -34,29 +33,12 @@ from pipeline_lib.report import run as report
 from pipeline_lib.report.inputs import read_inputs
 from tests import tiny_project
 from tests.conftest import run_stage
+from tests.export.evaluated import WISE_FT, inside, make_evaluated
 from tests.tiny_model import write_tiny_hf_clip
 from tests.tracked_project import clean_environment, empty_store
 
 __all__ = ["clean_environment"]  # a fixture
-WISE_FT = [0.25, 0.5]
 REPOSITORY = Path(__file__).parents[2]
-
-
-@contextmanager
-def inside(folder):
-    before = os.getcwd()
-    os.chdir(folder)
-    try:
-        yield folder
-    finally:
-        os.chdir(before)
-
-
-def make_evaluated(folder, **options):
-    project = tiny_project.make_project(folder, evaluate__wise_ft=WISE_FT, **options)
-    for stage in ("base", "shard", "cache_teacher", "refine", "evaluate"):
-        run_stage(stage, project)
-    return project
 
 
 @pytest.fixture(scope="module")

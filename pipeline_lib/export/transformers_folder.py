@@ -1,0 +1,208 @@
+"""The model as a CLIPModel folder of transformers, read back there and compared before it gets its name.
+
+    config.json, model.safetensors            the model
+    preprocessor_config.json                  its image processor
+    tokenizer.json and others                 its tokenizer: the folder's own, or OpenAI's from open_clip's merges
+    README.md, manifest.json                  card; digests, provenance and the differences that were found
+
+Only OpenAI's kind of CLIP can be one (`model.describe_native` says which part is of another kind). The way back is
+`base.source: checkpoint`; `base.names` has the table of tensors for both.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline_lib import model
+from pipeline_lib.base import agreement, names, processors
+from pipeline_lib.base.checkpoints import Tensors
+from pipeline_lib.core import artifacts
+from pipeline_lib.core.errors import UserError
+from pipeline_lib.export import card
+from pipeline_lib.export.hub import CARD, check_repository
+from pipeline_lib.export.subject import STAGE, Subject, refuse_to_overwrite
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+PROCESSOR = "preprocessor_config.json"
+TOKENIZER = "tokenizer_config.json"
+INSTEAD = "use `python -m pipeline_lib.export hub`, whose card says how open_clip loads it"
+START, END = "<|startoftext|>", "<|endoftext|>"
+MOST_CAPTIONS = 10_000  # whose token ids are compared
+
+
+class Written(NamedTuple):
+    """What was found when the folder was read back."""
+
+    difference: float  # the largest of a row of features, relative
+    captions: int  # of the evaluated sets that were tokenized
+    other_captions: list[str]  # those that transformers' tokenizer reads otherwise
+
+
+def require() -> None:
+    """Check that the optional package is there.
+
+    Raises:
+        UserError: It is not.
+    """
+    if importlib.util.find_spec("transformers") is None:
+        raise UserError("export transformers: transformers not installed; run `pip install -e '.[demo]'`")
+
+
+def write_transformers_folder(subject: Subject, target: Path, *, repository: str = "", force: bool = False) -> Written:
+    """Write and check the folder, whole or not at all.
+
+    Raises:
+        UserError: A CLIPModel cannot hold the model, its features would be others there, or `target` is not to be
+            overwritten.
+    """
+    require()
+    check_repository(repository)
+    refuse_to_overwrite(target, force=force)
+    with artifacts.output_directory(target, STAGE) as place:
+        write_model(subject.clip, place())
+        written = _read_back(subject, place())
+        lines = card.render_card(subject, target.resolve().name, repository, library="transformers")
+        artifacts.write_text(place(CARD), lines)
+        facts = {"difference": written.difference, "captions": written.captions}
+        place(**facts, other_captions=len(written.other_captions), model=dict(subject.facts), origin=subject.origin)
+    return written
+
+
+def write_model(clip: model.Clip, folder: Path) -> None:
+    """Write configuration, weights, image processor and tokenizer to `folder`.
+
+    Raises:
+        UserError: A CLIPModel cannot hold the model; names the part.
+    """
+    native = model.describe_native(clip)
+    if isinstance(native, str):
+        raise _refusal(native)
+    try:
+        settings = processors.processor_settings(clip.preprocess.config)
+    except UserError as error:
+        raise _refusal(f"the preprocessing ({error})") from None
+    model.save_weights(_tensors(clip), folder / WEIGHTS)
+    artifacts.write_json(folder / CONFIG, _config(native))
+    artifacts.write_json(folder / PROCESSOR, settings)
+    _write_tokenizer(clip, folder)
+
+
+def check_model(clip: model.Clip, folder: Path) -> float:
+    """Load `folder` with transformers; compare pixels, token ids, features and scale with those of `clip`.
+
+    Returns:
+        The largest relative difference of a row of features.
+
+    Raises:
+        UserError: They differ.
+        RuntimeError: transformers did not take every tensor.
+    """
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    reference, loading = transformers.CLIPModel.from_pretrained(folder, output_loading_info=True)
+    if any(loading.values()):
+        raise RuntimeError(f"{folder}: not read whole by transformers: {loading}")
+    tokenizer = agreement.read_tokenizer(folder)
+    processor, _ = processors.read_processor(folder, clip.image_size[0])
+    remedy = f"nothing was written; {INSTEAD}"
+    agreement.check_images(clip, processor, folder, remedy)
+    agreement.check_texts(clip, tokenizer, folder, remedy)
+    return agreement.check_features(clip, reference.float().eval(), processor, tokenizer, folder, remedy)
+
+
+def _read_back(subject: Subject, folder: Path) -> Written:
+    difference, tokenizer = check_model(subject.clip, folder), agreement.read_tokenizer(folder)
+    captions = list(itertools.islice(_captions(subject), MOST_CAPTIONS))
+    differing = agreement.different_ids(subject.clip, tokenizer, captions).any(dim=1).tolist() if captions else []
+    return Written(difference, len(captions), list(itertools.compress(captions, differing)))
+
+
+def _tensors(clip: model.Clip) -> Tensors:
+    own = {name.removeprefix("text."): tensor for name, tensor in clip.module.state_dict().items()}
+    try:
+        tensors, left = names.to_transformers(own)
+    except KeyError as error:
+        raise _refusal(f"a model without {error}") from None
+    if left:
+        raise _refusal(f"the tensor `{next(iter(left))}`")
+    tensors["logit_scale"] = tensors["logit_scale"].reshape(())
+    return tensors
+
+
+def _refusal(part: str) -> UserError:
+    return UserError(f"export transformers: a CLIPModel cannot hold {part}; {INSTEAD}")
+
+
+def _captions(subject: Subject) -> Iterator[str]:
+    """Yield the captions of the evaluated sets."""
+    for name in subject.inputs.sets:
+        for shard in subject.inputs.parts[name].shards:
+            for entry in shard.samples():
+                yield from entry.captions
+
+
+def _config(native: model.Native) -> dict[str, Any]:
+    """Return config.json: sizes, activations, norms and pooling of both towers."""
+    ids = model.standard_vocabulary()
+    standard = native.vocab_size == len(ids)
+    # A text is pooled at its first `eos_token_id`; the number 2 means at its largest id.
+    eos = native.eos_id if native.eos_id is not None else ids[END] if standard else 2
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": native.embed_dim,
+        "dtype": "float32",
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "image_size": native.image_size,
+            "patch_size": native.patch_size,
+            "projection_dim": native.embed_dim,
+            **_tower(native.image),
+        },
+        "text_config": {
+            "model_type": "clip_text_model",
+            "vocab_size": native.vocab_size,
+            "max_position_embeddings": native.context_length,
+            "eos_token_id": eos,
+            **({"bos_token_id": ids[START], "pad_token_id": ids[END]} if standard else {}),
+            "projection_dim": native.embed_dim,
+            **_tower(native.text),
+        },
+    }
+
+
+def _tower(tower: model.Tower) -> dict[str, Any]:
+    return {
+        "hidden_size": tower.width,
+        "intermediate_size": tower.mlp_width,
+        "num_hidden_layers": tower.layers,
+        "num_attention_heads": tower.heads,
+        "hidden_act": tower.activation,
+        "layer_norm_eps": tower.eps,
+    }
+
+
+def _write_tokenizer(clip: model.Clip, work: Path) -> None:
+    """Copy the model's own tokenizer of transformers, or write OpenAI's as open_clip has it."""
+    if clip.config["model_cfg"]["text_cfg"].get("hf_tokenizer_name"):
+        for name in model.TOKENIZER_FILES:
+            if (clip.directory / name).is_file():
+                shutil.copyfile(clip.directory / name, work / name)
+        settings = artifacts.read_json(work / TOKENIZER) if (work / TOKENIZER).is_file() else {}
+        limit = min(settings.get("model_max_length") or clip.context_length, clip.context_length)
+        artifacts.write_json(work / TOKENIZER, settings | {"model_max_length": limit})
+        return
+    merges = [" ".join(pair) for pair in model.standard_merges()]
+    artifacts.write_json(work / "vocab.json", model.standard_vocabulary())
+    artifacts.write_text(work / "merges.txt", "\n".join(["#version: 0.2", *merges, ""]))
+    special = {"bos_token": START, "eos_token": END, "pad_token": END, "unk_token": END}
+    about = {"tokenizer_class": "CLIPTokenizer", "model_max_length": clip.context_length, **special}
+    artifacts.write_json(work / TOKENIZER, about)
+    agreement.read_tokenizer(work).backend_tokenizer.save(str(work / "tokenizer.json"))
