@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline_lib import tracking
 from pipeline_lib.base import run as base
 from pipeline_lib.base.settings import BaseSettings
-from pipeline_lib.core import artifacts, config, runtime
+from pipeline_lib.core import artifacts, config, runtime, work_folders
 from pipeline_lib.core.paths import Paths
 from pipeline_lib.core.runtime import RuntimeSettings
 from pipeline_lib.params import check
@@ -25,7 +25,7 @@ def main(params_file: Path = Path("params.yaml")) -> None:
     settings, how = config.load(params_file, BaseSettings), config.load(params_file, RuntimeSettings)
     seed = settings.demo.seed if settings.demo else 0  # published weights are not drawn
     runtime.prepare(seed=seed, num_threads=how.num_threads, deterministic=how.deterministic)
-    with tracking.stage_run("base", params_file) as run:
+    with work_folders.only_writer(paths.base), tracking.stage_run("base", params_file) as run:
         made = base.run(settings, data, paths.base, device=runtime.pick_device(how.device), progress=how.progress)
         for epoch, loss in enumerate(made.losses):
             run.log_metrics({"base/heads_loss": loss}, step=epoch)

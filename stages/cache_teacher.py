@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline_lib import tracking
 from pipeline_lib.cache_teacher import run as cache_teacher
 from pipeline_lib.cache_teacher.settings import CacheTeacherSettings
-from pipeline_lib.core import artifacts, config, distributed, provenance, shards
+from pipeline_lib.core import artifacts, config, distributed, provenance, shards, work_folders
 from pipeline_lib.core.paths import Paths
 from pipeline_lib.core.runtime import RuntimeSettings, prepare
 from pipeline_lib.params import check
@@ -27,13 +27,15 @@ def main(params_file: Path = Path("params.yaml"), chosen: str | None = None) -> 
     paths, how = config.load(params_file, Paths), config.load(params_file, RuntimeSettings)
     settings = config.load(params_file, CacheTeacherSettings)
     if chosen == "pixels":
-        cache_teacher.run_pixels(paths, settings, how)
+        with work_folders.only_writer(paths.teacher):
+            cache_teacher.run_pixels(paths, settings, how)
         return
     distributed.relaunch_if_asked(how, "stages.cache_teacher", params_file)
     prepare(seed=0, num_threads=how.num_threads, deterministic=how.deterministic)
     upstream = artifacts.digests(paths.folders("base", "shard"))
     world = distributed.join(how.device)
-    with tracking.stage_run("cache_teacher", params_file, upstream=upstream) as run:
+    alone = work_folders.only_writer(paths.teacher)
+    with alone, tracking.stage_run("cache_teacher", params_file, upstream=upstream) as run:
         made = cache_teacher.run(paths, settings, how, world, provenance.stage_digest("cache_teacher"))
         if world.is_main:
             digests = artifacts.read_manifest(paths.shards)["parts"]

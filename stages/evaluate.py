@@ -9,7 +9,7 @@ per-item results and features, and the flat numbers in data/eval/<model>.json.
 from pathlib import Path
 
 from pipeline_lib import tracking
-from pipeline_lib.core import artifacts, config, distributed
+from pipeline_lib.core import artifacts, config, distributed, work_folders
 from pipeline_lib.core.paths import MODELS, Paths
 from pipeline_lib.core.runtime import RuntimeSettings, prepare
 from pipeline_lib.evaluate import run as evaluate
@@ -38,7 +38,8 @@ def _evaluate(name: str, params_file: Path, world: distributed.World) -> None:
     settings = config.load(params_file, EvaluateSettings)
     inputs = ("base", "shard", "refine") if name == "refined" else ("base", "shard")
     upstream = artifacts.digests(paths.folders(*inputs))
-    with tracking.stage_run(f"evaluate@{name}", params_file, upstream=upstream) as run:
+    alone = work_folders.only_writer(paths.eval / name)
+    with alone, tracking.stage_run(f"evaluate@{name}", params_file, upstream=upstream) as run:
         made = evaluate.run(name, paths, settings, how, world)
         if made:
             front = "" if name == "refined" else "base/"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline_lib import tracking
 from pipeline_lib.cache_teacher.settings import CacheTeacherSettings
-from pipeline_lib.core import artifacts, config, distributed, provenance
+from pipeline_lib.core import artifacts, config, distributed, provenance, work_folders
 from pipeline_lib.core.paths import Paths
 from pipeline_lib.core.runtime import RuntimeSettings, prepare
 from pipeline_lib.params import check
@@ -32,7 +32,8 @@ def main(params_file: Path = Path("params.yaml")) -> None:
     prepare(seed=settings.seed, num_threads=how.num_threads, deterministic=how.deterministic)
     upstream = artifacts.digests(paths.folders("base", "shard", "cache_teacher"))
     world = distributed.join(how.device)
-    with tracking.stage_run("refine", params_file, upstream=upstream) as run:
+    alone = work_folders.only_writer(paths.refined)
+    with alone, tracking.stage_run("refine", params_file, upstream=upstream) as run:
         run.dataset("refine", artifacts.read_manifest(paths.shards / "refine")["digest"], "refine")
         job = refine.Job(
             paths=paths,

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from pipeline_lib import tracking
-from pipeline_lib.core import artifacts, config
+from pipeline_lib.core import artifacts, config, work_folders
 from pipeline_lib.core.paths import Paths
 from pipeline_lib.params import check
 from pipeline_lib.report import run as report
@@ -28,12 +28,13 @@ def main(params_file: Path = Path("params.yaml")) -> None:
     target, folders = paths.report, paths.folders()
     upstream = artifacts.digests({stage: folder for stage, folder in folders.items() if stage != "report"})
     took = tracking.time_taken(params_file, upstream)
-    with tracking.stage_run("report", params_file, upstream=upstream) as run, tempfile.TemporaryDirectory() as scratch:
+    alone, scratch = work_folders.only_writer(target), tempfile.TemporaryDirectory()
+    with alone, tracking.stage_run("report", params_file, upstream=upstream) as run, scratch:
         page = report.run(inputs, target)
         found = report.summary(inputs)
         artifacts.write_json(paths.report_numbers, found)
         run.headline(found)
-        copies = report.write_copies(page, Path(scratch), took)
+        copies = report.write_copies(page, Path(scratch.name), took)
         for name in sorted(artifacts.read_manifest(target)["files"]):
             run.log_artifact(copies.get(name, target / name), Path(name).parent.as_posix().removeprefix("."))
         run.output(artifacts.read_manifest(target)["digest"])

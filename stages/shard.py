@@ -9,7 +9,7 @@ that it was trained on: none of them may be in a part. A killed run goes on at t
 from pathlib import Path
 
 from pipeline_lib import tracking
-from pipeline_lib.core import artifacts, config, provenance, shards
+from pipeline_lib.core import artifacts, config, provenance, shards, work_folders
 from pipeline_lib.core.paths import Paths
 from pipeline_lib.core.runtime import RuntimeSettings
 from pipeline_lib.params import check
@@ -31,7 +31,8 @@ def main(params_file: Path = Path("params.yaml")) -> None:
     base, source = of_base["digest"], of_base.get("model", {}).get("source", {})
     code = provenance.stage_digest("shard")
     choices = [config.raw_section(params_file, name) for name in ("data", "shard")]
-    with tracking.stage_run("shard", params_file, upstream={"base": base}) as run:
+    alone = work_folders.only_writer(paths.shards)
+    with alone, tracking.stage_run("shard", params_file, upstream={"base": base}) as run:
         manifest = shard.run(
             data,
             settings,

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from pipeline_lib.core import runtime
 from pipeline_lib.core.errors import UserError
 
 CHECKPOINTS = Path(".checkpoints")
@@ -35,6 +39,46 @@ def work_directory(stage: str, fingerprint: str, target: Path) -> Path:
     path = home / f"{stage}-{fingerprint[:16]}"
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+@contextmanager
+def only_writer(target: Path) -> Iterator[None]:
+    """Be the only command of this project that makes `target` inside the block; processes of one world are one.
+
+    The lock is the process's: it ends with it, however that ends, and no worker takes it over. A file system without
+    locks lets everybody in.
+
+    Raises:
+        UserError: Another process makes it.
+    """
+    rank, *_ = runtime.world_environment() or (0, 1, 0)
+    if rank:
+        yield
+        return
+    path = CHECKPOINTS / f"{target.as_posix().replace('/', '-')}.lock"
+    file = _locked(path, target)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(file)
+
+
+def _locked(path: Path, target: Path) -> int:
+    """Return the open file `path`, locked."""
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                os.close(file)
+                raise UserError(f"{target}: another process is making it; wait until that has ended") from None
+        with suppress(FileNotFoundError):  # removed by one that has just ended: then this lock is of no file
+            if os.path.samestat(os.fstat(file), path.stat()):
+                return file
+        os.close(file)
 
 
 def temporary_experiment() -> str:

@@ -1,6 +1,7 @@
 """`python -m tests.faults`: see the package."""
 
 import argparse
+import itertools
 import logging
 import sys
 import tempfile
@@ -25,11 +26,12 @@ def main() -> int:
     logging.basicConfig(level=logging.ERROR)
     with tempfile.TemporaryDirectory() as top:
         project = table.make(Path(top) / "project")
+        stages = [table.Stage(name, project, Path(top) / "trial") for name in options.stages or STAGES]
+        few = [] if options.stages else [table.few_samples(Path(top) / "few")]
         print(table.HEADER, flush=True)
-        for name in options.stages or STAGES:
-            for row in table.Stage(name, project, Path(top) / "trial").rows(options.times):
-                print(row, flush=True)
-                findings += row.findings
+        for row in itertools.chain(*(stage.rows(options.times) for stage in stages), *few):
+            print(row, flush=True)
+            findings += row.findings
     print(*findings, sep="\n")
     return bool(findings)
 

@@ -3,8 +3,9 @@
 import random
 import shutil
 import signal
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tests.tiny_project import STAGES, make_project
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 SIZES = (0, 300, 3_000, 30_000, 100_000, 300_000)  # bytes at which every file ends
 DAMAGES = ("flipped bit", "cut", "deleted")
+FEW = {"refine": "refine.txt", "val": 0.3, "eval": 0.7}
 
 
 @dataclass
@@ -71,6 +73,7 @@ class Stage:
         yield self._disturbed("files cannot grow", [{"before": trials.files_end_at(size)} for size in SIZES])
         for kind in DAMAGES if trials.INPUTS[self.name] else ():
             yield self._damaged(kind, times)
+        yield self._twice([0.0, *(self.dice.random() * self.seconds for _ in range(times - 1))])
 
     def _undisturbed(self) -> Row:
         row, project = Row(self.name, "none: the same bits again"), self.fresh()
@@ -121,6 +124,47 @@ class Stage:
                 said = ended.said.strip().splitlines()
                 row.add(f"{name}: exit {ended.code}, {said[-1][:200] if said else 'other outputs, and no word'}")
         return row
+
+    def _twice(self, delays: list[float]) -> Row:
+        """Start the stage a second time while it runs: both do the work, or the one that is refused harms nothing."""
+        row = Row(self.name, "two runs at once")
+        for delay in delays:
+            project = self.fresh()
+            first = trials.Running(project, self.name)
+            time.sleep(delay)
+            both = [trials.Running(project, self.name).wait(), first.wait()]
+            whole = trials.left(project, self.name) == self.reference
+            if whole and all(one.code == 0 for one in both):
+                row.add("survived")
+            elif whole and any(one.code == 0 for one in both) and any(one.is_refusal for one in both):
+                row.add("refused")
+            else:
+                codes = [f"exit {one.code}: {one.said.strip()[-200:]}" for one in both]
+                row.add(f"{'the right' if whole else 'other'} outputs, {' and '.join(codes)}")
+        return row
+
+
+def few_samples(folder: Path, counts: Sequence[int] = (0, 1, 2)) -> Iterator[Row]:
+    """Run all stages on so many training samples, in one batch and in one that is larger than the set."""
+    for count in counts:
+        row = Row("all", f"{count} training samples")
+        for batch_size in (max(1, count), 8):
+            shutil.rmtree(folder, ignore_errors=True)
+            project = make_project(folder, num_samples=40, refine__batch_size=batch_size, data__parts=FEW)
+            names = [path.name for path in sorted((project / "set").glob("*.png"))]
+            (project / "set/refine.txt").write_text("".join(f"{name}\n" for name in names[:count]))
+            row.add(_until_refused(project))
+        yield row
+
+
+def _until_refused(project: Path) -> str:
+    for name in STAGES:
+        ended = trials.run(project, name)
+        if ended.is_refusal:
+            return "refused"
+        if ended.code:
+            return f"{name}: exit {ended.code}: {ended.said.strip().splitlines()[-1][:200]}"
+    return "survived"
 
 
 def make(folder: Path) -> Path:

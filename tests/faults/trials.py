@@ -52,31 +52,50 @@ class Ended:
         return self.code == 1 and self.said.count("error: ") == 1 and "Traceback" not in self.said
 
 
+class Running:
+    """A stage in a forked process; the modules that this one has imported are there already."""
+
+    def __init__(self, project: Path, stage: str, before: Callable[[], None] | None = None) -> None:
+        """Start it.
+
+        Args:
+            project: Its folder.
+            stage: Its name.
+            before: Called in the new process before the stage.
+        """
+        module = importlib.import_module(f"stages.{stage}")
+        ends = os.pipe()  # no file, which could not grow either
+        fcntl.fcntl(ends[1], fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+        self.began, self.end = time.monotonic(), ends[0]
+        self.pid = os.fork()
+        if self.pid == 0:
+            _become(project, module, ends[1], before)
+        os.close(ends[1])
+
+    def wait(self) -> Ended:
+        """Wait until it has ended, or hangs and is killed."""
+        status = _wait(self.pid, self.began)
+        code = os.waitstatus_to_exitcode(status) if status is not None else -signal.SIGALRM
+        return Ended(code, _said(self.end), time.monotonic() - self.began)
+
+
 def run(project: Path, stage: str, disturb: Callable[[int], None] | None = None, **inside: Callable[[], None]) -> Ended:
-    """Run a stage in a forked process; the modules that this one has imported are there already.
+    """Run a stage in a process of its own.
 
     Args:
         project: Its folder.
         stage: Its name.
         disturb: Called with the process id as soon as the process is there, in a thread of this process.
-        inside: `before`: called in the new process before the stage.
+        inside: `before`, see `Running`.
     """
-    module = importlib.import_module(f"stages.{stage}")
-    ends = os.pipe()  # no file, which could not grow either
-    fcntl.fcntl(ends[1], fcntl.F_SETPIPE_SZ, PIPE_SIZE)
-    began = time.monotonic()
-    pid = os.fork()
-    if pid == 0:
-        _become(project, module, ends[1], inside.get("before"))
-    os.close(ends[1])
-    thread = threading.Thread(target=disturb, args=(pid,)) if disturb else None
+    running = Running(project, stage, **inside)
+    thread = threading.Thread(target=disturb, args=(running.pid,)) if disturb else None
     if thread:
         thread.start()
-    status = _wait(pid, began)
+    ended = running.wait()
     if thread:
         thread.join()
-    code = os.waitstatus_to_exitcode(status) if status is not None else -signal.SIGALRM
-    return Ended(code, _said(ends[0]), time.monotonic() - began)
+    return ended
 
 
 def _said(end: int) -> str:
