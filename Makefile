@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := $(CURDIR)/.venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+PEERS  := $(CURDIR)/.venv-peers
 
 # The `python` in a stage's command comes from PATH; DVC and MLflow stay silent towards their makers.
 export PATH := $(BIN):$(PATH)
@@ -17,7 +18,7 @@ export GIT_COMMITTER_NAME := clip-refine
 export GIT_COMMITTER_EMAIL := clip-refine@localhost
 endif
 
-.PHONY: install lock run test test-slow lint generate bench ablate ui clean help
+.PHONY: install lock run test test-slow lint generate bench bench-peers bench-gpu ablate ui clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -66,6 +67,20 @@ generate: $(STAMP) ## write ablations/*.yaml and docs/params.* anew, after an ed
 
 bench: $(STAMP) ## measurements as ratios, into bench.json
 	python -m tests.bench
+
+# Torch and all else that the peers share is taken from .venv; a virtual environment sees the folders that a .pth names.
+$(PEERS)/.installed: tests/peers/requirements.txt $(STAMP)
+	python -m venv --without-pip $(PEERS)
+	python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > "$$($(PEERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/shared.pth"
+	python -m pip --disable-pip-version-check --python $(PEERS)/bin/python install --quiet --no-deps --requirement $<
+	touch $@
+
+bench-peers: $(PEERS)/.installed ## against open_clip's trainer, clip-benchmark and the released loop, into bench_peers.json
+	python -m tests.peers
+
+bench-gpu: $(STAMP) ## what one CUDA device makes of it, in eight minutes, into bench_gpu.json and .md
+	python -m tests.bench_gpu
 
 ablate: $(STAMP) ## run every ablation on top of params.yaml (SEEDS=0..2 RATES=2e-5,5e-5 ONLY=contrastive,hycd)
 	python -m pipeline_lib.compare queue --seeds '$(or $(SEEDS),0)' --rates '$(RATES)' --only '$(ONLY)'

@@ -61,11 +61,6 @@ class Parts:
         """ViT-B/32, everything cached, against bare arithmetic."""
         loop.loop_against_bare(report, "vit_b32", self.photos("cache_teacher"), 5)
 
-    def released(self) -> None:
-        """Against the method as released."""
-        photos = self.photos("cache_teacher")
-        loop.against_released(report, photos, write_vit(self.root / "vit16", "ViT-B-16"), 3)
-
     def caching(self) -> None:
         """The teacher cache."""
         stages.caching(report, self.photos())

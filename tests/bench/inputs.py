@@ -18,23 +18,29 @@ from PIL import Image
 from pipeline_lib import model
 from pipeline_lib.core import artifacts, runtime
 from pipeline_lib.core.paths import Paths
-from tests.conftest import run_stage
 from tests.tiny_project import write_params
 
 Report = Callable[[str, float, float, str], None]  # name, ratio, goal, note
 WORDS = "a man woman dog cat red blue riding standing on in the of with two street bench water table small large"
 
 
-def alternate(rounds: int, **calls: Callable[[], object]) -> dict[str, float]:
+def alternate(
+    rounds: int, clock: Callable[[], float] = time.perf_counter, **calls: Callable[[], object]
+) -> dict[str, float]:
     """Median seconds of each call, taken in turns after one warm-up round."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds + 1):
         for name, call in calls.items():
-            start = time.perf_counter()
+            start = clock()
             call()
             if number:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(clock() - start)
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def cpu_seconds() -> float:
+    """CPU seconds of this process so far, and of its child processes that have ended."""
+    return sum(os.times()[:4])
 
 
 def caption(generator: np.random.Generator) -> str:
@@ -89,7 +95,9 @@ def project(root: Path, model_directory: Path, photos: int, **values: object) ->
         "runtime__num_threads": None,
         "shard__samples_per_shard": 128,
         "cache_teacher__chunk_size": 32,
+        "cache_teacher__text_cut": "chunk",
         "refine__batch_size": 32,
+        "refine__text_cut": "groups",
         "cache_teacher__verify_share": 0.0,
     }
     write_params(root, **{**defaults, **values})
@@ -98,6 +106,8 @@ def project(root: Path, model_directory: Path, photos: int, **values: object) ->
 
 def quiet(stage: str, root: Path) -> None:
     """Run a stage in `root`."""
+    from tests.conftest import run_stage  # pytest, which a GPU's machine may lack
+
     run_stage(stage, root)
     runtime.prepare(seed=0, num_threads=None, deterministic=True)
 

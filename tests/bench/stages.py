@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from pipeline_lib.core import config, shards
 from pipeline_lib.core.distributed import World
 from pipeline_lib.core.runtime import RuntimeSettings
 from pipeline_lib.model.embed import cut_length, embed_images, embed_texts
-from tests.bench.inputs import Report, alternate, paths_of, write_photos, write_small_set
+from tests.bench.inputs import Report, alternate, cpu_seconds, paths_of, write_photos, write_small_set
 from tests.conftest import run_stage
 from tests.tiny_model import write_tiny_clip
 from tests.tiny_project import ROOT, make_project, write_params
@@ -67,7 +68,7 @@ def caching(report: Report, root: Path) -> None:
 
 
 def sharding(report: Report, root: Path, sizes: tuple[int, int] = (400, 1600)) -> None:
-    """What further images cost the shard stage, against copying, hashing and decoding each in one process.
+    """What further images cost the shard stage, against copying, hashing and decoding each, in CPU time.
 
     The difference between a set and one four times as large: starting worker processes is not sharding.
     """
@@ -89,7 +90,8 @@ def sharding(report: Report, root: Path, sizes: tuple[int, int] = (400, 1600)) -
         os.symlink(write_tiny_clip(here / "tiny", seed=1), here / "clip")
         write_params(here, data__parts={"refine": 0.97, "val": 0.02, "eval": 0.01}, shard__samples_per_shard=100)
         run_stage("base", here)
-        times = alternate(2, copy=lambda here=here: _copy(here), shard=lambda here=here: run_stage("shard", here))
+        calls = {"copy": partial(_copy, here), "shard": partial(run_stage, "shard", here)}
+        times = alternate(2, cpu_seconds, **calls)
         for name, value in times.items():
             seconds[name].append(value)
     copy, shard = (values[1] - values[0] for values in seconds.values())

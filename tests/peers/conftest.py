@@ -1,0 +1,1 @@
+collect_ignore = ["scripts"]  # programs of the peers' environment
