@@ -3,6 +3,7 @@
 agreement     a model of open_clip against transformers' own, before a conversion is accepted
 checkpoints   checkpoint files as tensors by name
 demo          the demo base: two published towers, joined by heads trained here
+hub           models of the Hugging Face hub as folders
 hugging_face  CLIPModel folders in open_clip's terms
 names         the tensors of both, as one table that is read both ways
 processors    their image processors likewise

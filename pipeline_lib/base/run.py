@@ -9,14 +9,14 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipeline_lib import model
-from pipeline_lib.base import agreement, checkpoints, demo, hugging_face
+from pipeline_lib.base import agreement, checkpoints, demo, hub, hugging_face
 from pipeline_lib.base.settings import BaseSettings
 from pipeline_lib.core import artifacts
 from pipeline_lib.core.errors import UserError
@@ -64,9 +64,7 @@ def run(
         if settings.source == "demo":
             made = _demo(settings, data, work, device, progress)
         else:
-            made = {"open_clip": _open_clip, "checkpoint": _checkpoint, "local_dir": _local_dir}[settings.source](
-                settings, work
-            )
+            made = _SOURCES[settings.source](settings, work)
         model.save(made.clip, work)
         artifacts.write_jsonl(work / artifacts.TRAINED_ON, made.trained_on)
         made.clip.facts = {**model.compute_facts(made.clip), "source": dict(made.source), "license": made.license}
@@ -125,9 +123,26 @@ def _open_clip(settings: BaseSettings, work: Path) -> Made:
             f"`source: checkpoint` with its path, `model: {name}` and `pretrained: {tag}`"
         ) from error
     clip = _assemble(work, architecture, record, checkpoints.read_checkpoint(weights), f"base.pretrained: `{tag}`")
-    place = record.get("hf_hub") or record.get("url", "")
-    license_note = f"see https://huggingface.co/{place.rstrip('/')}" if record.get("hf_hub") else f"see {place}"
-    return Made(clip, {"kind": "open_clip", "model": name, "pretrained": tag}, license_note)
+    source = {"kind": "open_clip", "model": name, "pretrained": tag}
+    if not record.get("hf_hub"):
+        return Made(clip, source, f"see {record.get('url', '')}")
+    repository, revision = record["hf_hub"].rpartition("/")[0], hub.revision_of(weights)
+    source |= {"revision": revision} if revision else {}
+    return Made(clip, source, hub.licence(repository, revision))
+
+
+def _hub(settings: BaseSettings, work: Path) -> Made:
+    """Fetch a repository of the Hugging Face hub, or find it in the local cache: an open_clip or a CLIPModel folder."""
+    if not settings.path:
+        raise UserError("base.path: missing; `source: hub` needs the name of a model, such as org/name")
+    try:
+        found = hub.fetch(settings.path)
+    except UserError as error:
+        raise UserError(f"base.path: {error}") from error
+    made = (_open_clip_folder if (found.folder / model.CONFIG).is_file() else _hugging_face)(found.folder, work)
+    source = {"kind": "hub", "repository": found.repository, "revision": found.revision}
+    source |= {key: value for key, value in made.source.items() if key not in ("kind", "folder")}
+    return replace(made, source=source, license=hub.licence(found.repository, found.revision))
 
 
 def _checkpoint(settings: BaseSettings, work: Path) -> Made:
@@ -175,7 +190,7 @@ def _hugging_face(folder: Path, work: Path) -> Made:
     if assumed:
         log.warning("%s: no files of its %s, so OpenAI's is used; copy them there", folder, " and ".join(assumed))
     source = {"kind": "hugging_face", "folder": folder.name, **({"assumed_of_openai": assumed} if assumed else {})}
-    return Made(clip, source, "that of the checkpoint")
+    return Made(clip, source, _licence_beside(folder))
 
 
 def _check_agreement(clip: model.Clip, converted: hugging_face.Converted, folder: Path) -> None:
@@ -190,10 +205,15 @@ def _check_agreement(clip: model.Clip, converted: hugging_face.Converted, folder
 
 
 def _local_dir(settings: BaseSettings, work: Path) -> Made:
-    """Read an open_clip directory, checked against its own manifest where it has one."""
+    """Read an open_clip directory of one's own."""
     folder = _path(settings)
     if not (folder / model.CONFIG).is_file():
         raise UserError(f"base.path: {folder} has no {model.CONFIG}; for other checkpoints use `source: checkpoint`")
+    return _open_clip_folder(folder, work)
+
+
+def _open_clip_folder(folder: Path, work: Path) -> Made:
+    """Read an open_clip directory, checked against its own manifest where it has one."""
     weights = model.weights_file(folder)
     if weights is None:
         raise UserError(f"base.path: {folder} holds no weights")
@@ -210,7 +230,14 @@ def _local_dir(settings: BaseSettings, work: Path) -> Made:
     before = folder / artifacts.TRAINED_ON
     trained_on = list(artifacts.read_jsonl(before)) if before.is_file() else []
     source = {"kind": "local_dir", "folder": folder.name, "source": recorded.get("source")}
-    return Made(clip, source, recorded.get("license", "that of the checkpoint"), trained_on)
+    return Made(clip, source, recorded.get("license") or _licence_beside(folder), trained_on)
+
+
+def _licence_beside(folder: Path) -> str:
+    return hub.licence_of(folder / hub.CARD) or "that of the checkpoint"
+
+
+_SOURCES = {"open_clip": _open_clip, "hub": _hub, "checkpoint": _checkpoint, "local_dir": _local_dir}
 
 
 def _assemble(
@@ -247,8 +274,8 @@ def _architecture(settings: BaseSettings) -> tuple[str, dict[str, Any]]:
         raise UserError(f"base.model: missing; `source: {settings.source}` needs an open_clip architecture name")
     if ":" in settings.model:
         raise UserError(
-            f"base.model: `{settings.model}` names a place, not an architecture; download that folder and use "
-            "`source: local_dir` with its path"
+            f"base.model: `{settings.model}` names a place, not an architecture; write it as base.path, with "
+            "`source: hub` or, for a folder, `local_dir`"
         )
     name = settings.model.replace("/", "-")
     found = model.architecture(name)

@@ -45,9 +45,10 @@ class DemoSettings:
 class BaseSettings:
     """Where the pre-trained model comes from."""
 
-    source: Literal["demo", "open_clip", "checkpoint", "local_dir"]
-    """The kind of source. `demo` joins two published towers here. `open_clip` downloads a tag of open_clip.
-    `checkpoint` reads weights of your own. `local_dir` copies a folder that open_clip can load.
+    source: Literal["demo", "open_clip", "hub", "checkpoint", "local_dir"]
+    """The kind of source. `demo` joins two published towers here. `open_clip` downloads a tag of open_clip. `hub`
+    downloads a model of the Hugging Face hub, in open_clip's layout or a CLIPModel's. `checkpoint` reads weights of
+    your own. `local_dir` copies a folder that open_clip can load.
     """
 
     model: str | None
@@ -62,7 +63,8 @@ class BaseSettings:
 
     path: str | None
     """The path of the model. For `checkpoint` it is a file or a Hugging Face CLIPModel folder, for `local_dir` a
-    folder. It is `null` otherwise.
+    folder, for `hub` a name such as `openai/clip-vit-base-patch32`, with `@revision` behind it for a certain commit. It
+    is `null` otherwise.
     """
 
     demo: DemoSettings | None = None

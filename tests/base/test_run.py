@@ -171,7 +171,7 @@ def test_pickled_code_is_never_run(tmp_path):
         ({"path": "w.pt"}, "base.model: missing"),
         ({"path": "w.pt", "model": "Tinny"}, "base.model: open_clip knows no `Tinny`; did you mean `Tiny`"),
         ({"path": "w.pt", "model": "qqq"}, "open_clip knows no `qqq`; known: "),
-        ({"path": "w.pt", "model": "hf-hub:a/b"}, "names a place, not an architecture.*`source: local_dir`"),
+        ({"path": "w.pt", "model": "hf-hub:a/b"}, "names a place, not an architecture.*base.path, with `source: hub`"),
         ({"path": "w.pt", "model": "ViT-L-14"}, "published weights of `ViT-L-14` differ in their preprocessing"),
         ({"path": "w.pt", "model": "Tiny", "pretrained": "openai"}, "trained with QuickGELU; use `Tiny-quickgelu`"),
         ({"source": "local_dir", "path": "empty"}, r"^empty/open_clip_config.json: no `model_cfg` with embed_dim"),
