@@ -145,7 +145,7 @@ MISTAKES = [
     ("base", {"evaluate__selection": "vall"}, "evaluate.selection: there is no part or set `vall`"),
     ("refine", {"report__num_examples": "few"}, "report.num_examples: expected a whole number"),
     ("shard", {"data__annotations": "missing.jsonl"}, "missing.jsonl"),
-    ("refine", {"refine__recipe": "clip_refin"}, "unknown recipe `clip_refin`; known: clip_refine"),
+    ("refine", {"refine__recipe": "clip_refin"}, "unknown recipe `clip_refin`; did you mean `clip_refine`?"),
     ("refine", {"refine__batch_size": "many"}, "refine.batch_size: expected a whole number"),
     ("evaluate", {"runtime__device": "cuda:77"}, "runtime.device: `cuda:77` is not usable here"),
 ]
