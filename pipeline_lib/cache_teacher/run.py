@@ -1,7 +1,7 @@
-"""Fill the teacher cache: tokenise, decode, embed, a shard at a time, going on at the next shard after a stop.
+"""Fill the teacher cache: tokenise, decode, embed, a group of shards at a time, going on at the next after a stop.
 
-A killed stage starts again at the first shard whose unit is not whole. Processes of one world take every n-th shard.
-See `unit` for what is written, and `reader` for why it is exact.
+A killed stage starts again at the first group with a unit that is not whole. Processes of one world take every n-th
+group. See `unit` for what is written, and `reader` for why it is exact.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from pipeline_lib.cache_teacher.reader import CachedPart
 from pipeline_lib.cache_teacher.settings import CacheTeacherSettings
 from pipeline_lib.cache_teacher.statistics import feature_statistics, write_statistics
 from pipeline_lib.cache_teacher.tokens import TextCuts, choose_cuts, count_truncated, tokenize
-from pipeline_lib.cache_teacher.unit import Unit
-from pipeline_lib.cache_teacher.writer import write_unit
+from pipeline_lib.cache_teacher.unit import Group, Unit, count_images, group_units
+from pipeline_lib.cache_teacher.writer import write_group
 from pipeline_lib.core import artifacts, provenance, runtime, shards, work_folders
 from pipeline_lib.core.distributed import World
 from pipeline_lib.core.errors import UserError
@@ -36,6 +36,7 @@ from pipeline_lib.model import Clip
 from pipeline_lib.model.features import raw_norms_problem
 
 log = logging.getLogger(__name__)
+PASSES = 4  # in a group at least, so that the last one, which is filled up, is a small part of all
 COUNTS = ("num_samples", "num_captions")
 Units = Mapping[str, Sequence[Unit]]  # of each part by its name, in the order of the shards
 
@@ -104,11 +105,11 @@ def run_pixels(paths: Paths, settings: CacheTeacherSettings, how: RuntimeSetting
     work = work_folders.work_directory("pixels", named, pixels.pixels_directory(paths))
     known = {}
     for name, units in units_of(parts, work, student, stores_pixels=True).items():
-        decoded = decode_ahead(units, student.preprocess, settings.chunk_size, how.num_workers)
+        decoded = decode_ahead([[unit] for unit in units], student.preprocess, settings.chunk_size, how.num_workers)
         label, enabled = f"pixels {name}", how.progress
-        for unit, chunks in terminal.progress(decoded, label=label, enabled=enabled, total=len(units), unit="shard"):
-            path = unit.pixels_path(unit.read_entries())
-            for _ in runtime.until_stopped(store_pixels(path, unit, chunks)):
+        for group, chunks in terminal.progress(decoded, label=label, enabled=enabled, total=len(units), unit="shard"):
+            path = group[0].pixels_path(group[0].read_entries())
+            for _ in runtime.until_stopped(store_pixels([path], group, chunks)):
                 pass
             known[path.name] = artifacts.sha256_file(path)
     pixels.publish(work / "pixels", known, identity, paths)
@@ -147,34 +148,37 @@ def fill(
 
     Raises:
         UserError: The teacher's features mean nothing.
-        Stopped: A signal asked for it; the unit that was begun is finished.
+        Stopped: A signal asked for it; the group that was begun is finished.
     """
-    own = {name: some[world.rank :: world.size] for name, some in units.items()}
+    num_images = PASSES * settings.chunk_size
+    own = {name: group_units(some, num_images)[world.rank :: world.size] for name, some in units.items()}
     progress = how.progress and world.is_main
-    for name, some in own.items():
+    for name, groups in own.items():
+        some = [unit for group in groups for unit in group]
         for unit in terminal.progress(some, label=f"tokenize {name}", unit="shard", enabled=progress):
             tokenize(unit, student, teacher)
     world.barrier()
     cuts = choose_cuts((unit for some in units.values() for unit in some), student, teacher, settings.text_cut)
     with runtime.arithmetic(settings.precision, teacher.device):
-        for name, some in own.items():
-            todo = _unfinished(name, some)
-            total = sum(unit.shard.num_samples for unit in todo)
+        for name, groups in own.items():
+            todo = _unfinished(name, groups)
+            total = sum(map(count_images, todo))
             decoded = decode_ahead(todo, teacher.preprocess, settings.chunk_size, how.num_workers)
             with terminal.progress(None, label=f"cache {name}", total=total, unit="img", enabled=progress) as bar:
-                for unit, chunks in decoded:
-                    write_unit(unit, chunks, teacher, cuts, settings)
-                    bar.update(unit.shard.num_samples)
+                for group, chunks in decoded:
+                    write_group(group, chunks, teacher, cuts, settings)
+                    bar.update(count_images(group))
                     if runtime.stop_requested():
                         raise runtime.Stopped
     world.barrier()
     return cuts
 
 
-def _unfinished(part_name: str, units: Sequence[Unit]) -> list[Unit]:
-    todo = [unit for unit in units if not unit.is_finished()]
-    if len(todo) < len(units):
-        log.info("%s: resumed, %d of %d shards were finished", part_name, len(units) - len(todo), len(units))
+def _unfinished(part_name: str, groups: Sequence[Group]) -> list[Group]:
+    todo = [group for group in groups if not all(unit.is_finished() for unit in group)]
+    if len(todo) < len(groups):
+        total, left = (sum(map(len, some)) for some in (groups, todo))
+        log.info("%s: resumed, %d of %d shards were finished", part_name, total - left, total)
     return todo
 
 

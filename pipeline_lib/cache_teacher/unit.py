@@ -1,5 +1,7 @@
 """A unit: what the cache holds of one shard. Its content, its files while it is made, and whether they are whole.
 
+Neighbouring units are made together, as a group, so that small shards do not leave the teacher's passes half empty.
+
 In safetensors (read through mmap), for N samples with M captions, feature width D and L tokens: `image_features`
 [N, D], `text_features` [M, D], `caption_offsets` [N + 1], `token_ids` [M, L], `valid` [N], `key_digests` [N, 16],
 `caption_digests` [M, 16]. An image that does not decode keeps its row with `valid` = 0. A teacher that runs online has
@@ -8,7 +10,7 @@ units without features.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,12 +93,12 @@ class Unit:
             files |= {self.work / "pixels" / name: sha256 for name, sha256 in record["pixels"].items()}
         return all(path.is_file() and artifacts.sha256_file(path) == sha256 for path, sha256 in files.items())
 
-    def save(self, content: Content, faults: Mapping[int, str], pixels: Path | None) -> None:
+    def save(self, content: Content, faults: Sequence[str], pixels: Path | None) -> None:
         """Write the content and then the record.
 
         Args:
             content: Tensors by name.
-            faults: Rows whose image does not decode, with the reason.
+            faults: Of each image why it does not decode; "": it does.
             pixels: The file of the pixels, whole already; None: they are not stored.
         """
         data = safetensors.torch.save(content)
@@ -106,10 +108,32 @@ class Unit:
             "sha256": artifacts.sha256_bytes(data),
             "num_samples": len(content["valid"]),
             "num_captions": len(content["token_ids"]),
-            "invalid": [faults[row] for row in sorted(faults)],
+            "invalid": [fault for fault in faults if fault],
             "pixels": {pixels.name: artifacts.sha256_file(pixels)} if pixels else {},
         }
         artifacts.write_json(self.record_path, record)
+
+
+Group = Sequence[Unit]  # neighbouring units of one part, embedded together
+
+
+def count_images(group: Group) -> int:
+    """Count the images of a group, those that do not decode as well."""
+    return sum(unit.shard.num_samples for unit in group)
+
+
+def group_units(units: Iterable[Unit], num_images: int) -> list[Group]:
+    """Divide the units of a part, in their order, into groups of at least `num_images`; the last may have fewer.
+
+    A teacher's passes run across the units of a group and never beyond: what a pass holds, and so every bit of the
+    cache, depends on the shards alone, not on where an earlier run stopped or how many processes there are.
+    """
+    groups: list[list[Unit]] = []
+    for unit in units:
+        if not groups or count_images(groups[-1]) >= num_images:
+            groups.append([])
+        groups[-1].append(unit)
+    return list(groups)
 
 
 def identity_digests(entries: Sequence[shards.IndexEntry]) -> Content:

@@ -1,7 +1,8 @@
-"""Make one unit: decoded chunks and token ids in, features and digests out."""
+"""Make the units of a group: decoded chunks and token ids in, features and digests out."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -10,7 +11,7 @@ from pipeline_lib.cache_teacher import check
 from pipeline_lib.cache_teacher.chunks import Chunk, store_pixels
 from pipeline_lib.cache_teacher.settings import CacheTeacherSettings
 from pipeline_lib.cache_teacher.tokens import TextCuts, read_token_ids
-from pipeline_lib.cache_teacher.unit import Content, Unit, identity_digests
+from pipeline_lib.cache_teacher.unit import Content, Group, identity_digests
 from pipeline_lib.core import shards
 from pipeline_lib.model import Clip
 from pipeline_lib.model.embed import embed_images, embed_texts, embed_texts_by_length
@@ -18,42 +19,50 @@ from pipeline_lib.model.embed import embed_images, embed_texts, embed_texts_by_l
 STORED_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
-def write_unit(
-    unit: Unit, chunks: Iterable[Chunk], teacher: Clip, cuts: TextCuts, settings: CacheTeacherSettings
+def write_group(
+    group: Group, chunks: Iterable[Chunk], teacher: Clip, cuts: TextCuts, settings: CacheTeacherSettings
 ) -> None:
-    """Write a unit, with its pixels if they are stored, from the chunks of its images and its token ids.
+    """Write the units of a group, with their pixels if they are stored, from its chunks and token ids.
 
     Raises:
         UserError: The teacher's features mean nothing.
     """
-    entries = unit.read_entries()
-    pixels = unit.pixels_path(entries) if unit.stores_pixels else None
+    entries = [unit.read_entries() for unit in group]
+    pixels = [unit.pixels_path(own) for unit, own in zip(group, entries, strict=True) if unit.stores_pixels]
     if pixels:
-        chunks = store_pixels(pixels, unit, chunks)
-    features, faults = [], dict[int, str]()
+        chunks = store_pixels(pixels, group, chunks)
+    images, faults = list[torch.Tensor](), list[str]()
     for chunk in chunks:
-        faults |= chunk.faults
+        faults += chunk.faults
         if settings.mode == "cached":
-            features.append(embed_images(teacher, chunk.teacher_pixels, settings.chunk_size))
-    student_ids, teacher_ids = read_token_ids(unit, cuts)
-    content = _without_features(entries, student_ids, faults)
+            images.append(embed_images(teacher, chunk.teacher_pixels, settings.chunk_size))
+    token_ids = [read_token_ids(unit, cuts) for unit in group]
+    features = dict[str, Sequence[torch.Tensor]]()  # of each unit
     if settings.mode == "cached":
-        content["image_features"] = torch.cat(features)
-        if settings.text_cut == "chunk":
-            content["text_features"] = embed_texts_by_length(teacher, teacher_ids, settings.chunk_size, multiple=1)
-        else:
-            content["text_features"] = embed_texts(teacher, teacher_ids, settings.chunk_size)
-        check.check_unit(content, unit.name)
-        for name in ("image_features", "text_features"):
-            content[name] = content[name].to(STORED_DTYPES[settings.dtype])
-    unit.save(content, faults, pixels)
+        texts = _embed_texts(teacher, torch.cat([ids for _, ids in token_ids]), settings)
+        features["image_features"] = torch.cat(images).split([len(own) for own in entries])
+        features["text_features"] = texts.split([len(ids) for ids, _ in token_ids])
+    remaining = iter(faults)
+    for at, (unit, own) in enumerate(zip(group, entries, strict=True)):
+        own_faults = list(itertools.islice(remaining, len(own)))
+        content = _without_features(own, token_ids[at][0], own_faults)
+        content |= {name: rows[at].to(STORED_DTYPES[settings.dtype]) for name, rows in features.items()}
+        if features:
+            check.check_unit(content, unit.name)
+        unit.save(content, own_faults, pixels[at] if pixels else None)
 
 
-def _without_features(entries: Sequence[shards.IndexEntry], token_ids: torch.Tensor, faults: dict[int, str]) -> Content:
+def _embed_texts(teacher: Clip, token_ids: torch.Tensor, settings: CacheTeacherSettings) -> torch.Tensor:
+    if settings.text_cut == "chunk":
+        return embed_texts_by_length(teacher, token_ids, settings.chunk_size, multiple=1)
+    return embed_texts(teacher, token_ids, settings.chunk_size)
+
+
+def _without_features(entries: Sequence[shards.IndexEntry], token_ids: torch.Tensor, faults: Sequence[str]) -> Content:
     counts = [0, *(len(entry.captions) for entry in entries)]
     return {
         "caption_offsets": torch.tensor(counts).cumsum(0),
         "token_ids": token_ids.to(torch.int32),
-        "valid": torch.tensor([row not in faults for row in range(len(entries))], dtype=torch.uint8),
+        "valid": torch.tensor([not fault for fault in faults], dtype=torch.uint8),
         **identity_digests(entries),
     }

@@ -17,14 +17,24 @@ from tests.tiny_model import write_tiny_clip
 from tests.tiny_project import make_project, write_params
 
 
-@pytest.mark.parametrize(("harm", "message"), [(0.0, "16 of 16 are zero"), (float("nan"), "16 of 16 are not finite")])
-def test_a_teacher_that_gives_constants_or_nan_is_refused(sharded, harm, message):
-    """A released cache generator of another project writes empties in silence; here nothing useless is written."""
+@pytest.mark.parametrize(
+    ("harm", "dtype", "message"),
+    [
+        (0.0, "float32", "16 of 16 are zero"),
+        (float("nan"), "float32", "16 of 16 are not finite"),
+        (1e6, "float16", "16 of 16 are not finite"),
+    ],
+)
+def test_a_teacher_that_gives_constants_or_nan_is_refused(sharded, harm, dtype, message):
+    """A released cache generator of another project writes empties in silence; here nothing useless is written.
+
+    What is checked is what is stored: halves end at 65,504.
+    """
     path = write_tiny_clip(sharded / "teacher") / "open_clip_model.safetensors"
     weights = {k: v.clone() for k, v in safetensors.torch.load_file(path).items()}
-    weights["visual.proj"].fill_(harm)
+    weights["visual.proj"] *= harm
     safetensors.torch.save_file(weights, path)
-    write_params(sharded, cache_teacher__teacher="teacher")
+    write_params(sharded, cache_teacher__teacher="teacher", cache_teacher__dtype=dtype)
     with pytest.raises(UserError, match=message):
         run_stage("cache_teacher", sharded)
     assert not (sharded / "data/teacher").exists()

@@ -46,16 +46,16 @@ def test_pixels_are_stored_alone_as_the_whole_stage_stores_them(cached, caplog):
 
 def test_a_cache_without_room_for_pixels_resumes_with_them_when_there_is(sharded, cached, monkeypatch):
     """`auto` asks for the free disk, which a killed run may have filled itself: units without pixels are made again."""
-    original, answers = run.write_unit, iter([False, True])
+    original, answers = run.write_group, iter([False, True])
 
-    def write_unit(unit, *rest):
-        if unit.part.name == "val":
+    def write_group(group, *rest):
+        if group[0].part.name == "val":
             raise KeyboardInterrupt
-        original(unit, *rest)
+        original(group, *rest)
 
     monkeypatch.setattr(pixels, "fits", lambda *_: next(answers))
     with monkeypatch.context() as patch:
-        patch.setattr(run, "write_unit", write_unit)
+        patch.setattr(run, "write_group", write_group)
         with pytest.raises(KeyboardInterrupt):
             run_stage("cache_teacher", sharded)
     run_stage("cache_teacher", sharded)

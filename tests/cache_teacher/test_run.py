@@ -211,45 +211,70 @@ def test_two_runs_give_the_same_bytes(cached):
     assert digests(cached) == before
 
 
-def test_finished_shards_are_kept_and_broken_ones_made_again(sharded, cached, monkeypatch, caplog):
-    """Stopped in the second part: the next run keeps what is whole, and notices a unit that was damaged meanwhile."""
+@pytest.mark.parametrize("text_cut", ["set", "chunk"])
+def test_finished_groups_are_kept_and_broken_ones_made_again(sharded, monkeypatch, caplog, text_cut):
+    """Groups of two shards, stopped in the second part; the next run notices a unit that was damaged meanwhile.
+
+    Where each pass is cut at its own longest text, a row's bits depend on what else is in its pass.
+    """
+    monkeypatch.setattr(run, "PASSES", 4)
+    write_params(sharded, cache_teacher__text_cut=text_cut)
+    undisturbed = shutil.copytree(sharded, sharded.with_name("undisturbed"))
+    run_stage("cache_teacher", undisturbed)
     calls = []
-    original = run.write_unit
+    original = run.write_group
 
-    def write_unit(unit, *rest):
-        calls.append((unit.part.name, unit.index))
-        if len(calls) == 4:
+    def write_group(group, *rest):
+        calls.append([unit.name for unit in group])
+        if len(calls) == 3:
             raise KeyboardInterrupt
-        original(unit, *rest)
+        original(group, *rest)
 
-    monkeypatch.setattr(run, "write_unit", write_unit)
+    monkeypatch.setattr(run, "write_group", write_group)
     with pytest.raises(KeyboardInterrupt):
         run_stage("cache_teacher", sharded)
-    first = list(calls)
+    assert calls == [["refine/00000", "refine/00001"], ["refine/00002"], calls[2]]
+    assert calls[2][0] == "val/00000"
     [work] = (sharded / ".checkpoints").iterdir()
     damaged = work / "teacher" / "refine" / "00001.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
     with caplog.at_level("INFO"):
         run_stage("cache_teacher", sharded)
-    assert "resumed, 2 of" in caplog.text
-    assert calls[4] == ("refine", 1)
-    assert ("refine", 0) not in calls[4:]
-    assert first[0] == ("refine", 0)
-    assert digests(sharded) == digests(cached)
+    assert "refine: resumed, 1 of 3 shards were finished" in caplog.text
+    assert calls[3:] == [calls[0], calls[2]]
+    assert digests(sharded) == digests(undisturbed)
     assert not list((sharded / ".checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("samples_per_shard", [3, 16, 96])
+def test_passes_run_across_shards(tmp_path, monkeypatch, samples_per_shard):
+    """In one group only the last pass of images and that of captions are not full, however small the shards are."""
+    monkeypatch.setattr(run, "PASSES", 1000)
+    passes = []
+    for name in ("encode_image", "encode_text"):
+        encode = getattr(model.Clip, name)
+        monkeypatch.setattr(model.Clip, name, lambda *args, encode=encode: passes.append(len(args[1])) or encode(*args))
+    project = make_project(tmp_path, shard__samples_per_shard=samples_per_shard, cache_teacher__verify_share=0.0)
+    for name in ("base", "shard", "cache_teacher"):
+        passes.clear()
+        run_stage(name, project)
+    parts = [open_cached(project, name)[0] for name in ("refine", "val")]
+    rows = [count for part in parts for count in (len(part), part.part.num_captions)]
+    verified = [8, 8]
+    assert passes == [8] * sum(-(-count // 8) for count in rows) + verified
 
 
 def test_units_of_another_version_of_a_package_are_not_resumed(sharded, cached, monkeypatch, caplog):
     """A killed cache, then an upgrade of torch: units of both in one cache would be no function of anything."""
-    original, versions = run.write_unit, provenance.package_versions()
+    original, versions = run.write_group, provenance.package_versions()
 
-    def write_unit(unit, *rest):
-        if unit.part.name == "val":
+    def write_group(group, *rest):
+        if group[0].part.name == "val":
             raise KeyboardInterrupt
-        original(unit, *rest)
+        original(group, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "write_unit", write_unit)
+        patch.setattr(run, "write_group", write_group)
         patch.setattr(provenance, "package_versions", lambda: {**versions, "torch": "2.0"})
         with pytest.raises(KeyboardInterrupt):
             run_stage("cache_teacher", sharded)
@@ -259,36 +284,58 @@ def test_units_of_another_version_of_a_package_are_not_resumed(sharded, cached, 
     assert digests(sharded) == digests(cached)
 
 
+IN_GROUPS = {"shard__samples_per_shard": 9, "shard__max_overlap_share": 1.0, "cache_teacher__text_cut": "chunk"}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A project of which every part has several groups of shards, its cache made by one process without a stop."""
+    top = tmp_path_factory.mktemp("groups")
+    project = make_project(top / "project", num_samples=480, **IN_GROUPS)
+    for name in ("base", "shard", "cache_teacher"):
+        run_stage(name, project)
+    return project
+
+
+@pytest.fixture
+def many(undisturbed, tmp_path):
+    """The same before its cache was made."""
+    project = shutil.copytree(undisturbed, tmp_path / "many")
+    for name in ("teacher", "pixels"):
+        shutil.rmtree(project / "data" / name)
+    return project
+
+
 def finished_units(project):
     """How many there are by now; `glob` takes folders that the stage moves away meanwhile as empty, `rglob` fails."""
     return len(glob.glob(str(project / ".checkpoints/*/done/*/*.json")))
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_it_ends_with_the_same_cache(sharded, cached):
+def test_killed_at_random_moments_it_ends_with_the_same_cache(many, undisturbed):
     """SIGKILL, five times at random moments after the first unit, then to the end: bitwise the uninterrupted cache."""
     dice = random.Random(0)
     for _ in range(5):
-        process = stage_process(sharded, "cache_teacher")
-        before = finished_units(sharded)
-        while process.poll() is None and finished_units(sharded) == before:
+        process = stage_process(many, "cache_teacher")
+        before = finished_units(many)
+        while process.poll() is None and finished_units(many) == before:
             time.sleep(0.002)
         time.sleep(dice.random() * 0.02)
         process.send_signal(signal.SIGKILL)
         process.communicate()
         if process.returncode == 0:
             break
-    process = stage_process(sharded, "cache_teacher")
+    process = stage_process(many, "cache_teacher")
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
-    assert digests(sharded) == digests(cached)
+    assert digests(many) == digests(undisturbed)
 
 
 @pytest.mark.slow
-def test_two_processes_write_the_same_cache(sharded, cached):
+def test_two_processes_write_the_same_cache(many, undisturbed):
     """`runtime.processes: 2` relaunches the stage under torchrun; every byte is that of one process."""
-    write_params(sharded, runtime__processes=2)
-    process = stage_process(sharded, "cache_teacher")
+    write_params(many, runtime__processes=2, **IN_GROUPS)
+    process = stage_process(many, "cache_teacher")
     output, _ = process.communicate(timeout=180)
     assert process.returncode == 0, output
-    assert digests(sharded) == digests(cached)
+    assert digests(many) == digests(undisturbed)

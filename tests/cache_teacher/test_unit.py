@@ -5,7 +5,7 @@ import torch
 
 from pipeline_lib import model
 from pipeline_lib.cache_teacher.run import units_of
-from pipeline_lib.cache_teacher.unit import Unit, identity_digests
+from pipeline_lib.cache_teacher.unit import Unit, group_units, identity_digests
 from pipeline_lib.core import artifacts, shards
 from pipeline_lib.core.shards import IndexEntry
 
@@ -17,7 +17,7 @@ def unit(sharded) -> Unit:
     first = units_of(parts, sharded / "work", model.load(sharded / "data/base"), stores_pixels=True)["refine"][0]
     pixels = first.pixels_path(first.read_entries())
     artifacts.write_bytes(pixels, b"pixels")
-    first.save({"valid": torch.tensor([1, 0]), "token_ids": torch.zeros(5, 3)}, {1: "b: broken"}, pixels)
+    first.save({"valid": torch.tensor([1, 0]), "token_ids": torch.zeros(5, 3)}, ["", "b: broken"], pixels)
     return first
 
 
@@ -54,7 +54,7 @@ def test_pixels_count_only_where_they_are_stored(unit):
     without = Unit(unit.part, unit.index, unit.work, unit.preprocess, stores_pixels=False)
     unit.pixels_path(unit.read_entries()).unlink()
     assert without.is_finished()
-    without.save({"valid": torch.zeros(1), "token_ids": torch.zeros(1, 1)}, {}, None)
+    without.save({"valid": torch.zeros(1), "token_ids": torch.zeros(1, 1)}, [""], None)
     assert without.is_finished()
     assert not unit.is_finished()
 
@@ -64,3 +64,14 @@ def test_identity_is_a_digest_of_each_key_and_each_caption():
     found = identity_digests(entries)
     assert [bytes(row) for row in found["key_digests"].tolist()] == [shards.text_digest(key) for key in "ab"]
     assert [bytes(row) for row in found["caption_digests"].tolist()] == [shards.text_digest(text) for text in "xyx"]
+
+
+@pytest.mark.parametrize(
+    ("num_images", "sizes"), [(1, [1] * 6), (16, [1] * 6), (17, [2, 2, 2]), (48, [3, 3]), (64, [4, 2]), (1000, [6])]
+)
+def test_groups_are_neighbours_with_enough_images(unit, num_images, sizes):
+    """Six units of 16 images: in order, none left out, only the last group with fewer than are asked for."""
+    units = [Unit(unit.part, 0, unit.work, unit.preprocess, stores_pixels=False) for _ in range(6)]
+    groups = group_units(units, num_images)
+    assert [len(group) for group in groups] == sizes
+    assert [id(one) for group in groups for one in group] == [*map(id, units)]
