@@ -262,4 +262,4 @@ def images_of(name: str, folder="shards") -> dict[str, bytes]:
 
 def listed(name: str, folder="shards") -> list[dict]:
     """The lines of a list beside the parts, such as `quarantine.jsonl`."""
-    return [json.loads(line) for line in Path(folder, name).read_text().splitlines()]
+    return [json.loads(line) for line in Path(folder, name).read_text().split("\n") if line]

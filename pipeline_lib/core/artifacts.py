@@ -157,7 +157,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run the stage that writes it (dvc repro)") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
 
 
@@ -181,7 +181,7 @@ def read_jsonl(path: Path) -> Iterator[Any]:
                 number += 1
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run the stage that writes it (dvc repro)") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: line {number} is not valid JSON ({error})") from None
 
 
@@ -221,11 +221,19 @@ def read_manifest(directory: Path, *, stage: str | None = None) -> dict[str, Any
     if not path.is_file():
         raise UserError(f"{path}: no such file, so {directory} is missing or unfinished; run `dvc repro`")
     body = read_json(path)
-    if not isinstance(body, dict) or body.get("digest") != digest({k: v for k, v in body.items() if k != "digest"}):
+    if not _fits_digest(body):
         raise UserError(f"{path}: digest does not fit its content; the file was changed by hand, run `dvc repro -f`")
     if stage is not None and body.get("stage") != stage:
         raise UserError(f"{path}: written by stage `{body.get('stage')}`, expected `{stage}`; check `paths:`")
     return body
+
+
+def _fits_digest(body: Any) -> bool:
+    """Return whether a manifest's digest is that of the rest of it; values that `digest` refuses fit none."""
+    try:
+        return isinstance(body, dict) and body.get("digest") == digest({k: v for k, v in body.items() if k != "digest"})
+    except (ValueError, RecursionError):
+        return False
 
 
 def digests(folders: Mapping[str, Path]) -> dict[str, str]:

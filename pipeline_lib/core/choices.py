@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline_lib.core import artifacts
+from pipeline_lib.core.schema import build
 
 TABLE = "choices.jsonl"
 
@@ -53,7 +54,10 @@ def write_choices(folder: Path, choices: Iterable[Choice]) -> None:
 
 
 def read_choices(folder: Path) -> Iterator[Choice]:
-    """Yield every choice of the set in `folder`, those that are left out too."""
-    for fields in artifacts.read_jsonl(folder / TABLE):
-        lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
-        yield Choice(**{**fields, **lists})
+    """Yield every choice of the set in `folder`, those that are left out too.
+
+    Raises:
+        UserError: The table is missing, or a line is no choice.
+    """
+    for number, fields in enumerate(artifacts.read_jsonl(folder / TABLE), 1):
+        yield build(Choice, fields, f"{folder / TABLE}: line {number}")

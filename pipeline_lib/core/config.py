@@ -57,7 +57,7 @@ def parse_yaml(text: str, name: str) -> Any:
         return reader.load(stream)
     except DuplicateKeyError as error:
         raise UserError(f"{name}: line {error.problem_mark.line + 1}: {error.problem}; delete one") from None
-    except YAMLError as error:
+    except (YAMLError, ValueError, RecursionError) as error:  # of values: a number of 5,000 digits, lists in lists
         raise UserError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
@@ -74,6 +74,8 @@ def read_params(params_file: Path) -> dict[str, Any]:
         text = params_file.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{params_file}: {error.strerror}; run from the project's folder or pass --params") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{params_file}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     params = copy.deepcopy(_parsed(text, str(params_file)))  # a stage asks for its sections one by one
     if params is None:
         raise UserError(f"{params_file}: the file is empty; compare with the params.yaml of the project")

@@ -109,10 +109,30 @@ class IndexEntry:
         return artifacts.canonical_json({name: getattr(self, name) for name in self.__slots__}) + "\n"
 
 
+_KINDS = {"key": str, "member": str, "offset": int, "size": int, "sha256": str, "captions": list, "labels": dict}
+
+
 def read_index(path: Path) -> Iterator[IndexEntry]:
-    """Yield the entries of an index file, one at a time."""
-    for fields in artifacts.read_jsonl(path):
+    """Yield the entries of an index file, one at a time.
+
+    Raises:
+        UserError: The file is missing, or a line is no entry.
+    """
+    for number, fields in enumerate(artifacts.read_jsonl(path), 1):
+        if not _is_entry(fields):
+            raise UserError(f"{path}: line {number} is no entry of an index; run `dvc repro -f shard`")
         yield IndexEntry(**{**fields, "captions": tuple(fields["captions"])})
+
+
+def _is_entry(fields: Any) -> bool:
+    """Return whether a value is an `IndexEntry`, each field of its kind; as strict as `schema.build`, and faster."""
+    return (
+        isinstance(fields, dict)
+        and fields.keys() == _KINDS.keys()
+        and all(type(fields[name]) is kind for name, kind in _KINDS.items())
+        and all(type(caption) is str for caption in fields["captions"])
+        and all(type(label) is int for label in fields["labels"].values())
+    )
 
 
 @dataclass

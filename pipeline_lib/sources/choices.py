@@ -39,7 +39,7 @@ def make_choice_source(place: Place, rows: Iterable[Row]) -> Source:
         UserError: Two rows have one key, or a group has a name that metrics cannot have.
     """
     chosen = list(islice(rows, place.limit))
-    check_keys(lambda: ((row.key, row.where) for row in chosen), place.name)
+    check_keys(lambda: ((encodable(row.key), row.where) for row in chosen), place.name)
     images = {path: _key(name) for row in chosen for name, path in _paths(row)}
     choices = [_choice(row, tuple(images[path] for _, path in _paths(row))) for row in chosen]
 

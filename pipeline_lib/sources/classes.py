@@ -19,7 +19,7 @@ from typing import Literal
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.core.shards import prompts_digest
 from pipeline_lib.sources.imagenet import NUM_CLASSES, imagenet_names
-from pipeline_lib.sources.samples import TEMPLATES, Task, read_lines
+from pipeline_lib.sources.samples import TEMPLATES, Task, encodable, read_lines
 
 NAMES, NAMES_BY_FOLDER = "classnames.txt", "classnames.json"
 WNID = "n[0-9]{8}"  # a WordNet id
@@ -203,7 +203,8 @@ def _read_named(path: Path) -> dict[str, str]:
         content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error})") from None
-    names = {key: name.strip() for key, name in content.items() if isinstance(name, str)} if content else {}
+    items = content.items() if isinstance(content, dict) else ()
+    names = {key: encodable(name.strip()) for key, name in items if isinstance(name, str)}
     if not names or len(names) < len(content) or not all(names.values()):
         raise UserError(f'{path}: expected {{"folder": "class name", ...}}')
     return names

@@ -30,6 +30,7 @@ In params.yaml (the other keys of `data` stay as they are):
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -89,8 +90,11 @@ def _published(place: Place, where: str, identity: str, fields: Mapping[str, Any
 def _questions(place: Place, path: Path) -> Iterator[Row]:
     """Yield the pairs of MMVP-VLM: questions 1 and 2, 3 and 4, ..., in the order of the first ones."""
     folder = place.find_image_folder(("MLLM_VLM Images",))
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        questions = _by_number(path, csv.reader(file))
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            questions = _by_number(path, csv.reader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not a table of UTF-8 text ({error})") from None
     for number, (kind, statement) in sorted(questions.items()):
         partner = number + 1 if number % 2 else number - 1
         where = f"{path}: question {number}"
@@ -109,7 +113,7 @@ def _by_number(path: Path, rows: Iterable[list[str]]) -> dict[int, tuple[str, st
         if place == 0 and [name.strip().lower() for name in row] != QUESTIONS:
             raise UserError(f"{path}: expected the header `Question ID,Type,Statement`, found {','.join(row)[:60]!r}")
         if place and row:
-            if len(row) != len(QUESTIONS) or not row[0].strip().isdecimal() or int(row[0]) in questions:
+            if len(row) != len(QUESTIONS) or not re.fullmatch(" *[0-9]{1,9} *", row[0]) or int(row[0]) in questions:
                 raise UserError(f"{path}: row {place + 1}: expected a new number, a type and a statement")
             questions[int(row[0])] = (row[1].strip(), row[2].strip())
     return questions

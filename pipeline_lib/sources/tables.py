@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, cast
 from pipeline_lib.core.errors import UserError
 
 MAX_JSON_BYTES = 2 << 30  # of a file that is parsed at once, unpacked; COCO's has 91 MB, and a small gzip may hold any
+_PART = 1 << 20  # bytes of it that are read at a time; room for all that it might hold is not taken at once
 MAX_LINE_BYTES = 16 << 20  # of a line, which is held in memory; 1,000 captions of the greatest length fit in
 
 
@@ -81,8 +82,10 @@ def read_json(path: Path, what: str = "JSON") -> Any:
     Raises:
         UserError: The file is missing, too large, not UTF-8, no JSON, or nested beyond what the parser bears.
     """
+    content = bytearray()
     with _opened(path) as file:
-        content = file.read(MAX_JSON_BYTES + 1)
+        while len(content) <= MAX_JSON_BYTES and (part := file.read(_PART)):
+            content += part
     if len(content) > MAX_JSON_BYTES:
         raise UserError(f"{path}: more than {MAX_JSON_BYTES} bytes of JSON")
     try:

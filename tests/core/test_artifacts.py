@@ -71,7 +71,18 @@ def test_json_lines_come_back_whatever_their_texts_hold(tmp_path):
     assert (tmp_path / "x.jsonl").read_bytes() == b""
 
 
-@pytest.mark.parametrize("line", [b'{"half": ', b"", b'"\xff"'])
+LONG, DEEP = b"1" * 5_000, b"[" * 100_000 + b"]" * 100_000  # more than Python's reader of JSON bears
+
+
+@pytest.mark.parametrize("value", [b"NaN", b"1e999", b'"\\ud800"', LONG, DEEP], ids=range(5))
+def test_a_manifest_with_a_value_that_has_no_digest_is_refused(tmp_path, value):
+    path = folder(tmp_path) / "manifest.json"
+    path.write_bytes(path.read_bytes().replace(b'"num_samples": 2', b'"num_samples": ' + value))
+    with pytest.raises(UserError, match=r"manifest.json: (digest does not fit its content|not valid JSON)"):
+        artifacts.read_manifest(path.parent)
+
+
+@pytest.mark.parametrize("line", [b'{"half": ', b"", b'"\xff"', LONG, DEEP], ids=range(5))
 def test_a_broken_line_is_named(tmp_path, line):
     (tmp_path / "x.jsonl").write_bytes(b'{"a": 1}\n' + line + b"\n")
     found = artifacts.read_jsonl(tmp_path / "x.jsonl")

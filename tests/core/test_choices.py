@@ -28,6 +28,24 @@ def test_a_part_without_a_table_has_no_choices(tmp_path):
     assert part(tmp_path).choices == []
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("[]", "line 2: expected a block of keys, found a list"),
+        ('{"key": "1", "images": ["i"]}', "line 2.captions: missing"),
+        ('{"key": "1", "images": "i", "captions": []}', "line 2.images: expected a list of texts, found str 'i'"),
+        ('{"key": "1", "images": ["i"], "captions": [1]}', r"line 2.captions\[0\]: expected text, found int 1"),
+        ('{"key": 1, "images": ["i"], "captions": []}', "line 2.key: expected text, found int 1"),
+    ],
+)
+def test_a_line_that_is_no_choice_is_named(tmp_path, line, message):
+    write_choices(tmp_path, [ONE])
+    with (tmp_path / TABLE).open("a") as file:
+        file.write(line)
+    with pytest.raises(UserError, match=rf"choices.jsonl: {message}"):
+        list(read_choices(tmp_path))
+
+
 @pytest.mark.parametrize("change", [lambda path: path.unlink(), lambda path: path.write_text(path.read_text().upper())])
 def test_another_table_than_the_listed_one_is_refused(tmp_path, change):
     write_choices(tmp_path, [ONE])

@@ -117,11 +117,15 @@ def test_every_field_of_a_section_has_a_docstring_under_it(path):
         ("a: 1\nb: {c: 1}\na: 2\n", 'params.yaml: line 3: found duplicate key "a"'),
         ("- 1\n", "expected sections such as `refine:`, found a list"),
         ("# nothing yet\n", "params.yaml: the file is empty"),
+        ("a: " + "1" * 5_000, "params.yaml: not valid YAML: Exceeds the limit"),
+        ("a: " + "[" * 1_000, "params.yaml: not valid YAML: maximum recursion depth exceeded"),
+        (b"\xff\xfea\x00", "params.yaml: not UTF-8 text (invalid start byte at byte 0)"),
     ],
+    ids=lambda value: str(value)[:20],
 )
 def test_broken_files(tmp_path, text, message):
     path = tmp_path / "params.yaml"
-    path.write_text(text)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=re.escape(message)):
         config.read_params(path)
 

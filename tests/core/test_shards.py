@@ -98,6 +98,31 @@ def test_a_changed_index_or_manifest_is_refused(part):
         shards.read_part(part.directory)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda fields: [],
+        lambda fields: {**fields, "more": 1},
+        lambda fields: {name: value for name, value in fields.items() if name != "sha256"},
+        lambda fields: {**fields, "offset": "512"},
+        lambda fields: {**fields, "size": True},
+        lambda fields: {**fields, "key": None},
+        lambda fields: {**fields, "captions": "a dog"},
+        lambda fields: {**fields, "captions": [None]},
+        lambda fields: {**fields, "labels": []},
+        lambda fields: {**fields, "labels": {"class": "0"}},
+    ],
+)
+def test_a_line_that_is_no_entry_is_named(part, change):
+    path = part.shards[0].index_path
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text(lines[0] + json.dumps(change(json.loads(lines[1]))) + "\n")
+    found = shards.read_index(path)
+    assert next(found).line() == lines[0]
+    with pytest.raises(UserError, match=r"00000.jsonl: line 2 is no entry of an index; run `dvc repro -f shard`"):
+        next(found)
+
+
 def test_what_is_no_part(part, tmp_path):
     with pytest.raises(UserError, match="missing or unfinished"):
         shards.read_part(tmp_path / "shards/eval")

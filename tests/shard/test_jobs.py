@@ -45,6 +45,12 @@ def sample(tmp_path, n, content=None, captions=("a caption",), **more):
     return Sample(f"k.{n}", FileImage(str(path)), "jpg", captions, **more)
 
 
+@pytest.mark.parametrize("name", ["half\ud800.jpg", "nul\0.jpg", "gone.jpg"])
+def test_an_image_of_a_name_that_no_file_has_is_quarantined(tmp_path, name):
+    [record] = run_job(job(tmp_path, [Sample("a", FileImage(str(tmp_path / name)), "jpg", ("a caption",))])).records
+    assert (record.num_samples, [key for key, _ in record.quarantined]) == (0, ["a"])
+
+
 def test_a_shard_holds_the_bytes_of_the_files_at_the_offsets_of_the_index(tmp_path):
     samples = [sample(tmp_path, n, labels={"class": n % 2}) for n in range(5)]
     [record] = run_job(job(tmp_path, samples, tasks={"class": Task(("x", "y"))})).records

@@ -69,6 +69,7 @@ def test_names_of_folders(tmp_path, folders, files, expected):
         (["a", "b"], {"classnames.json": '{"a": "A", "b": 2}'}, r"classnames.json: expected \{\"folder\""),
         (["a", "b"], {"classnames.json": '{"a": "A", "b": " "}'}, r"classnames.json: expected \{\"folder\""),
         (["a", "b"], {"classnames.json": "[]"}, r"classnames.json: expected \{\"folder\""),
+        (["a", "b"], {"classnames.json": "true"}, r"classnames.json: expected \{\"folder\""),
         (["a", "b"], {"classnames.json": "{"}, r"classnames.json: not valid JSON"),
     ],
 )  # fmt: skip
@@ -126,3 +127,8 @@ def test_an_empty_file_of_templates_is_refused(tmp_path):
     write(image_folder(tmp_path / "set") / "templates.txt", "\n")
     with pytest.raises(UserError, match=r"templates.txt: no templates"):
         open_for_evaluation(tmp_path / "set", "image_folder")
+
+
+def test_a_name_that_utf_8_cannot_hold_is_written_out(tmp_path):
+    write(tmp_path / "classnames.json", '{"a": "half \\ud800", "b": "B"}')
+    assert name_folders(tmp_path, ["a", "b"]) == {"a": "half \\ud800", "b": "B"}

@@ -83,13 +83,25 @@ HEADER = "Question ID,Type,Statement\n"
         (HEADER + "one,x,y\n", "row 2: expected a new number"),
         (HEADER + "1,x,y\n", "question 1: its partner is question 2, and there is none of type `x`"),
         (HEADER + "3,x,y\n4,z,y\n", "question 3: its partner is question 4, and there is none of type `x`"),
+        (HEADER + "1" * 5_000 + ",x,y\n", "row 2: expected a new number"),
+        (HEADER.encode() + b"1,caf\xe9,y\n", r"Questions.csv: not a table of UTF-8 text \('utf-8' codec can't decode"),
+        (HEADER + "1,x," + "y" * 200_000, r"Questions.csv: not a table of UTF-8 text \(field larger than field limit"),
     ],
+    ids=lambda value: str(value)[-20:],
 )
 def test_what_is_no_table_of_questions(tmp_path, text, message):
     (tmp_path / "set/MLLM_VLM Images").mkdir(parents=True)
     write(tmp_path / "set/Questions.csv", text)
     with pytest.raises(UserError, match=message):
         open_for_evaluation(tmp_path / "set", "image_pairs")
+
+
+def test_halves_of_signs_in_keys_and_names_are_written_out(tmp_path):
+    """As JSON may hold them, and neither UTF-8 nor a file name can."""
+    (tmp_path / "set/images").mkdir(parents=True)
+    write(tmp_path / "set/pairs.jsonl", json.dumps({**PUBLISHED, "id": "1\ud800", "image_0": "a\ud800"}))
+    source = open_for_evaluation(tmp_path / "set", "image_pairs")
+    assert [(choice.key, choice.images) for choice in source.choices] == [("1\\ud800", ("a\\ud800", "b"))]
 
 
 def test_two_layouts_in_one_folder_are_refused(tmp_path):

@@ -1,6 +1,7 @@
 """Text files that describe a set: what ends a line, what is refused, and rows that are left out."""
 
 import gzip
+import tracemalloc
 
 import pytest
 
@@ -34,6 +35,16 @@ def test_what_is_too_large_unpacked_is_refused(tmp_path, name, monkeypatch):
         read_json(path)
     with pytest.raises(UserError, match=r"line 1: more than 1000 bytes"):
         list(read_text_lines(path))
+
+
+def test_a_small_file_takes_little_room(tmp_path):
+    path = write(tmp_path / "a.json", b"[]")
+    tracemalloc.start()
+    try:
+        assert read_json(path) == []
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000  # bytes; not what a file may hold at most
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff", b"[" * 100_000, b""])

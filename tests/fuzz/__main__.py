@@ -1,0 +1,40 @@
+"""`python -m tests.fuzz`: see the package."""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import tests.fuzz
+from tests.fuzz import campaign
+from tests.fuzz.targets import TARGETS
+
+
+def main() -> int:
+    """Print a row per target, and each finding once; exit 1 if there is one."""
+    parser = argparse.ArgumentParser(
+        description=tests.fuzz.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("targets", nargs="*", metavar="target", help="(default: all)")
+    parser.add_argument("--minutes", type=float, default=10, help="for all of them together (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the first round (default: %(default)s)")
+    parser.add_argument("--keep", type=Path, default=Path(tempfile.gettempdir(), "fuzz"), help="folder of findings")
+    parser.add_argument("--list", action="store_true", help="print the targets")
+    options = parser.parse_args()
+    if options.list:
+        print(*TARGETS, sep="\n")
+        return 0
+    names = options.targets or list(TARGETS)
+    if unknown := [name for name in names if name not in TARGETS]:
+        parser.error(f"no target {unknown[0]}")
+    seconds = options.minutes * 60 / len(names)
+    with tempfile.TemporaryDirectory() as top:
+        fuzzed = [
+            campaign.fuzz(name, TARGETS[name], seconds, Path(top) / name, options.seed, options.keep) for name in names
+        ]
+    print(campaign.HEADER, *fuzzed, sep="\n")
+    return any(one.findings for one in fuzzed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

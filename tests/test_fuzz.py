@@ -1,0 +1,65 @@
+"""The fuzzer finds a planted fault and makes it small; each of its targets takes some mutations without a finding."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline_lib.core.errors import UserError
+from tests.fuzz import campaign
+from tests.fuzz.targets import TARGETS, Target
+from tests.small_sets import write
+
+
+def target_of(read):
+    return Target(lambda folder: write(folder / "a.json", '{"name": "x", "sizes": [1, 2]}'), "*.json", read)
+
+
+def test_a_planted_fault_is_found_once_and_made_small(tmp_path):
+    def read():
+        content = json.loads(Path("set/a.json").read_text(errors="replace"))
+        if not isinstance(content, dict) or not isinstance(content.get("sizes"), list):
+            raise UserError("no sizes")
+        sum(content["sizes"])  # a TypeError where one is no number
+
+    def careful():
+        try:
+            read()
+        except (ValueError, RecursionError):
+            raise UserError("no JSON") from None
+
+    found = campaign.fuzz("planted", target_of(careful), 3, tmp_path / "work", 0, tmp_path / "kept")
+    assert list(found.findings) == [f"TypeError at test_fuzz.py:{read.__code__.co_firstlineno + 4}"]
+    assert 0 < found.refused < found.executions
+    [file] = (tmp_path / "kept/planted").iterdir()
+    assert len(file.read_bytes()) < 60
+
+
+def busy():
+    while True:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("read", "what"),
+    [
+        (busy, "TookTooLongError"),
+        (lambda: time.sleep(60), "TookTooLongError"),
+        (lambda: bytes(3 << 30), "MemoryError"),
+    ],
+    ids=["busy", "waits", "memory"],
+)
+def test_what_takes_too_long_or_too_much_is_stopped(monkeypatch, read, what):
+    monkeypatch.setattr(campaign, "SECONDS", 0.2)
+    with pytest.raises((campaign.TookTooLongError, MemoryError)) as raised, campaign.limits():
+        read()
+    assert type(raised.value).__name__ == what
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TARGETS)
+def test_every_reader_takes_or_refuses_what_is_mutated(tmp_path, name):
+    found = campaign.fuzz(name, TARGETS[name], 10, tmp_path / "work", 7, tmp_path / "kept")
+    assert found.findings == {}
+    assert found.executions > found.refused > 0
