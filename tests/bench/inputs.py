@@ -6,9 +6,12 @@ import io
 import json
 import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import open_clip
@@ -18,16 +21,48 @@ from PIL import Image
 from pipeline_lib import model
 from pipeline_lib.core import artifacts, runtime
 from pipeline_lib.core.paths import Paths
-from tests.tiny_project import write_params
+from tests.tiny_project import ROOT, write_params
 
 Report = Callable[[str, float, float, str], None]  # name, ratio, goal, note
 WORDS = "a man woman dog cat red blue riding standing on in the of with two street bench water table small large"
 
 
+REAPER = """
+import ctypes, os, resource, subprocess, sys
+ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: what the command leaves behind is waited for here
+code = subprocess.run(sys.argv[1:], stdout=2).returncode
+try:
+    while True:
+        os.wait()
+except ChildProcessError:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(used.ru_utime + used.ru_stime)
+sys.exit(code)
+"""
+
+
+class Used(NamedTuple):
+    """Seconds of CPU, over all threads and processes, and by the clock."""
+
+    cpu: float
+    wall: float
+
+
+def stage_used(name: str, root: Path, **environment: str) -> Used:
+    """What the whole process of a stage costs, with all that it starts (workers have another parent)."""
+    began = time.perf_counter()
+    command = [sys.executable, "-c", REAPER, sys.executable, "-m", f"stages.{name}"]
+    where = {"cwd": root, "env": {**os.environ, "PYTHONPATH": str(ROOT), **environment}}
+    done = subprocess.run(command, **where, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    return Used(float(done.stdout), time.perf_counter() - began)
+
+
 def alternate(
     rounds: int, clock: Callable[[], float] = time.perf_counter, **calls: Callable[[], object]
 ) -> dict[str, float]:
-    """Median seconds of each call, taken in turns after one warm-up round."""
+    """Median seconds of each call by `clock`, taken in turns after one warm-up round."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds + 1):
         for name, call in calls.items():
@@ -36,11 +71,6 @@ def alternate(
             if number:
                 times[name].append(clock() - start)
     return {name: statistics.median(values) for name, values in times.items()}
-
-
-def cpu_seconds() -> float:
-    """CPU seconds of this process so far, and of its child processes that have ended."""
-    return sum(os.times()[:4])
 
 
 def caption(generator: np.random.Generator) -> str:

@@ -16,7 +16,7 @@ from pipeline_lib.core import config, distributed, shards
 from pipeline_lib.core.runtime import RuntimeSettings
 from pipeline_lib.model.features import row_difference
 from tests.peers.inputs import World, make
-from tests.peers.sides import Peer, in_this_process, stage
+from tests.peers.sides import Peer, in_this_process
 from tests.peers.table import Table
 
 
@@ -31,7 +31,7 @@ def embedding(table: Table, world: World, rounds: int = 2) -> None:
             theirs.append(peer.used())
         shutil.rmtree(world.paths.teacher)
         shutil.rmtree(world.paths.pixels)
-        ours.append(stage("cache_teacher", world.root, world.sizes.threads))
+        ours.append(world.stage("cache_teacher"))
     parts = open_parts(world.paths, model.load(world.paths.base))
     both = (parts[name].read_features(rows := range(len(parts[name])), [0] * len(rows)) for name in ("refine", "val"))
     cached = [torch.cat(side) for side in zip(*both, strict=True)]
@@ -63,7 +63,7 @@ def break_even(table: Table, world: World) -> None:
     saved = table.facts["saved"]
     five = make(world.root / "five", replace(world.sizes, pairs=4 * world.sizes.batch), captions_each=5)
     for name in ("base", "shard"):
-        stage(name, five.root, world.sizes.threads)
+        five.stage(name)
     for captions, of, goal in ((1, world, 1.0), (5, five, 1.5)):
         spent = cost(of)
         note = f"{spent:.3f} CPU s to cache a picture, {saved:.3f} saved a pair and run"

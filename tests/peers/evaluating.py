@@ -11,8 +11,9 @@ from pipeline_lib.evaluate.embedded import modality_means
 from pipeline_lib.evaluate.embedding import Embedder
 from pipeline_lib.evaluate.settings import EvaluateSettings
 from pipeline_lib.results.folders import PLAIN
+from tests.bench.inputs import Used
 from tests.peers.inputs import World
-from tests.peers.sides import Peer, Used, in_this_process
+from tests.peers.sides import Peer, in_this_process
 from tests.peers.table import Table
 
 Sides = tuple[list[Used], list[Used], dict[str, float], dict[str, float]]

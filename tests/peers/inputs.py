@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline_lib.core import config
 from pipeline_lib.core.paths import Paths
-from tests.bench.inputs import WORDS, jpeg, paths_of, write_vit
+from tests.bench.inputs import WORDS, Used, jpeg, paths_of, stage_used, write_vit
 from tests.tiny_project import ROOT, change
 
 SIZE = (500, 375)
@@ -105,6 +105,10 @@ class World:
     def weights(self) -> Path:
         """The one file of weights."""
         return self.root / "clip/open_clip_model.safetensors"
+
+    def stage(self, name: str) -> Used:
+        """Run a stage; what that costs."""
+        return stage_used(name, self.root, OMP_NUM_THREADS=str(self.sizes.threads))
 
     def tars(self, part: str) -> list[Path]:
         """The project's own tars of a part."""

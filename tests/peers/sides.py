@@ -1,29 +1,21 @@
-"""What a unit of work costs: by a program of the peers' environment, by this process, by a stage in a process."""
+"""What a unit of work costs: by a program of the peers' environment, or by this process."""
 
 from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from tests.bench.inputs import Used
 from tests.tiny_project import ROOT
 
 PYTHON = ROOT / ".venv-peers/bin/python"
 SCRIPTS = Path(__file__).parent / "scripts"
-
-
-class Used(NamedTuple):
-    """Seconds of CPU, over all threads and processes, and by the clock."""
-
-    cpu: float
-    wall: float
 
 
 class Peer:
@@ -71,16 +63,3 @@ def in_this_process(call: Callable[[], object]) -> Used:
     cpu, wall = time.process_time(), time.perf_counter()
     call()
     return Used(time.process_time() - cpu, time.perf_counter() - wall)
-
-
-def stage(name: str, project: Path, threads: int) -> Used:
-    """What the whole process of a stage costs, with those that it starts."""
-    before, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, "-m", f"stages.{name}"]
-    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(done.stderr)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Used(cpu, time.perf_counter() - wall)

@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from tests.bench.inputs import Used
 from tests.conftest import run_stage
 from tests.peers import sides, training
 from tests.peers.inputs import Sizes, World
@@ -30,7 +31,7 @@ def counter(tmp_path, monkeypatch):
 
 def test_a_peer_does_a_unit_each_time_it_is_called(counter):
     assert counter() == {"cpu": 0, "wall": 0, "said": "go"}
-    assert counter.used() == sides.Used(1, 2)
+    assert counter.used() == Used(1, 2)
 
 
 def test_what_a_peer_died_of_is_said(counter):

@@ -14,8 +14,9 @@ from pipeline_lib.model.features import Features
 from pipeline_lib.refine import recipes
 from pipeline_lib.refine.step import take_step
 from tests.bench import loop
+from tests.bench.inputs import Used
 from tests.peers.inputs import World
-from tests.peers.sides import Peer, Used, in_this_process, stage
+from tests.peers.sides import Peer, in_this_process
 from tests.peers.table import Table, alternate, median
 
 STAGES = ("base", "shard", "cache_teacher", "refine")
@@ -53,7 +54,7 @@ def own_step(world: World, recipe: str) -> Callable[[], Used]:
 
 def whole(table: Table, world: World) -> None:
     """All stages to the refined model, once; what each costs is kept for the other rows."""
-    used = {name: stage(name, world.root, world.sizes.threads) for name in STAGES}
+    used = {name: world.stage(name) for name in STAGES}
     table.facts["stages"] = {name: one._asdict() for name, one in used.items()}
 
 
