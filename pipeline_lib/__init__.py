@@ -5,9 +5,11 @@ machine and costs a multiple on a busy one (two experiments at once: five times 
 imported, so it is set before.
 
 Ctrl-C while a command is still being imported ends it in one line, as it does later (`terminal`); so does a Python that
-lacks a package, as one outside the project's environment does.
+lacks a package, as one outside the project's environment does. The garbage collector waits meanwhile: importing makes no
+garbage, and looking for some is a sixth of it.
 """
 
+import gc
 import os
 import sys
 from types import TracebackType
@@ -27,4 +29,5 @@ def _end_in_one_line(kind: type[BaseException], error: BaseException, trace: Tra
 
 if sys.argv[0] == "-m":  # what Python calls a command until it has found its module: this is no library's import
     sys.excepthook = _end_in_one_line
+    gc.disable()  # until `terminal.one_line_errors`
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

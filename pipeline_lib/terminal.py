@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import codecs
 import errno
+import gc
 import io
 import logging
 import os
@@ -75,6 +76,9 @@ def one_line_errors(*, debug: bool = False, level: int = logging.INFO) -> Iterat
     Ctrl-C is one line as well. A reader of standard output that has seen enough (`| head`) ends the command without a
     word, with a shell's exit code for it. With `debug`, all log lines, and every error has its traceback.
     """
+    if not gc.isenabled():  # since `pipeline_lib` was imported; what the imports made, stays
+        gc.freeze()
+        gc.enable()
     _write_any_sign()
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr, force=True)
     for own in ("pipeline_lib", "stages"):

@@ -17,7 +17,7 @@ from pipeline_lib.core.artifacts import digest, sha256_file
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "timm", "transformers", "numpy", "pillow", "scikit-learn")
 OWN = ("pipeline_lib", "stages")
 DECIDES_NOTHING = (
-    "pipeline_lib/__init__.py",  # how idle threads wait, and what Ctrl-C during an import says
+    "pipeline_lib/__init__.py",  # how idle threads wait, when garbage is collected, what Ctrl-C during an import says
     "pipeline_lib/params",  # refuses a params.yaml that does not fit together, and prints its reference
     "pipeline_lib/terminal.py",  # command lines, progress bars, how an error reads
     "pipeline_lib/tracking",  # what MLflow is told

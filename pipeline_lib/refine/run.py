@@ -68,17 +68,15 @@ def run(job: Job) -> dict[str, Any]:
     measured = checks.check_base_against_cache(student, setup.part, job.cache, job.settings.step0_tolerance)
     state = State.start(student, job.settings)
     checkpoints = _open_checkpoints(job, setup, student, cache_digest)
-    measured |= measure_val_loss("before", student, val, setup)
+    measured |= measure_val_loss("before", student, val, setup, is_teacher=_starts_as_teacher(job))
     checkpoints.resume(state)
     if state.step == 0:
         norms = measure_raw_norms(student, setup)
         job.run.log_metrics({f"refine/{name}": value for name, value in norms.items()})
     measured |= run_steps(state, setup, checkpoints, job.runtime, job.run)
     checks.check_weights(student)
-    state.optimizer.zero_grad()  # makes room for the models that are loaded from here on
-    base = model.load(job.paths.base, device=student.device, verify=False)
-    measured["weight_displacement"] = state.displacement(base)
-    del base
+    state.optimizer.zero_grad()  # makes room for the saved model, which is loaded back
+    measured["weight_displacement"] = state.displacement(job.paths.base)
     measured |= measure_val_loss("after", student, val, setup)
     checks.warn_if_still(measured["weight_displacement"])
     digest = ""
@@ -120,6 +118,12 @@ def _prepare(job: Job) -> tuple[Clip, Setup, CachedPart | None, str]:
         world=job.world,
     )
     return student, setup, parts.get("val"), manifest["digest"]
+
+
+def _starts_as_teacher(job: Job) -> bool:
+    """Return whether the student's features before the first step are the teacher's, to rounding."""
+    cache, precision = job.cache, job.settings.precision
+    return cache.teacher == "base" and cache.dtype == "float32" and cache.precision == precision
 
 
 def _open_parts(job: Job, student: Clip) -> dict[str, CachedPart]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import safetensors
 import torch
 
 from pipeline_lib.cache_teacher.reader import CachedPart
 from pipeline_lib.cache_teacher.teacher import Teacher
 from pipeline_lib.core.distributed import World
-from pipeline_lib.model import Clip
+from pipeline_lib.model import WEIGHTS, Clip
 from pipeline_lib.model.embed import cut_length
 from pipeline_lib.model.features import Features, Inputs
 from pipeline_lib.refine.epochs import Plan, StepData
@@ -53,14 +55,14 @@ class State:
         )
 
     @torch.no_grad()
-    def displacement(self, base: Clip) -> float:
-        """Return ‖w − w₀‖ / ‖w₀‖ over the trained weights w, w₀ those of `base`."""
-        starts = base.module.state_dict()
+    def displacement(self, base: Path) -> float:
+        """Return ‖w − w₀‖ / ‖w₀‖ over the trained weights w; w₀ are those in the folder `base`, read one by one."""
         moved, norm = [], []
-        for name, parameter in named_trainable(self.student):
-            start = starts[name].to(parameter)
-            moved.append(float(torch.linalg.vector_norm(parameter - start, dtype=torch.float64)))
-            norm.append(float(torch.linalg.vector_norm(start, dtype=torch.float64)))
+        with safetensors.safe_open(base / WEIGHTS, framework="pt") as starts:
+            for name, parameter in named_trainable(self.student):
+                start = starts.get_tensor(name).to(parameter)
+                moved.append(float(torch.linalg.vector_norm(parameter - start, dtype=torch.float64)))
+                norm.append(float(torch.linalg.vector_norm(start, dtype=torch.float64)))
         return math.hypot(*moved) / max(math.hypot(*norm), 1e-15)
 
 

@@ -22,7 +22,9 @@ from pipeline_lib.refine.state import Setup
 log = logging.getLogger(__name__)
 
 
-def measure_val_loss(moment: str, student: Clip, part: CachedPart | None, setup: Setup) -> dict[str, float]:
+def measure_val_loss(
+    moment: str, student: Clip, part: CachedPart | None, setup: Setup, *, is_teacher: bool = False
+) -> dict[str, float]:
     """Return `val_loss_<moment>`, the recipe's loss on part `val` with the student as it is.
 
     It is the mean over consecutive batches, with first captions, one fixed draw and no dropout, so that two moments of
@@ -33,6 +35,7 @@ def measure_val_loss(moment: str, student: Clip, part: CachedPart | None, setup:
         student: It is left as it was, and so is every global random state.
         part: Part `val`; without one, or without a valid row in it, nothing is returned.
         setup: Of the run.
+        is_teacher: Whether the student has the weights of the teacher, whose features are then its own.
     """
     if part is None or not len(part.valid_rows):
         return {}
@@ -40,7 +43,7 @@ def measure_val_loss(moment: str, student: Clip, part: CachedPart | None, setup:
     size = min(setup.settings.batch_size, len(rows))
     batches = rows[: len(rows) // size * size].reshape(-1, size)
     alone = replace(setup, part=part, world=World())
-    own = [_batch_loss(student, batch, alone) for batch in batches[setup.world.own_rows(len(batches))]]
+    own = [_batch_loss(student, batch, alone, is_teacher) for batch in batches[setup.world.own_rows(len(batches))]]
     losses = setup.world.gather_rows(torch.tensor(own, device=student.device), len(batches))
     loss = float(torch.cat(losses).mean())
     if setup.world.is_main:
@@ -49,11 +52,12 @@ def measure_val_loss(moment: str, student: Clip, part: CachedPart | None, setup:
 
 
 @torch.no_grad()
-def _batch_loss(student: Clip, rows: np.ndarray, setup: Setup) -> float:
+def _batch_loss(student: Clip, rows: np.ndarray, setup: Setup, is_teacher: bool) -> float:
     captions = [0] * len(rows)
     data = StepData(rows, setup.part.read_inputs(rows, captions), setup.part.read_features(rows, captions))
-    features = embed_batch(student, data.inputs, setup)
-    return float(total_loss(setup.recipe(features, setup.teacher_features(student, data), setup.draws(rows, 0))))
+    teacher = setup.teacher_features(student, data)
+    features = teacher if is_teacher else embed_batch(student, data.inputs, setup)
+    return float(total_loss(setup.recipe(features, teacher, setup.draws(rows, 0))))
 
 
 @torch.no_grad()

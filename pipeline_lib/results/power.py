@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import ndtri
 
 from pipeline_lib.results.folders import Variant
 from pipeline_lib.results.measure import Measure
@@ -56,7 +56,7 @@ def _margins(sums: np.ndarray, level: float) -> np.ndarray:
     """
     sizes = np.abs(sums[sums != 0])
     step = float(sizes.min()) if len(sizes) else 0.0
-    return sums.sum(1) - step - stats.norm.isf(level / 2) * np.sqrt(np.square(sums).sum(1))
+    return sums.sum(1) - step + ndtri(level / 2) * np.sqrt(np.square(sums).sum(1))
 
 
 def power(before: Mean, after: Mean, level: float, *, seed: int, effects: Sequence[float] = EFFECTS) -> list[float]:
@@ -72,7 +72,7 @@ def smallest_found(before: Mean, after: Mean, level: float, *, seed: int) -> flo
     effect = 0.0
     for _ in range(5):
         margins = _margins(simulate(before, after, effect, seed=seed, runs=RUNS // 2), level)
-        lacking = stats.norm.ppf(POWER) * margins.std() - margins.mean()
+        lacking = ndtri(POWER) * margins.std() - margins.mean()
         effect = float(np.clip(effect + lacking / len(before.values), 0.0, 1.0))
     return effect
 

@@ -38,6 +38,14 @@ def test_history_and_result(cached):
     assert manifest["model"]["refined_from"] == clip.facts["weights_digest"]
     assert manifest["model"]["weights_digest"] == mine.facts["weights_digest"] != clip.facts["weights_digest"]
     assert mine.facts["logit_scale"] == clip.facts["logit_scale"]  # frozen by default
+    before, after = (
+        {n: p.detach() for n, p in c.module.named_parameters() if n != "logit_scale"} for c in (clip, mine)
+    )
+    moved, norm = (
+        torch.cat([p.flatten() for p in ps]).double().norm()
+        for ps in ([after[n].double() - before[n].double() for n in before], list(before.values()))
+    )
+    assert manifest["weight_displacement"] == pytest.approx(float(moved / norm), rel=1e-6)
     params = config.read_params(cached / "params.yaml")
     made_with = {key: value for key, value in params["refine"].items() if key != "step0_tolerance"}
     assert manifest["parameters"]["refine"] == made_with

@@ -6,6 +6,7 @@ import torch
 
 from pipeline_lib import model
 from pipeline_lib.losses import hycd_loss
+from pipeline_lib.refine import validation
 from tests.cached_project import open_cached
 from tests.conftest import run_stage
 from tests.refine.runs import equal, history, measured, weights
@@ -33,6 +34,25 @@ def test_loss_on_val_is_that_of_the_models_before_and_after(cached, values):
 def test_loss_on_val_before_the_first_step_is_zero_where_the_student_equals_its_teacher(cached):
     found = measured(cached, refine__recipe="self_kd")
     assert abs(found["val_loss_before"]) < 1e-6 < found["val_loss_after"]
+
+
+@pytest.mark.parametrize(
+    ("values", "passes"),
+    [({}, 1), ({"cache_teacher__dtype": "float16"}, 2), ({"refine__precision": "bf16"}, 2)],
+)
+def test_before_the_first_step_the_features_of_part_val_are_those_of_the_cache(cached, monkeypatch, values, passes):
+    """It passes the student once, after the last step; twice where the cache holds other numbers than that gives."""
+    write_params(cached, **values)
+    run_stage("cache_teacher", cached)
+    embedded, original = [], validation.embed_batch
+
+    def embed_batch(student, inputs, setup):
+        embedded.append(len(inputs.images))
+        return original(student, inputs, setup)
+
+    monkeypatch.setattr(validation, "embed_batch", embed_batch)
+    measured(cached, **values)
+    assert len(embedded) == passes * (len(open_cached(cached, "val")[0]) // 8)
 
 
 @pytest.mark.parametrize(
