@@ -7,6 +7,7 @@ tables          text files that describe a set, and the rows of them that cannot
 parts           which part a sample belongs to, by its key
 classes         class names and prompt templates beside a set; which class folder is which label
 choices         what the sets of choices between texts and images share
+arrow           parquet files and those of Arrow: texts by group, images by row
 imagenet        ImageNet's classes: the WordNet id and the name of each
 known_answers   what models are known to score on a set, beside it
 tars            tars that others wrote, listed where they lie
@@ -14,8 +15,8 @@ openmoji_*      the default's pictures and what they show, from installed packag
 scene_*         the default's scenes: what a scene holds and where, and its texts
 settings        section `data` of params.yaml
 
-The other files are a format each, by its name: caption_choice, clip_benchmark, coco, flickr, image_folder, image_pairs,
-jsonl, openmoji, scenes, webdataset.
+The other files are a format each, by its name: caption_choice, clip_benchmark, coco, flickr, hugging_face,
+image_folder, image_pairs, jsonl, openmoji, scenes, webdataset.
 
 To add a format, say `my_format`:
 

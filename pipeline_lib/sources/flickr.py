@@ -59,7 +59,7 @@ def open_set(place: Place) -> Source:
     folder = place.find_image_folder(IMAGE_FOLDERS)
     rows = Rows(path)
     captions: dict[str, list[str]] = {}
-    for name, caption in _read_captions(rows, folder):
+    for name, caption in read_captions(rows, folder):
         captions.setdefault(name, []).append(caption)
     rows.check()
 
@@ -69,7 +69,7 @@ def open_set(place: Place) -> Source:
     return place.make_source(make, captioned=True, rows=rows)
 
 
-def _read_captions(rows: Rows, folder: str) -> Iterator[tuple[str, str]]:
+def read_captions(rows: Rows, folder: str) -> Iterator[tuple[str, str]]:
     """Yield (image file, caption) from a table with a header, or from `file#0<TAB>caption` lines."""
     lines = [line for _, line in read_text_lines(rows.path)]
     first = lines[0] if lines else ""

@@ -106,7 +106,7 @@ def open_set(place: Place) -> Source:
 
 def _survey(path: Path) -> Survey:
     found = Survey(Rows(path, unit="entry" if plain_suffix(path) == ".json" else "line"))
-    for number, value, fault in _values(path):
+    for number, value, fault in values(path):
         found.rows.read += 1
         line = fault or _line(number, value)
         if isinstance(line, str):
@@ -156,13 +156,13 @@ def read_values(path: Path) -> Iterator[tuple[int, Any]]:
     Raises:
         UserError: A line is not JSON.
     """
-    for number, value, fault in _values(path):
+    for number, value, fault in values(path):
         if fault:
             raise UserError(f"{path}: line {number}: {fault}")
         yield number, value
 
 
-def _values(path: Path) -> Iterator[tuple[int, Any, str]]:
+def values(path: Path) -> Iterator[tuple[int, Any, str]]:
     """Yield (number, value, what is wrong with it) of each line, or of each entry of a JSON file that is a list."""
     if plain_suffix(path) == ".json":
         content = read_json(path)
@@ -182,7 +182,7 @@ def _values(path: Path) -> Iterator[tuple[int, Any, str]]:
 
 
 def _good_lines(path: Path) -> Iterator[Line]:
-    for number, value, fault in _values(path):
+    for number, value, fault in values(path):
         line = fault or _line(number, value)
         if isinstance(line, Line):
             yield line

@@ -16,6 +16,7 @@ class EvaluationSet:
         "coco",
         "flickr",
         "jsonl",
+        "hugging_face",
         "image_folder",
         "webdataset",
         "clip_benchmark",
@@ -30,14 +31,15 @@ class EvaluationSet:
 
     images: str | None = None
     """The image folder of `coco`, `flickr`, `jsonl`, `caption_choice` and `image_pairs`, relative to the set's folder.
-    `null` looks in the format's usual places; the other formats take only `null`.
+    Of `hugging_face` it is the column of the images. `null` looks in the format's usual places; the other formats take
+    only `null`.
     """
 
     split: str | None = None
     """Which samples of the set are used. For `clip_benchmark` it is the folder `train` or `test`, and `null` means
-    `test`. For `coco`, `flickr`, `jsonl` and `image_folder` it is the name of a list file in the set's folder with a
-    key or image name per line, or of a split that the set is published with (as Karpathy's files have them), and `null`
-    means all samples. For `openmoji` it is `moved` or `lines`. The other formats take only `null`.
+    `test`. For `coco`, `flickr`, `jsonl`, `hugging_face` and `image_folder` it is the name of a list file in the set's
+    folder with a key or image name per line, or of a split that the set is published with (as Karpathy's files have
+    them), and `null` means all samples. For `openmoji` it is `moved` or `lines`. The other formats take only `null`.
     """
 
     limit: AtLeastOne | None = None
@@ -56,7 +58,7 @@ class EvaluationSet:
 class DataSettings:
     """The image-text set, its parts, and further sets to evaluate on."""
 
-    format: Literal["scenes", "coco", "flickr", "jsonl", "image_folder", "webdataset"]
+    format: Literal["scenes", "coco", "flickr", "jsonl", "hugging_face", "image_folder", "webdataset"]
     """The layout of the set on disk. `pipeline_lib/sources/<format>.py` shows each layout with a block to paste."""
 
     root: str
@@ -65,13 +67,14 @@ class DataSettings:
     """
 
     images: str | None
-    """The image folder of `coco`, `flickr` and `jsonl`, relative to the folder of `root`. `null` looks in the format's
-    usual places; the other formats take only `null`.
+    """The image folder of `coco`, `flickr` and `jsonl`, relative to the folder of `root`. Of `hugging_face` it is the
+    column of the images. `null` looks in the format's usual places; the other formats take only `null`.
     """
 
     annotations: str | None
-    """The captions file of `coco`, `flickr` and `jsonl`, relative to `root`. `null` takes the only file of the format's
-    usual name; the other formats take only `null`.
+    """The captions file of `coco`, `flickr` and `jsonl`, relative to `root`. Of `hugging_face` these are the columns of
+    the captions, with commas between. `null` takes the only one of the format's usual name; the other formats take only
+    `null`.
     """
 
     parts: Mapping[str, float | str]
