@@ -4,9 +4,9 @@ OpenMP's idle threads sleep instead of spinning, unless the user says otherwise.
 machine and costs a multiple on a busy one (two experiments at once: five times the step here). It is read when torch is
 imported, so it is set before.
 
-Ctrl-C while a command is still being imported ends it in one line, as it does later (`terminal`); so does a Python that
-lacks a package, as one outside the project's environment does. The garbage collector waits meanwhile: importing makes no
-garbage, and looking for some is a sixth of it.
+Ctrl-C while a command is still being imported ends it in one line, as it does later (`terminal`); so does a Python
+that lacks a package, as one outside the project's environment does. The garbage collector waits meanwhile: importing
+makes no garbage, and looking for some is a sixth of it.
 """
 
 import gc
