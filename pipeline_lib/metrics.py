@@ -152,11 +152,7 @@ def uniformity(features: torch.Tensor) -> torch.Tensor:
     tensor(-8.)
     """
     unit = _unit_rows(features, "features", minimum=2)
-    count = len(unit)
-    total = torch.zeros((), dtype=torch.float64, device=unit.device)
-    for rows in _row_blocks(count, count):
-        total += _gaussian_kernel(unit[rows], unit[rows.start :]).triu_(1).sum(dtype=torch.float64)
-    return (total / (count * (count - 1) / 2)).log().to(unit.dtype)
+    return _log_mean(_kernel_sum(unit), math.comb(len(unit), 2), unit)
 
 
 def cross_modal_uniformity(image_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
@@ -165,13 +161,52 @@ def cross_modal_uniformity(image_features: torch.Tensor, text_features: torch.Te
     Source: Fahim et al., "It's Not a Modality Gap" (arXiv 2405.18570).
     """
     image, text = _unit_pairs(image_features, text_features, minimum=2)
-    count = len(image)
-    total = torch.zeros((), dtype=torch.float64, device=image.device)
-    for rows in _row_blocks(count, count):
+    return _log_mean(_kernel_sums_between(image, text)[0], len(image) * (len(image) - 1), image)
+
+
+def uniformities(image_features: torch.Tensor, text_features: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return `uniformity` of both modalities joined, of each, and between them, from one pass over each kind of pair.
+
+    Args:
+        image_features: [N, D], N >= 2.
+        text_features: [N, D].
+
+    Returns:
+        `uniformity`, `uniformity_image`, `uniformity_text` and `uniformity_cross`.
+    """
+    image, text = _unit_pairs(image_features, text_features, minimum=2)
+    of_image, of_text, (across, paired) = _kernel_sum(image), _kernel_sum(text), _kernel_sums_between(image, text)
+    count, pairs = len(image), math.comb(len(image), 2)
+    return {
+        "uniformity": _log_mean(of_image + of_text + across + paired, math.comb(2 * count, 2), image),
+        "uniformity_image": _log_mean(of_image, pairs, image),
+        "uniformity_text": _log_mean(of_text, pairs, image),
+        "uniformity_cross": _log_mean(across, 2 * pairs, image),
+    }
+
+
+def _log_mean(total: torch.Tensor, count: int, like: torch.Tensor) -> torch.Tensor:
+    return (total / count).log().to(like.dtype)
+
+
+def _kernel_sum(unit: torch.Tensor) -> torch.Tensor:
+    """Sum the Gaussian kernel over the pairs i < j of unit rows [N, D]: float64."""
+    total = torch.zeros((), dtype=torch.float64, device=unit.device)
+    for rows in _row_blocks(len(unit), len(unit)):
+        total += _gaussian_kernel(unit[rows], unit[rows.start :]).triu_(1).sum(dtype=torch.float64)
+    return total
+
+
+def _kernel_sums_between(image: torch.Tensor, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum the Gaussian kernel over i ≠ j and over i = j of unit rows [N, D] each: float64."""
+    across, paired = torch.zeros(2, dtype=torch.float64, device=image.device)
+    for rows in _row_blocks(len(image), len(image)):
         kernel = _gaussian_kernel(image[rows], text)
-        kernel.diagonal(offset=rows.start).zero_()
-        total += kernel.sum(dtype=torch.float64)
-    return (total / (count * (count - 1))).log().to(image.dtype)
+        diagonal = kernel.diagonal(offset=rows.start)
+        paired += diagonal.sum(dtype=torch.float64)
+        diagonal.zero_()
+        across += kernel.sum(dtype=torch.float64)
+    return across, paired
 
 
 def _gaussian_kernel(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -318,10 +353,7 @@ def gap_suite(image_features: torch.Tensor, text_features: torch.Tensor, *, seed
         "centroid_mse_e3": centroid_mse(image, text),
         "alignment": alignment(image, text),
         "pair_cosine": pair_cosine(image, text),
-        "uniformity": uniformity(torch.cat([image, text])),
-        "uniformity_image": uniformity(image),
-        "uniformity_text": uniformity(text),
-        "uniformity_cross": cross_modal_uniformity(image, text),
+        **uniformities(image, text),
         "relative_modality_gap": relative_modality_gap(image, text),
         "linear_separability": linear_separability(image, text, seed=seed),
         "gap_share_top_1": gap_concentration(image, text, top=1),
@@ -432,32 +464,55 @@ def _distinct_rows(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, 
     return distinct, counts, inverse
 
 
-def _rank(queries: torch.Tensor, candidates: torch.Tensor, own: tuple[torch.Tensor, torch.Tensor]) -> Ranks:
-    """Rank the best own candidate of each query by cosine; unit rows [Q, D], [C, D], own pairs [P] and [P].
+class _Search(NamedTuple):
+    """Which candidates are searched, and which of them are a query's own."""
 
-    One matrix product per block of queries; the own scores are read from the same product as the others. What lives
-    through the loop is allocated before it: small tensors kept from each round would leave holes between large ones,
-    and the process would grow by the size of a block per round.
+    candidates: torch.Tensor  # [c] rows of all candidates
+    own_query: torch.Tensor  # [P] of each own pair the row of the query, and
+    own_candidate: torch.Tensor  # [P] the row of the candidate
+
+
+def _rank(queries: torch.Tensor, candidates: torch.Tensor, searches: Sequence[_Search]) -> list[Ranks]:
+    """Rank the best own candidate of each query by cosine, in each search; unit rows [Q, D], [C, D].
+
+    One matrix product per block of queries serves all searches; the own scores are read from the same product as the
+    others. What lives through the loop is allocated before it: small tensors kept from each round would leave holes
+    between large ones, and the process would grow by the size of a block per round.
     """
-    distinct, counts, inverse = _distinct_rows(candidates)
-    order = own[0].argsort(stable=True)
-    own_query, own_candidate = own[0][order], inverse[own[1][order]]
-    weights = counts.to(queries.dtype)  # sums of counts are exact in fp32 below 2^24 candidates
-    ranks = Ranks(*torch.zeros(3, len(queries), dtype=torch.int64, device=queries.device))
+    distinct, _, inverse = _distinct_rows(candidates)
+    found = [Ranks(*torch.zeros(3, len(queries), dtype=torch.int64, device=queries.device)) for _ in searches]
+    searches = [_over_distinct(search, inverse) for search in searches]
+    # of each distinct row how many searched candidates it stands for; sums of counts are exact in fp32 below 2^24
+    weights = [torch.bincount(one.candidates, minlength=len(distinct)).to(queries.dtype) for one in searches]
     flags = torch.empty(0, dtype=queries.dtype, device=queries.device)
     for rows in _row_blocks(len(queries), len(distinct)):
         scores = queries[rows] @ distinct.T
         flags.resize_(scores.shape)
-        first, last = torch.searchsorted(own_query, torch.tensor([rows.start, rows.stop], device=own_query.device))
-        row = own_query[first:last] - rows.start
-        own_scores = scores[row, own_candidate[first:last]]
-        best = torch.full((len(scores), 1), torch.inf, dtype=scores.dtype, device=scores.device)
-        best[:, 0].scatter_reduce_(0, row, own_scores, "amax", include_self=False)
-        ranks.better[rows] = (torch.gt(scores, best, out=flags) @ weights).long()
-        ranks.better[rows][best[:, 0].isinf()] = len(candidates)  # no own candidate: after the last place
-        ranks.tied[rows] = (torch.eq(scores, best, out=flags) @ weights).long()
-        ranks.own_tied[rows].index_add_(0, row, (own_scores == best[row, 0]).long())
-    return ranks
+        for search, counts, ranks in zip(searches, weights, found, strict=True):
+            ends = torch.tensor([rows.start, rows.stop], device=queries.device)
+            first, last = torch.searchsorted(search.own_query, ends)
+            row = search.own_query[first:last] - rows.start
+            own_scores = scores[row, search.own_candidate[first:last]]
+            best = torch.full((len(scores), 1), torch.inf, dtype=scores.dtype, device=scores.device)
+            best[:, 0].scatter_reduce_(0, row, own_scores, "amax", include_self=False)
+            ranks.better[rows] = (torch.gt(scores, best, out=flags) @ counts).long()
+            ranks.better[rows][best[:, 0].isinf()] = len(search.candidates)  # no own candidate: after the last place
+            ranks.tied[rows] = (torch.eq(scores, best, out=flags) @ counts).long()
+            ranks.own_tied[rows].index_add_(0, row, (own_scores == best[row, 0]).long())
+    return found
+
+
+def _over_distinct(search: _Search, inverse: torch.Tensor) -> _Search:
+    """Name candidates by their distinct row, and sort the own pairs by query."""
+    order = search.own_query.argsort(stable=True)
+    return _Search(inverse[search.candidates], search.own_query[order], inverse[search.own_candidate[order]])
+
+
+class Subset(NamedTuple):
+    """Some of the images and captions of a set, searched among themselves."""
+
+    images: torch.Tensor  # [n] rows, each once
+    texts: torch.Tensor  # [m] rows, each once; their images are in `images`
 
 
 def retrieval_ranks(
@@ -478,6 +533,25 @@ def retrieval_ranks(
     Raises:
         ValueError: Shapes do not fit, or an index is outside the images.
     """
+    whole = Subset(torch.arange(len(image_features)), torch.arange(len(text_features)))
+    [ranks] = retrieval_ranks_within(image_features, text_features, text_image_index, [whole])
+    return ranks
+
+
+def retrieval_ranks_within(
+    image_features: torch.Tensor,
+    text_features: torch.Tensor,
+    text_image_index: torch.Tensor,
+    subsets: Sequence[Subset],
+) -> list[tuple[Ranks, Ranks]]:
+    """Return for each subset the `retrieval_ranks` among its own images and captions; all of them share the scores.
+
+    Args: see `retrieval_ranks`; and
+        subsets: What is searched.
+
+    Returns:
+        Of each subset image to text [n] and text to image [m].
+    """
     image, text = _unit_rows(image_features, "image_features"), _unit_rows(text_features, "text_features")
     if image.shape[1] != text.shape[1]:
         raise ValueError(f"image_features have width {image.shape[1]}, text_features {text.shape[1]}")
@@ -486,8 +560,13 @@ def retrieval_ranks(
     index = text_image_index.to(device=image.device, dtype=torch.int64)
     if index.min() < 0 or index.max() >= len(image):
         raise ValueError(f"text_image_index must lie in [0, {len(image)}), got {index.min()} to {index.max()}")
-    captions = torch.arange(len(text), device=image.device)
-    return _rank(image, text, (index, captions)), _rank(text, image, (captions, index))
+    some = [Subset(*(rows.to(image.device) for rows in subset)) for subset in subsets]
+    to_text = _rank(image, text, [_Search(one.texts, index[one.texts], one.texts) for one in some])
+    to_image = _rank(text, image, [_Search(one.images, one.texts, index[one.texts]) for one in some])
+    return [
+        (Ranks(*(values[one.images] for values in images)), Ranks(*(values[one.texts] for values in texts)))
+        for one, images, texts in zip(some, to_text, to_image, strict=True)
+    ]
 
 
 def retrieval_recall(
@@ -635,7 +714,8 @@ def classify(
     labels = labels.to(device=image.device, dtype=torch.int64)
     if labels.min() < 0 or labels.max() >= len(classes):
         raise ValueError(f"labels must lie in [0, {len(classes)}), got {labels.min()} to {labels.max()}")
-    ranks = _rank(image, classes, (torch.arange(len(image), device=image.device), labels))
+    every = torch.arange(len(classes), device=image.device)
+    [ranks] = _rank(image, classes, [_Search(every, torch.arange(len(image), device=image.device), labels)])
     predictions, confidences = [], []
     for rows in _row_blocks(len(image), len(classes)):
         confidence, prediction = (logit_scale * (image[rows] @ classes.T)).softmax(1).max(1)

@@ -257,6 +257,33 @@ def test_recall_equals_sorting_every_row(seed, images, extra):
         assert found == pytest.approx(expected)
 
 
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), images=st.integers(1, 9), extra=st.integers(0, 20))
+def test_a_subset_is_ranked_as_if_it_were_alone(seed, images, extra):
+    """Some captions and their images, with ties in the whole and in the subset: the ranks of a set of only those."""
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.cat([torch.arange(1), torch.randint(images, (extra,), generator=generator)])
+    image = torch.randn(images, 5, generator=generator, dtype=torch.float64)
+    text = torch.randn(len(index), 5, generator=generator, dtype=torch.float64)
+    image[-1], text[-1] = image[0], text[0]
+    texts = (torch.rand(len(index), generator=generator) < 0.7).nonzero()[:, 0] if extra else torch.arange(1)
+    texts = texts if len(texts) else torch.arange(1)
+    rows = index[texts].unique()
+    whole = metrics.Subset(torch.arange(images), torch.arange(len(index)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "BLOCK_ELEMENTS", 1 + seed % 50)
+        subsets = [whole, metrics.Subset(rows, texts)]
+        of_whole, of_subset = metrics.retrieval_ranks_within(image, text, index, subsets)
+        alone = metrics.retrieval_ranks(image[rows], text[texts], torch.searchsorted(rows, index[texts]))
+        assert_same_ranks(of_whole, metrics.retrieval_ranks(image, text, index))
+    assert_same_ranks(of_subset, alone)
+
+
+def assert_same_ranks(found, expected):
+    for direction, other in zip(found, expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(direction, other, strict=True))
+
+
 @pytest.mark.parametrize("captions", [[1, 1, 1, 1], [5, 1, 3, 7]])
 @pytest.mark.parametrize("constant", ["both", "images", "texts"])
 def test_a_constant_model_scores_chance(captions, constant, small_blocks):

@@ -9,15 +9,17 @@ may use it, while others write or remove files; whoever does not find it decodes
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
+import torch
 
 from pipeline_lib.cache_teacher.settings import CacheTeacherSettings
 from pipeline_lib.core import artifacts, provenance, shards
@@ -114,16 +116,31 @@ def _open_file(directory: Path, name: str, shape: tuple[int, ...], manifest: Map
         ValueError: The file is not what its name says.
     """
     try:
-        pixels = np.load(directory / name, mmap_mode="r", allow_pickle=False)
-        problem = artifacts.file_problem(directory, name, manifest)
+        with open(directory / name, "rb") as file:
+            problem = artifacts.file_problem(directory, name, manifest)
+            if problem:
+                raise ValueError(problem)
+            return _map(file, shape)
     except FileNotFoundError:
         return None
-    except EOFError:
-        raise ValueError("empty") from None
-    if problem:
-        raise ValueError(problem)
-    if (pixels.shape, pixels.dtype) != (shape, np.uint8):
-        raise ValueError(f"{pixels.dtype} {pixels.shape}, expected uint8 {shape}")
+
+
+def _map(file: IO[bytes], shape: tuple[int, ...]) -> np.ndarray:
+    """Map the pixels of an open .npy file; the map stays when the file is closed, so that shards may be many.
+
+    numpy's own map would keep a file descriptor, of which a process has 1,024 by default.
+
+    Raises:
+        ValueError: The file is no .npy file of uint8 in this shape.
+    """
+    np.lib.format.read_magic(file)
+    found, _, dtype = np.lib.format.read_array_header_1_0(file)
+    if (found, dtype) != (shape, np.uint8):
+        raise ValueError(f"{dtype} {found}, expected uint8 {shape}")
+    start = file.tell()
+    whole = torch.from_file(f"/dev/fd/{file.fileno()}", size=start + math.prod(shape), dtype=torch.uint8)
+    pixels = whole[start:].numpy().reshape(shape)
+    pixels.setflags(write=False)
     return pixels
 
 

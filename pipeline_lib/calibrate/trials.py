@@ -35,7 +35,7 @@ Shown = Mapping[str, Seen]  # by key: what is compared
 def measure(embedded: EmbeddedSet) -> Shown:
     """Measure retrieval and classification of a set, without the gap."""
     directions = Directions.of(embedded, None)
-    found, _ = retrieval(directions, embedded, (1,))
+    found, _, _ = retrieval(directions, embedded, (1,))
     classified, _, _ = zero_shot(directions, embedded, TASK)
     return {one.key: Seen(one, mean) for one, mean in [*found, *classified] if mean is not None and one.items}
 

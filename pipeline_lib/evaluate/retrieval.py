@@ -12,7 +12,7 @@ import torch
 from pipeline_lib import metrics
 from pipeline_lib.evaluate.embedded import Directions, EmbeddedSet
 from pipeline_lib.evaluate.measured import Block, Items, Measured
-from pipeline_lib.metrics import Ranks
+from pipeline_lib.metrics import Ranks, Subset
 from pipeline_lib.results.measure import DIRECTIONS, Measure, Unit
 from pipeline_lib.results.statistics import Mean
 
@@ -34,22 +34,39 @@ class Queries(NamedTuple):
         )
 
 
-def retrieval(directions: Directions, embedded: EmbeddedSet, ks: Sequence[int]) -> tuple[list[Measured], Items]:
-    """Return the measures of both directions of retrieval, the headline of each first, and their per-item arrays."""
-    queries = Queries.of(embedded.text_image_index, embedded.image_units)
-    return _retrieval(embedded.name, directions, queries, ks)
+def retrieval(
+    directions: Directions, embedded: EmbeddedSet, ks: Sequence[int]
+) -> tuple[list[Measured], Items, Block | None]:
+    """Score both directions of retrieval.
+
+    Returns:
+        The measures, the headline of each direction first; their per-item arrays; and the same measures without
+        repeated images and captions, on the set's own image numbers for the resampling, None where nothing repeats.
+    """
+    every = Subset(torch.arange(embedded.num_images), torch.arange(len(embedded.captions)))
+    subsets = [every, *([distinct_rows(embedded)] if any(embedded.duplicates.values()) else [])]
+    index = embedded.text_image_index
+    ranks, *of_distinct = metrics.retrieval_ranks_within(directions.image, directions.text, index, subsets)
+    measured, items = _retrieval(embedded.name, ranks, Queries.of(index, embedded.image_units), ks)
+    if not of_distinct:
+        return measured, items, None
+    images, texts = subsets[1]
+    queries = Queries.of(torch.searchsorted(images, index[texts]), images.numpy())
+    without, _ = _retrieval(embedded.name, of_distinct[0], queries, ks)
+    block = {"num_images": len(images), "num_captions": len(texts), "measures": [_beside(one) for one in without]}
+    return measured, items, block
 
 
 def _retrieval(
-    set_name: str, directions: Directions, queries: Queries, ks: Sequence[int]
+    set_name: str, both: tuple[Ranks, Ranks], queries: Queries, ks: Sequence[int]
 ) -> tuple[list[Measured], Items]:
-    both = metrics.retrieval_ranks(directions.image, directions.text, queries.text_image_index)
-    by_lot = _ranks_by_lot(queries.text_image_index, len(directions.image))
+    units = queries.units
+    num_candidates = {"image_to_text": len(units["text_to_image"]), "text_to_image": len(units["image_to_text"])}
+    by_lot = _ranks_by_lot(queries.text_image_index, num_candidates["text_to_image"])
     measured: list[Measured] = []
     items: Items = {}
-    for (direction, unit), ranks, lot in zip(queries.units.items(), both, by_lot, strict=True):
-        candidates = {"image_to_text": len(directions.text), "text_to_image": len(directions.image)}[direction]
-        scores, chance = (one.log_rank_score(candidates) for one in (ranks, lot))
+    for (direction, unit), ranks, lot in zip(units.items(), both, by_lot, strict=True):
+        scores, chance = (one.log_rank_score(num_candidates[direction]) for one in (ranks, lot))
         measured.append(_log_rank(set_name, direction, Mean(scores.numpy(), unit), chance.mean().item()))
         items[measured[-1].measure.items] = scores.numpy()
         for k in sorted({1, *ks}):
@@ -123,19 +140,6 @@ def _rank(set_name: str, direction: str, average: str, value: float) -> Measured
     )
 
 
-def retrieval_distinct(directions: Directions, embedded: EmbeddedSet, ks: Sequence[int]) -> Block:
-    """Return retrieval without repeated images and captions, on the set's own image numbers for the resampling."""
-    images, texts = distinct_rows(embedded)
-    index = torch.searchsorted(images, embedded.text_image_index[texts])
-    subset = Directions(directions.image[images], directions.text[texts], directions.means)
-    measured, _ = _retrieval(embedded.name, subset, Queries.of(index, images.numpy()), ks)
-    return {
-        "num_images": len(images),
-        "num_captions": len(texts),
-        "measures": [_beside(one) for one in measured],
-    }
-
-
 def _beside(one: Measured) -> Measured:
     """Return a measure of some of the images, shown beside that of all: no headline, no metric, not compared."""
     key, label = f"distinct_{one.measure.key}", f"{one.measure.label} without repetitions"
@@ -143,7 +147,7 @@ def _beside(one: Measured) -> Measured:
     return Measured(measure, one.mean)
 
 
-def distinct_rows(embedded: EmbeddedSet) -> tuple[torch.Tensor, torch.Tensor]:
+def distinct_rows(embedded: EmbeddedSet) -> Subset:
     """Return the rows of the images and captions that remain when repetitions go: the first of each stays.
 
     A repeated image goes with its captions; an image whose captions all repeat earlier ones goes as well.
@@ -157,4 +161,4 @@ def distinct_rows(embedded: EmbeddedSet) -> tuple[torch.Tensor, torch.Tensor]:
         if image in kept_images:
             first_text.setdefault(caption, row)
     texts = torch.tensor(list(first_text.values()), dtype=torch.int64)
-    return embedded.text_image_index[texts].unique(), texts
+    return Subset(embedded.text_image_index[texts].unique(), texts)

@@ -21,7 +21,7 @@ from pipeline_lib import metrics
 from pipeline_lib.evaluate import choices
 from pipeline_lib.evaluate.embedded import Directions, EmbeddedSet, Means
 from pipeline_lib.evaluate.measured import Block, Items
-from pipeline_lib.evaluate.retrieval import retrieval, retrieval_distinct
+from pipeline_lib.evaluate.retrieval import retrieval
 from pipeline_lib.evaluate.settings import EvaluateSettings
 from pipeline_lib.evaluate.zero_shot import zero_shot
 
@@ -64,10 +64,9 @@ def score(
     items: Items = {}
     if embedded.is_captioned:
         with watch("retrieval"):
-            block["measures"], items = retrieval(directions, embedded, settings.recall_at)
-        if sum(embedded.duplicates.values()):
-            with watch("retrieval_distinct"):
-                block["retrieval_distinct"] = retrieval_distinct(directions, embedded, settings.recall_at)
+            block["measures"], items, distinct = retrieval(directions, embedded, settings.recall_at)
+        if distinct:
+            block["retrieval_distinct"] = distinct
     if embedded.tasks:
         with watch("zero_shot"):
             block["classes"] = {}
