@@ -46,8 +46,9 @@ def main() -> None:
     table = Table(ROOT / "bench_peers.json", dataclasses.asdict(sizes))
     with tempfile.TemporaryDirectory(prefix="peers") as temporary:
         world = inputs.World((kept or Path(temporary)).resolve() / "project", sizes)
-        if not (world.root / "data/refined").is_dir():
+        if not world.root.exists():
             inputs.make(world.root, sizes)
+        if "stages" not in table.facts or not world.paths.refined.is_dir():
             training.whole(table, world)
         os.chdir(world.root)  # the evaluation sets are read where they lie, as params.yaml names them
         for name in parts:

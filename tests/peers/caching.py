@@ -60,6 +60,8 @@ def cost(world: World) -> float:
 
 def break_even(table: Table, world: World) -> None:
     """Runs after which the cache has saved its cost, against distillation by open_clip's trainer."""
+    if "saved" not in table.facts:
+        raise SystemExit("break_even: run the part `distillation` before, at the same sizes: it says what a run saves")
     saved = table.facts["saved"]
     five = make(world.root / "five", replace(world.sizes, pairs=4 * world.sizes.batch), captions_each=5)
     for name in ("base", "shard"):
