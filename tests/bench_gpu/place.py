@@ -33,7 +33,7 @@ class Sizes:
     size: tuple[int, int] = (640, 480)
     batch: int = 512
     large_batch: int = 128  # of ViT-L/14
-    steps: int = 20  # at most, of a rate
+    steps: int = 12  # at most, of a rate: within an epoch, for each epoch starts its readers anew
     seconds: float = 5.0  # at most, of a rate
     curve: int = 20  # steps of a loss curve
     matrix: int = 8192  # rows of the product that tells the peak
@@ -121,6 +121,13 @@ class Place:
         data, settings = (config.load(self.root / "params.yaml", kind) for kind in (DataSettings, ShardSettings))
         shard.run(data, settings, trained_on=trained_on, target=target, fingerprint="bench", progress=False)
         return target
+
+    def cached(self, name: str) -> Path:
+        """The project of a model with a cache, the first one that was made."""
+        root = self.project(name)
+        if not (root / "data/teacher").exists():
+            self.cache(name)
+        return root
 
     def cache(self, name: str, **changes: Any) -> dict[str, float]:
         """Fill the teacher cache of a model, over one that is there; what the stage tells its tracker."""

@@ -100,11 +100,13 @@ def refine(place: Place, name: str, *, deterministic: bool = True, **changes: An
         place.counted[name, text_cut] = _flops(place, name, text_cut)
     flops = found["pairs_per_s"] * place.counted[name, text_cut]
     precision = changes.get("precision", "fp32")
+    if not place.peaks:
+        peak(place)
     return found | {"tflops": flops / 1e12, "of_peak": flops / place.peaks[precision]}
 
 
 def _rate(place: Place, name: str, changes: Figures, warm_up: int = 3) -> Figures:
-    state, setup, steps, clock = loop.start(place.project(name), device=place.device, **changes)
+    state, setup, steps, clock = loop.start(place.cached(name), device=place.device, **changes)
     with closing(steps):
         for _ in range(warm_up):
             take_step(state, next(steps), setup)
@@ -120,7 +122,7 @@ def _rate(place: Place, name: str, changes: Figures, warm_up: int = 3) -> Figure
 
 def _flops(place: Place, name: str, text_cut: str) -> float:
     """FLOPs of a pair, forward and backward, without a teacher and without what micro-batches compute again."""
-    state, setup, steps, _ = loop.start(place.project(name), device=place.device, text_cut=text_cut)
+    state, setup, steps, _ = loop.start(place.cached(name), device=place.device, text_cut=text_cut)
     with closing(steps), FlopCounterMode(display=False) as counter:
         take_step(state, next(steps), setup)
     return counter.get_total_flops() / setup.plan.batch_size
@@ -136,7 +138,7 @@ def _with_memory(place: Place, call: Callable[[], Figures]) -> Figures:
 
 def _run(place: Place, steps_to_take: int, **changes: Any) -> tuple[list[float], dict[str, torch.Tensor]]:
     """The losses and the last weights of a run."""
-    state, setup, steps, _ = loop.start(place.project(SMALL), device=place.device, **changes)
+    state, setup, steps, _ = loop.start(place.cached(SMALL), device=place.device, **changes)
     with closing(steps):
         losses = [take_step(state, next(steps), setup)["loss"] for _ in range(steps_to_take)]
     return losses, {key: tensor.cpu() for key, tensor in state.student.module.state_dict().items()}
@@ -159,7 +161,7 @@ def bits(place: Place, half: int = 2) -> Figures:
 
 def _resumed(place: Place, half: int, **changes: Any) -> dict[str, torch.Tensor]:
     """The weights of a run that wrote a checkpoint after `half` of its steps, was gone, and came back."""
-    root = place.project(SMALL)
+    root = place.cached(SMALL)
     how = config.load(root / "params.yaml", RuntimeSettings)
     work = root / "checkpoint"
     work.mkdir(exist_ok=True)

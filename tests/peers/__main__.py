@@ -43,11 +43,13 @@ def main() -> None:
         parser.error(f"no {PYTHON}; run `make bench-peers`, which makes it")
     sizes, began = inputs.Sizes(**chosen), time.perf_counter()
     runtime.prepare(seed=0, num_threads=sizes.threads, deterministic=True)
-    table = Table(ROOT / "bench_peers.json", dataclasses.asdict(sizes))
+    settings = {key: value for key, value in dataclasses.asdict(sizes).items() if key != "rounds"}
+    table = Table(ROOT / "bench_peers.json", settings)  # each row says its number of turns
     with tempfile.TemporaryDirectory(prefix="peers") as temporary:
         world = inputs.World((kept or Path(temporary)).resolve() / "project", sizes)
-        if not (world.root / "data/refined").is_dir():
+        if not world.root.exists():
             inputs.make(world.root, sizes)
+        if "stages" not in table.facts or not world.paths.refined.is_dir():
             training.whole(table, world)
         os.chdir(world.root)  # the evaluation sets are read where they lie, as params.yaml names them
         for name in parts:

@@ -20,12 +20,12 @@ from tests.peers.sides import Peer, in_this_process
 from tests.peers.table import Table
 
 
-def embedding(table: Table, world: World, rounds: int = 2) -> None:
+def embedding(table: Table, world: World) -> None:
     """Both as whole processes, from their start to features on disk; the features must agree."""
     target = world.root / "features.safetensors"
     tars = [tar for part in ("refine", "val") for tar in world.tars(part)]
     theirs, ours = [], []
-    for _ in range(rounds):
+    for _ in range(world.sizes.rounds):
         arguments = (world.sizes.threads, world.weights, world.sizes.batch, target, *tars)
         with Peer("embedding", *arguments, threads=world.sizes.threads, folder=world.root) as peer:
             theirs.append(peer.used())
@@ -60,6 +60,8 @@ def cost(world: World) -> float:
 
 def break_even(table: Table, world: World) -> None:
     """Runs after which the cache has saved its cost, against distillation by open_clip's trainer."""
+    if "saved" not in table.facts:
+        raise SystemExit("break_even: run the part `distillation` before, at the same sizes: it says what a run saves")
     saved = table.facts["saved"]
     five = make(world.root / "five", replace(world.sizes, pairs=4 * world.sizes.batch), captions_each=5)
     for name in ("base", "shard"):

@@ -19,7 +19,7 @@ from tests.peers.table import Table
 Sides = tuple[list[Used], list[Used], dict[str, float], dict[str, float]]
 
 
-def against_clip_benchmark(world: World, task: str, name: str, rounds: int = 3) -> Sides:
+def against_clip_benchmark(world: World, task: str, name: str) -> Sides:
     """What both cost in each round, theirs first, and their numbers."""
     settings = config.load(world.root / "params.yaml", EvaluateSettings)
     clip, part = model.load(world.paths.base), shards.read_part(world.paths.shards / name)
@@ -35,7 +35,7 @@ def against_clip_benchmark(world: World, task: str, name: str, rounds: int = 3) 
         found.append(run._score_set(one, settings, means, scoring.Stopwatch())[0])
 
     with Peer("evaluation", *arguments, threads=world.sizes.threads, folder=world.root) as peer:
-        for _ in range(rounds):
+        for _ in range(world.sizes.rounds):
             answer = peer()
             theirs.append(Used(answer["cpu"], answer["wall"]))
             ours.append(in_this_process(own))

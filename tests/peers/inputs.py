@@ -37,7 +37,7 @@ class Sizes:
     pairs: int = 192  # of an epoch
     batch: int = 16
     threads: int = 1
-    rounds: int = 4  # of steps; the distillation takes its whole epoch
+    rounds: int = 3  # of turns; the distillation takes its whole epoch
     images: int = 64  # of the retrieval set, five captions each
     labelled: int = 128  # of the zero-shot set
 
