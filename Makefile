@@ -86,12 +86,8 @@ ablate: $(STAMP) ## run every ablation on top of params.yaml (SEEDS=0..2 RATES=2
 	python -m pipeline_lib.compare queue --seeds '$(or $(SEEDS),0)' --rates '$(RATES)' --only '$(ONLY)'
 
 ui: $(STAMP) ## the MLflow UI on http://127.0.0.1:5000 (takes half a minute to start)
-	@case "$$MLFLOW_TRACKING_URI" in \
-	http*) echo "The runs are on the server that MLFLOW_TRACKING_URI names; open it in a browser.";; \
-	*) view='http://127.0.0.1:5000/#/experiments/1/runs?viewStateShareKey='; \
-	  echo "Configurations:  $${view}configurations"; echo "Training curves: $${view}curves"; \
-	  mlflow ui --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}";; esac
+	@python -m pipeline_lib.lineage ui
 
 clean: ## remove outputs and checkpoints, keep .venv, the DVC cache and mlflow.db
-	rm -rf data/base data/shards data/teacher data/pixels data/refined data/eval data/report data/report.json data/compare \
+	rm -rf data/base data/shards data/teacher data/pixels data/refined data/eval data/report data/compare \
 	  .checkpoints

@@ -1,7 +1,8 @@
 """What a person sees of a stage: its command line, one line for an error, progress bars. It decides no result.
 
 `run_stage` is the shell around every `stages/<name>.py`: it turns a `UserError` into one line and exit code 1, and lets
-every other exception through with its traceback.
+every other exception through with its traceback. On a terminal, lines of the log stand above the bars; elsewhere (CI,
+nohup) a bar is a line of the log every half minute, and each line has the time of day.
 """
 
 from __future__ import annotations
@@ -16,16 +17,22 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from tqdm import tqdm
+
 from pipeline_lib.core import runtime
 from pipeline_lib.core.errors import UserError, first_lines
+from pipeline_lib.core.paths import STAGES
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+EVERY = 30.0  # seconds between two lines of a bar without a terminal
+LINE = "%(asctime)s %(name)s: %(message)s"
+_place = ""
 PLAIN_SIGNS = {"→": "->", "−": "-", "–": "-", "\u00a0": " ", "×": "x", "±": "+-", "▲": "^", "▼": "v", "●": "*"}
 
 
@@ -48,6 +55,7 @@ def run_stage(
     if choice:
         parser.add_argument(choice[0], nargs="?", choices=choice[1], help=f"only this {choice[0]} (default: all)")
     options = parser.parse_args()
+    _note_place(main)
     runtime.install_signals()
     chosen = getattr(options, choice[0]) if choice else None
     with one_line_errors(debug=options.debug):
@@ -60,6 +68,14 @@ def _command(main: Callable[..., None]) -> str | None:
     """Say how a user calls the module of `main`: `python -m stages.base`; None where it was not called as a module."""
     spec = getattr(main, "__globals__", {}).get("__spec__")
     return f"python -m {spec.name.removesuffix('.__main__')}" if spec else None
+
+
+def _note_place(main: Callable[..., None]) -> None:
+    """Keep which stage of how many this process is, as the bars shall say."""
+    global _place
+    stage = (_command(main) or "").rpartition(".")[2]
+    if stage in STAGES:
+        _place = f"{stage}, {STAGES.index(stage) + 1} of {len(STAGES)} | "
 
 
 def _end_repro() -> None:
@@ -80,7 +96,9 @@ def one_line_errors(*, debug: bool = False, level: int = logging.INFO) -> Iterat
         gc.freeze()
         gc.enable()
     _write_any_sign()
-    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr, force=True)
+    handler = _AboveBars(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(name)s: %(message)s" if _is_watched() else LINE, datefmt="%H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for own in ("pipeline_lib", "stages"):
         logging.getLogger(own).setLevel(logging.DEBUG if debug else level)
     try:
@@ -142,7 +160,52 @@ def _sentence(error: Exception) -> str:
 
 
 def progress(items: Iterable[T] | None, *, label: str, enabled: bool = True, **options: Any) -> Any:
-    """Show a progress bar over `items` (tqdm), silent where standard error is not a terminal or `enabled` is false."""
-    from tqdm import tqdm
+    """Show a progress bar over `items` (tqdm), or lines of the log where standard error is no terminal.
 
-    return tqdm(items, desc=label, disable=None if enabled else True, dynamic_ncols=True, **options)
+    Before its label stands the stage's place in the pipeline. Nothing where `enabled` is false.
+    """
+    kind = tqdm if _is_watched() else _Lines
+    return kind(items, desc=_place + label, disable=not enabled, dynamic_ncols=True, **options)
+
+
+def _is_watched() -> bool:
+    return sys.stderr.isatty()
+
+
+class _AboveBars(logging.StreamHandler[Any]):
+    """Writes the lines of the log above the progress bars, which it clears meanwhile."""
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Take the bars' lock before the handler's own, the order in which a bar that logs has them."""
+        with tqdm.external_write_mode(file=self.stream):
+            return super().handle(record)
+
+
+class _Lines(tqdm):
+    """A progress bar that is a line of the log every half minute, and one at its end if there was any."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        """Look at the clock at every step, and not before half a minute has gone."""
+        options |= {"mininterval": EVERY, "maxinterval": EVERY, "delay": EVERY, "miniters": 1, "file": io.StringIO()}
+        self._said: float = -1
+        super().__init__(*arguments, **options)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Log the line in place of drawing the bar; the last one not again."""
+        if self.n != self._said:
+            self._said = self.n
+            logging.getLogger("pipeline_lib.progress").info("%s", _as_line(self.format_dict))
+
+
+def _as_line(bar: Mapping[str, Any]) -> str:
+    """Return what a bar shows as words: `refine: 120 of 480 step (25 %), 3.2 step/s, loss=0.4107, 01:53 left`.
+
+    Args:
+        bar: A bar's `format_dict`.
+    """
+    done, total, unit = bar["n"], bar["total"], bar["unit"].strip()
+    rate = bar["rate"] or (done - bar["initial"]) / max(bar["elapsed"], 1e-9)
+    share = f" of {total} {unit} ({done / total:.0%})" if total else f" {unit}"
+    left = f"{tqdm.format_interval((total - done) / rate)} left" if total and rate else ""
+    parts = [f"{bar['prefix']}: {done}{share}", f"{rate:.3g} {unit}/s", bar["postfix"] or "", left]
+    return ", ".join(part for part in parts if part)

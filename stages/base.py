@@ -29,7 +29,8 @@ def main(params_file: Path = Path("params.yaml")) -> None:
         made = base.run(settings, data, paths.base, device=runtime.pick_device(how.device), progress=how.progress)
         for epoch, loss in enumerate(made.losses):
             run.log_metrics({"base/heads_loss": loss}, step=epoch)
-        run.log_metrics({"base/logit_scale": made.clip.facts["logit_scale"], "base/num_images": len(made.trained_on)})
+        scale, images = made.clip.facts["logit_scale"], len(made.trained_on)
+        run.log_metrics({"base_run/logit_scale": scale, "base_run/num_images": images})
         if made.trained_on:
             run.dataset("base", artifacts.sha256_file(paths.base / artifacts.TRAINED_ON), "base")
         run.log_artifact(paths.base / artifacts.MANIFEST)

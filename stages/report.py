@@ -1,7 +1,7 @@
 """Say what refinement changed and how sure that is: both evaluations -> data/report (HTML, Markdown, PNG).
 
-Verdict and headlines also go to data/report.json, DVC's metrics, and to MLflow's table under the same names. Prints the
-verdict; `python -m pipeline_lib.report` prints the table.
+Verdict and headlines also go to data/report.json, DVC's metrics, and to MLflow's table under the same names; p-values
+only there. Prints the verdict; `python -m pipeline_lib.report` prints the table.
 
     python -m stages.report
 """
@@ -32,11 +32,12 @@ def main(params_file: Path = Path("params.yaml")) -> None:
     with alone, tracking.stage_run("report", params_file, upstream=upstream) as run, scratch:
         page = report.run(inputs, target)
         found = report.summary(inputs)
-        artifacts.write_json(paths.report_numbers, found)
+        artifacts.write_json(paths.report_numbers, report.measured(found))
         run.headline(found)
         copies = report.write_copies(page, Path(scratch.name), took)
         for name in sorted(artifacts.read_manifest(target)["files"]):
-            run.log_artifact(copies.get(name, target / name), Path(name).parent.as_posix().removeprefix("."))
+            folder = Path(name).parent.as_posix().removeprefix(".")
+            run.log_artifact(copies.get(name, target / name), folder, on_row=name == report.HTML)
         run.output(artifacts.read_manifest(target)["digest"])
     made = f"\nComputed on: {took}." if took else ""
     print(f"\n{report.sentence(inputs)}{made}\nTable: python -m pipeline_lib.report. Page: {target / report.HTML}")

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from pipeline_lib.core import config, provenance
+from pipeline_lib.core.paths import STAGES
 from pipeline_lib.params.sections import SECTIONS
 
 ROOT = Path(__file__).parents[1]
-STAGES = ("base", "shard", "cache_teacher", "refine", "evaluate", "report")
 FREE = {"paths", "runtime", "tracking"}  # where and how, not what: in no stage's params
 
 

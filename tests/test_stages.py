@@ -237,3 +237,15 @@ def test_there_is_no_wide_except():
     for path in [*Path(ROOT / "pipeline_lib").rglob("*.py"), *Path(ROOT / "stages").glob("*.py")]:
         for number, line in enumerate(path.read_text().splitlines(), 1):
             assert not re.match(r"\s*except\s*:", line), f"{path}:{number}"
+
+
+@pytest.mark.parametrize("stage", ["shard", "cache_teacher", "evaluate"])
+def test_a_disk_without_room_is_refused_before_the_work(cached, monkeypatch, stage):
+    """That of `refine` is tested with it."""
+    usage = shutil.disk_usage(cached)._replace(free=10)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    folder = {"shard": "shards", "cache_teacher": "teacher", "evaluate": "eval"}[stage]
+    shutil.rmtree(cached / "data" / folder, ignore_errors=True)
+    with pytest.raises(UserError, match=rf"^\.checkpoints/{stage}-\w+: 0\.\d+ GB will be needed there, 0\.00 are free"):
+        run_stage(stage, cached)
+    assert not (cached / "data" / folder).exists()

@@ -7,6 +7,7 @@ group. See `unit` for what is written, and `reader` for why it is exact.
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -62,6 +63,9 @@ def run(
     made_by = [code_digest, provenance.package_versions(), device.type, torch.get_num_threads()]
     named = world.first_of(artifacts.digest([identity, made_by]))
     work = work_folders.work_directory("cache_teacher", named, paths.teacher)
+    if world.is_main:
+        needed = _bytes_needed(parts, student, teacher, settings, stores_pixels=stores_pixels)
+        work_folders.check_room(work, needed - work_folders.bytes_in(work))
     units = units_of(parts, work, student, stores_pixels=stores_pixels)
     started = time.perf_counter()
     cuts = fill(units, student, teacher, settings, how, world)
@@ -116,6 +120,16 @@ def run_pixels(paths: Paths, settings: CacheTeacherSettings, how: RuntimeSetting
     shutil.rmtree(work)
     num_images = sum(part.num_samples for part in parts)
     log.info("pixels of %d images stored in %s", num_images, pixels.pixels_directory(paths))
+
+
+def _bytes_needed(
+    parts: Sequence[shards.Part], student: Clip, teacher: Clip, settings: CacheTeacherSettings, *, stores_pixels: bool
+) -> int:
+    """Return the room that features and pixels take; token ids and digests are little beside them."""
+    num_images = sum(part.num_samples for part in parts)
+    num_rows = num_images + sum(part.num_captions for part in parts) if settings.mode == "cached" else 0
+    features = num_rows * teacher.embed_dim * getattr(torch, settings.dtype).itemsize
+    return features + num_images * 3 * math.prod(student.image_size) * stores_pixels
 
 
 def _pixels_fit(parts: Sequence[shards.Part], student: Clip, settings: CacheTeacherSettings, paths: Paths) -> bool:

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from pipeline_lib.core.schema import section
 
+STAGES = ("base", "shard", "cache_teacher", "refine", "evaluate", "report")
+"""In the order of the pipeline."""
+
 MODELS = ("base", "refined")
 """What is evaluated."""
 

@@ -113,8 +113,13 @@ def leave_ctrl_c_to_parent(_worker: int = 0) -> None:
 
 
 def end_with_parent(_worker: int = 0) -> None:
-    """Let a worker process, forked by the stage, end when the stage does, however that ends; leave Ctrl-C to it."""
+    """Let a worker process, forked by the stage, end when the stage does, however that ends; leave signals to it.
+
+    A SIGTERM to the whole process group so ends a stage in one line; the stage kills its workers, which it forked with
+    its own handler.
+    """
     leave_ctrl_c_to_parent()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     parent = multiprocessing.parent_process()

@@ -100,6 +100,11 @@ def check_room(folder: Path, num_bytes: int) -> None:
         )
 
 
+def bytes_in(folder: Path) -> int:
+    """Return the bytes of the files below `folder`, as a killed run has left them; 0 where it is not there."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
 def _renames(home: Path, parent: Path) -> bool:
     """Return whether a folder below `home` can be renamed into `parent`; not so between file systems, or mounts.
 

@@ -321,6 +321,9 @@ def run(
     clip, base_weights = open_model(name, paths, runtime.pick_device(how.device))
     inputs = dataclasses.replace(open_inputs(paths.shards, settings), base_weights=base_weights)
     kept = _work_directory(name, clip, inputs, settings, world, paths.eval / name)
+    if world.is_main:
+        num_rows = sum(part.num_samples + part.num_captions for part in inputs.all_sets)
+        work_folders.check_room(kept, 4 * num_rows * clip.embed_dim - work_folders.bytes_in(kept))
     embedder = Embedder(
         clip=clip,
         batch_size=settings.batch_size,

@@ -72,7 +72,7 @@ def run(job: Job) -> dict[str, Any]:
     checkpoints.resume(state)
     if state.step == 0:
         norms = measure_raw_norms(student, setup)
-        job.run.log_metrics({f"refine/{name}": value for name, value in norms.items()})
+        job.run.log_metrics({f"refine_run/{name}": value for name, value in norms.items()})
     measured |= run_steps(state, setup, checkpoints, job.runtime, job.run)
     checks.check_weights(student)
     state.optimizer.zero_grad()  # makes room for the saved model, which is loaded back
@@ -145,7 +145,7 @@ def _open_checkpoints(job: Job, setup: Setup, student: Clip, cache_digest: str) 
     run_fingerprint = artifacts.digest([*identity, job.blocks[job.settings.recipe], job.code_digest])
     work = work_folders.work_directory("refine", run_fingerprint, job.paths.refined)
     if job.world.is_main:
-        work_folders.check_room(work, _bytes_needed(job, setup, student) - _bytes_in(work))
+        work_folders.check_room(work, _bytes_needed(job, setup, student) - work_folders.bytes_in(work))
     return Checkpoints(work=work, setup=setup, runtime=job.runtime, run=job.run)
 
 
@@ -155,10 +155,6 @@ def _bytes_needed(job: Job, setup: Setup, student: Clip) -> int:
     trained = [parameter.nbytes for _, parameter in named_trainable(student)]
     checkpoint = sum(sizes) + 2 * sum(trained)
     return 2 * checkpoint if setup.plan.num_steps > job.runtime.checkpoint_every else checkpoint
-
-
-def _bytes_in(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def _made_with(job: Job) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pipeline_lib.report.page import Fact, Page, Section, plain_text, to_html, t
 
 STAGE = "report"
 HTML, MARKDOWN = "report.html", "report.md"
+P_VALUE = "_adjusted_p"  # ending of a name in `summary`
 
 
 def compose_page(inputs: ReportInputs) -> Page:
@@ -82,11 +84,16 @@ def summary(inputs: ReportInputs) -> dict[str, float | str]:
         if row.adjusted_p is not None:
             name = f"{row.after.set_name}/{row.after.key}"
             values |= {name: row.after.value, f"{name}_difference": row.difference.value}
-            values[f"{name}_adjusted_p"] = row.adjusted_p
+            values[f"{name}{P_VALUE}"] = row.adjusted_p
     for name, gap in inputs.gaps.items():
         values[f"{name}/centroid_distance"] = gap.refined
         values[f"{name}/centroid_distance_difference"] = gap.refined - gap.base
     return {**{name: float(f"{value:.4g}") for name, value in values.items()}, "verdict": sentence(inputs)}
+
+
+def measured(values: Mapping[str, float | str]) -> dict[str, float | str]:
+    """Return the `summary` without p-values, which differ between any two runs and would be rows of every diff."""
+    return {name: value for name, value in values.items() if not name.endswith(P_VALUE)}
 
 
 def terminal_table(inputs: ReportInputs) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from pipeline_lib import terminal
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.core.shards import read_index
+from pipeline_lib.core.work_folders import bytes_in, check_room
 from pipeline_lib.shard.jobs import FileJob, Job, TarJob
 from pipeline_lib.shard.records import Record, Result
 from pipeline_lib.shard.triage import Rules
@@ -21,6 +23,7 @@ from pipeline_lib.sources.parts import ListCheck, Splitter, check_keys, checked
 from pipeline_lib.sources.samples import Sample, Source
 
 log = logging.getLogger(__name__)
+SIZED = 100  # one in so many images is asked for its size before any is copied
 NAMED = 5  # bad samples named in a message
 FIRST = 3  # samples of which the log says what is joined
 
@@ -35,6 +38,8 @@ class SetWriter:
     known_answers: Mapping[str, Any] = field(default_factory=dict)  # by part, see `known_answers.read_known_answers`
     records: dict[str, list[Record]] = field(default_factory=dict)
     similar: dict[str, list[tuple[str, str]]] = field(default_factory=dict)  # by part: (key, part with one like it)
+    num_listed: int = 0  # samples in parts that are written; 0 of tars, which are listed as they are indexed
+    sizes: list[int] = field(default_factory=list)  # bytes of every `SIZED`th of them
     in_no_part: int = 0
     ignored: Counter[str] = field(default_factory=Counter)  # files and members that are not read, by reason
     resumed: int = 0
@@ -53,8 +58,25 @@ class SetWriter:
         check_keys(self._indexed if self.source.tars else self._listed, self.source.name)
 
     def _listed(self) -> Iterator[tuple[str, str]]:
-        samples = checked(self.source.samples, self.splitter, whole=self.source.samples.whole)
-        return ((sample.key, sample.image.where) for sample in samples)
+        self.num_listed, self.sizes, parts = 0, [], self.parts
+        for sample in checked(self.source.samples, self.splitter, whole=self.source.samples.whole):
+            if self.splitter(sample) in parts:
+                if self.num_listed % SIZED == 0:
+                    with suppress(OSError):  # a missing image is found where it is read
+                        self.sizes.append(sample.image.size)
+                self.num_listed += 1
+            yield sample.key, sample.image.where
+
+    def _check_room(self) -> None:
+        """Refuse a set whose images do not fit on the disk, before the first is copied.
+
+        Raises:
+            UserError: They do not, by the mean of the sizes that were looked at.
+        """
+        if self.sizes:
+            mean = sum(self.sizes) / len(self.sizes)
+            finished = sum(bytes_in(self.rules.output / part) for part in self.parts)
+            check_room(self.rules.work, int(mean * self.num_listed) - finished)
 
     def _indexed(self) -> Iterator[tuple[str, str]]:
         for record in (record for part in self.parts for record in self.records[part]):
@@ -101,6 +123,7 @@ class SetWriter:
         self._check_rows()
         if not self.source.tars:
             self.check_keys()
+            self._check_room()
         lists = self._run(workers, progress)
         if self.source.tars:
             self.check_keys()
@@ -120,9 +143,11 @@ class SetWriter:
 
     def _run(self, workers: Workers, progress: bool) -> ListCheck:
         """Take the results of all jobs; return which lines of the list files named samples of tars."""
-        lists = ListCheck(self.splitter)
-        with terminal.progress(None, label=f"shard {self.source.name}", enabled=progress, unit=" images") as bar:
-            for result in workers.run(self.jobs(), bar):
+        lists, tars = ListCheck(self.splitter), self.source.tars
+        how = {"total": len(tars), "unit": "tar"} if tars else {"total": self.num_listed, "unit": "img"}
+        with terminal.progress(None, label=f"shard {self.source.name}", enabled=progress, **how) as bar:
+            for result in workers.run(self.jobs()):
+                bar.update(1 if tars else sum(record.read for record in result.records))
                 self._take(result)
                 for line, where in result.named:
                     lists.add(line, where)
@@ -208,11 +233,10 @@ class SetWriter:
     def exclude(self, workers: Workers, found: Mapping[str, Mapping[tuple[str, str], str]]) -> None:
         """Write the jobs named in `found` again, without the samples {(part, key): reason}."""
         again = (dataclasses.replace(job, excluded=found[job.name]) for job in self.jobs() if job.name in found)
-        with terminal.progress(None, label="", enabled=False) as bar:
-            for record in (record for result in workers.run(again, bar) for record in result.records):
-                if record.part in self.records:
-                    place = [old.job for old in self.records[record.part]].index(record.job)
-                    self.records[record.part][place] = record
+        for record in (record for result in workers.run(again) for record in result.records):
+            if record.part in self.records:
+                place = [old.job for old in self.records[record.part]].index(record.job)
+                self.records[record.part][place] = record
 
 
 def first_named(names: Sequence[str]) -> str:

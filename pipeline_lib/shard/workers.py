@@ -12,7 +12,6 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline_lib.core import runtime
 from pipeline_lib.core.errors import UserError
@@ -41,7 +40,7 @@ class Workers:
     pool: ProcessPoolExecutor
     count: int
 
-    def run(self, jobs: Iterable[Job], bar: Any) -> Iterator[Result]:
+    def run(self, jobs: Iterable[Job]) -> Iterator[Result]:
         """Yield results in the order of the jobs; only a few jobs are drawn ahead of the slowest."""
         waiting: deque[Future[Result]] = deque()
 
@@ -49,7 +48,6 @@ class Workers:
             result = waiting.popleft().result()
             if runtime.stop_requested():
                 raise runtime.Stopped
-            bar.update(sum(record.read for record in result.records))
             return result
 
         for job in jobs:

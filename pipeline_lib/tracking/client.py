@@ -93,6 +93,12 @@ class Client:
             raise UserError(f"tracking.experiment: `{name}` was deleted; restore it in MLflow or choose another name")
         return found.experiment_id
 
+    def refresh_views(self) -> None:
+        """Bring the experiment's description and saved views to the form that this version gives a new one."""
+        tags = self.mlflow.get_experiment(self.experiment_id).tags
+        for name, text in views.changed_tags(tags, now()).items():
+            self.mlflow.set_experiment_tag(self.experiment_id, name, text)
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Let one process at a time make the store, or find and create a row."""

@@ -30,7 +30,7 @@ BESIDE = ("-journal", "-wal", "-shm")  # endings of the files that sqlite keeps 
 
 
 def make_whole(file: Path) -> None:
-    """Make the store `file` where there is none, and upgrade one that lacks tables; one that is whole is left alone.
+    """Make the store `file` where there is none, and upgrade an older MLflow's; one of this MLflow is left alone.
 
     The store as it was before an upgrade is kept as `<name>.before-upgrade`.
 
@@ -39,7 +39,7 @@ def make_whole(file: Path) -> None:
         MlflowException: A new store cannot be made.
     """
     is_new = not file.exists() or file.stat().st_size == 0  # empty: whoever opened it first was killed
-    if not is_new and not _missing_tables(file):
+    if not is_new and _is_current(file):
         return
     file.parent.mkdir(parents=True, exist_ok=True)
     with _beside(file) as work:
@@ -51,19 +51,22 @@ def make_whole(file: Path) -> None:
         os.replace(work, file)
 
 
-def _missing_tables(file: Path) -> set[str]:
-    """Return the tables that this MLflow has and the store has not."""
+def _is_current(file: Path) -> bool:
+    """Return whether a store has the tables of this MLflow, in their latest form."""
     import mlflow.store.tracking.sqlalchemy_store  # noqa: F401  # which declares all tables
     from mlflow.store.db.base_sql_model import Base
+    from mlflow.store.db.utils import _get_latest_schema_revision
 
     try:
         with closing(sqlite3.connect(file)) as database:
             found = {name for (name,) in database.execute("select name from sqlite_master where type = 'table'")}
+            revision = database.execute("select version_num from alembic_version") if "alembic_version" in found else []
+            revisions = [number for (number,) in revision]
     except sqlite3.OperationalError:  # busy, or not to be opened: that is no fault of its content
         raise
     except sqlite3.DatabaseError as error:
         raise _broken(file, error) from None
-    return set(Base.metadata.tables) - found
+    return found >= set(Base.metadata.tables) and revisions == [_get_latest_schema_revision()]
 
 
 def _upgrade(file: Path, work: Path) -> None:
@@ -71,12 +74,24 @@ def _upgrade(file: Path, work: Path) -> None:
     with closing(sqlite3.connect(file)) as old, closing(sqlite3.connect(work)) as copy:
         old.backup(copy)
     try:
+        _let_mlflow_upgrade(work)
         _let_mlflow_make(work)
     except Exception as error:
+        if "Can't locate revision" in str(error):
+            raise UserError(f"{file.name} is of a newer MLflow than the one installed; `make install`") from None
         raise _broken(file, error) from None
     kept = file.with_name(f"{file.name}.before-upgrade")
     shutil.copyfile(file, kept)
     log.warning("%s was upgraded for this MLflow; as it was before, it is kept as %s", file.name, kept.name)
+
+
+def _let_mlflow_upgrade(work: Path) -> None:
+    """Bring the tables to their latest form; MLflow does by itself only where one is missing."""
+    from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
+
+    engine = create_sqlalchemy_engine(f"sqlite:///{work}")
+    _initialize_tables(engine)
+    engine.dispose()
 
 
 def _let_mlflow_make(work: Path) -> None:

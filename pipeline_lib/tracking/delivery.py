@@ -25,6 +25,8 @@ from pipeline_lib.tracking.text import reason
 SEND_SHARE = 0.005  # the largest share of the machine that deliveries may take
 ORPHAN_SECONDS = 60  # longest life of a sending process whose stage was killed
 
+log = logging.getLogger("pipeline_lib.tracking")
+
 
 def merged(ops: Iterable[tuple[Op, int]]) -> Iterator[tuple[Op, int]]:
     """Yield the operations, each with the offset behind it; neighbouring points are joined up to `MAX_POINTS`."""
@@ -88,6 +90,7 @@ class Job:
         self._retry_at = 0.0
         self._sampled = time.monotonic()
         self._monitor: Any = None
+        self._offered = {self.spool.path}
 
     def state(self) -> dict[str, Any]:
         """Return what the stage is answered: `error` and `done`."""
@@ -98,6 +101,16 @@ class Job:
         with suppress(Exception):
             delete_runs(self._open().client, self.spool.first()["uid"])
             self.spool.delete()
+
+    def deliver_left(self) -> None:
+        """Deliver one spool that an earlier stage left, to a store that answers."""
+        left = [] if self.error or self._target is None else Spool.all(Path(self._told["root"]))
+        spool = next((one for one in left if one.path not in self._offered), None)
+        if spool is not None:
+            self._offered.add(spool.path)
+            with suppress(Exception):  # it stays, and `lineage sync` says why
+                if deliver(spool, self._open()):
+                    log.warning("sent what an earlier run had left in %s", spool.path.name)
 
     def attempt(self, *, at_once: bool) -> None:
         """Deliver what is new. A store that failed is left in peace for a while, unless it must be `at_once`."""
@@ -164,30 +177,42 @@ class Job:
 def work(commands: queue.Queue[dict[str, Any] | None], say: Callable[[dict[str, Any]], None]) -> None:
     """Carry out commands until there are no more (None); between them, deliver at the job's pace."""
     job: Job | None = None
-    while True:
-        try:
-            told = commands.get(timeout=job.pause if job else None)
-        except queue.Empty:
-            told = {"do": "tick", "number": 0}
-        if told is None:
-            break
+    while (told := _next(commands, job)) is not None:
         if told["do"] == "send":
-            if job is not None:
-                job.drop()
-            for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
-                del os.environ[name]
-            os.environ.update(told["environment"])
-            job = Job(told)
+            job = _begin(told, job)
         assert job is not None, "the first command is `send`"
-        job.end = told.get("op")
         before = job.error
-        job.attempt(at_once=told["do"] != "tick")
+        if told["do"] == "drop":
+            job.drop()
+        else:
+            job.end = told.get("op")
+            job.attempt(at_once=told["do"] != "tick")
         if told["number"] or job.error != before:
             say({"number": told["number"], **job.state()})
-        if told["do"] == "end":
+        if told["do"] in ("end", "drop"):
             job = None
+        elif commands.empty():
+            job.deliver_left()
     if job is not None:
         job.end_for_stage()
+
+
+def _next(commands: queue.Queue[dict[str, Any] | None], job: Job | None) -> dict[str, Any] | None:
+    """Return the next command; `tick` where none comes for the job's pause."""
+    try:
+        return commands.get(timeout=job.pause if job else None)
+    except queue.Empty:
+        return {"do": "tick", "number": 0}
+
+
+def _begin(told: dict[str, Any], former: Job | None) -> Job:
+    """Begin the job of a command `send`, in whose place a former one that has not ended goes."""
+    if former is not None:
+        former.drop()
+    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+        del os.environ[name]
+    os.environ.update(told["environment"])
+    return Job(told)
 
 
 class _Relay(logging.Handler):

@@ -21,6 +21,7 @@ from pipeline_lib.tracking.spool import Op, now
 from pipeline_lib.tracking.text import public, safe_name
 
 SOURCES = (".py", ".j2")  # endings of what decides a result
+REWRITTEN = ("dvc.lock", "report.json")  # by every run
 
 
 def start_op(
@@ -117,7 +118,7 @@ def row_tags(params_file: Path, origin: Mapping[str, str] | None = None) -> dict
 
 
 def git_tags(folder: Path) -> dict[str, str]:
-    """Return the commit, whether code or tracked files differ from it, and which; not dvc.lock, which runs rewrite."""
+    """Return the commit, whether code or tracked files differ from it, and which; not those that runs rewrite."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(folder), *arguments]
@@ -130,7 +131,7 @@ def git_tags(folder: Path) -> dict[str, str]:
     except (OSError, subprocess.SubprocessError):
         return {}  # not a repository, no commit yet, or no git
     changed = [line[3:] for line in listed if not line.startswith("?? ") or line.endswith(".py")]  # code counts if new
-    changed = [name.removeprefix(below) for name in changed if Path(name).name != "dvc.lock"]
+    changed = [name.removeprefix(below) for name in changed if Path(name).name not in REWRITTEN]
     dirty = {"git.dirty": "true", "git.changed": " ".join(changed)[:500]} if changed else {"git.dirty": "false"}
     return {"mlflow.source.git.commit": commit, **dirty}
 

@@ -70,6 +70,15 @@ def end(client: Client, row_id: str, time: int) -> None:
         client.mlflow.set_terminated(row_id, status, time)
 
 
+def forget(client: Client, run: Record) -> None:
+    """Take a run that was deleted off its row, whose status then is that of its other stages."""
+    row, tag = client.run(run.tags["mlflow.parentRunId"]), f"stage.{run.tags['stage']}"
+    if not row.deleted and row.tags.get(f"{tag}.run_id") == run.run_id:
+        for name in (tag, f"{tag}.run_id"):
+            client.mlflow.delete_tag(row.run_id, name)
+        end(client, row.run_id, now())
+
+
 def add_columns(client: Client, metrics: Iterable[str]) -> None:
     """Give these metrics a column each in the experiment's view of rows."""
     tags = client.mlflow.get_experiment(client.experiment_id).tags

@@ -27,6 +27,7 @@ log = logging.getLogger("pipeline_lib.tracking")
 
 SYNC = "python -m pipeline_lib.lineage sync"
 WAIT_REMOTE, WAIT_LOCAL = 8.0, 60.0  # seconds; longest wait at the end in `best_effort` (a new local store is slow)
+REFUSED_WITHIN = 60.0  # seconds; a stage that ends later for its user to mend has a run that says so
 RESUME_PATIENCE = 10.0  # seconds that the sender of a killed process gets to deliver what that left
 
 
@@ -46,8 +47,11 @@ class Run:
     def headline(self, values: Mapping[str, float | str]) -> None:
         """Log the few final numbers by which configurations are compared, on run and row; text becomes a tag."""
 
-    def log_artifact(self, path: Path, folder: str = "") -> None:
-        """Keep a copy of the file `path` below `folder` of the run's artifacts (the file may vanish afterwards)."""
+    def log_artifact(self, path: Path, folder: str = "", *, on_row: bool = False) -> None:
+        """Keep a copy of the file `path` below `folder` of the run's artifacts (the file may vanish afterwards).
+
+        `on_row`: and of those of the configuration's row.
+        """
 
     def dataset(self, name: str, digest: str, context: str) -> None:
         """Log a data set that this run reads (an MLflow input); `context` says what for: `refine`, `val`, ..."""
@@ -72,6 +76,8 @@ class Run:
 def stage_run(stage: str, params_file: Path, *, upstream: Mapping[str, str] | None = None) -> Iterator[Run]:
     """Track one execution of a stage; its run ends FINISHED, FAILED or KILLED as the block does.
 
+    One that is refused as it begins, for a mistake in params.yaml, leaves no run.
+
     Args:
         stage: The stage's name as in dvc.yaml; one item of a matrix as `evaluate@refined`.
         params_file: params.yaml; its dotted keys become the run's parameters.
@@ -95,7 +101,10 @@ def stage_run(stage: str, params_file: Path, *, upstream: Mapping[str, str] | No
         yield run
     except BaseException as error:
         with suppress(UserError):  # the stage's own error is the one to see
-            run.end(status_of(error), public(f"{type(error).__name__}: {error}".splitlines()[0]))
+            if isinstance(error, UserError) and run.has_just_begun:
+                run.drop()
+            else:
+                run.end(status_of(error), public(f"{type(error).__name__}: {error}".splitlines()[0]))
         raise
     run.end("FINISHED")
 
@@ -141,7 +150,7 @@ class TrackedRun(Run):
         self._root, self._settings, self._start = root, settings, start
         self._spool = Spool.of(root, start["stage"], start["uid"])
         self._began = time.monotonic()
-        self._output, self._resumed = "", False
+        self._output, self._resumed, self._measured = "", False, False
         self._sender: Sender | None = None
 
     @property
@@ -176,6 +185,7 @@ class TrackedRun(Run):
     @_guarded
     def log_metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         """See `Run`."""
+        self._measured = True
         self._spool.append({"op": "metrics", "points": _points(values, step)})
 
     @_guarded
@@ -186,9 +196,10 @@ class TrackedRun(Run):
         self._spool.append({"op": "headline", "points": _points(numbers, None), "texts": texts})
 
     @_guarded
-    def log_artifact(self, path: Path, folder: str = "") -> None:
+    def log_artifact(self, path: Path, folder: str = "", *, on_row: bool = False) -> None:
         """See `Run`."""
-        self._spool.append({"op": "artifact", "file": self._spool.keep(path), "folder": folder})
+        self._measured = True
+        self._spool.append({"op": "artifact", "file": self._spool.keep(path), "folder": folder, "on_row": on_row})
 
     @_guarded
     def dataset(self, name: str, digest: str, context: str) -> None:
@@ -253,6 +264,19 @@ class TrackedRun(Run):
             self.check(f"; what the stage made is whole, `dvc commit {name}` keeps it")
         self.check()
         self._warn_failed()
+
+    @property
+    def has_just_begun(self) -> bool:
+        """Return whether nothing was measured yet, in this process or one that it resumes."""
+        return not (self._measured or self._resumed) and time.monotonic() - self._began < REFUSED_WITHIN
+
+    @_guarded
+    def drop(self) -> None:
+        """Delete the run, and the row that was made for it alone; where the store fails, `sync` does later."""
+        self._spool.append({"op": "dropped"})
+        if self._sender and self._sender.wait(self._sender.drop(), WAIT_REMOTE):
+            self._sender.give_back()
+        self._spool.close()
 
     def settle(self) -> None:
         """See `Run`."""

@@ -100,6 +100,10 @@ class Sender:
         """Deliver what is left, and `op`, the spool's last operation, even if the disk had no room for it."""
         return self._ask("end", op=op)
 
+    def drop(self) -> int:
+        """Delete the run, and its spool."""
+        return self._ask("drop")
+
     def wait(self, number: int, timeout: float | None) -> bool:
         """Wait until the command with this number has been tried; return False after `timeout` seconds."""
         with self._changed:

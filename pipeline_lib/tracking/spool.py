@@ -15,12 +15,14 @@ metrics   points                      any time, by the stage             points 
 headline  points texts                any time, by the stage             equal points are one in MLflow; tags are set
 artifact  file (of the folder)        any time, by the stage             the same file is uploaded to the same place
           folder (in MLflow)
+          [on_row]
 dataset   name digest context         any time, by the stage             MLflow knows an input by name and digest
 output    digest                      any time, by the stage             a tag is set
 end       status message time         last, by the stage; as KILLED      no second point of `seconds` with one time;
           [seconds]                   without seconds by who delivers    the status is set
 dropped                               instead of `end`, by a stage that  the run is deleted, with a row that was made
-                                      resumes another run                for it alone, if they are still there
+                                      resumes another run, or is         for it alone, if they are still there
+                                      refused as it begins
 
 A sender process (`delivery.main`) reads the spool while the stage appends; `lineage sync` (`delivery.deliver`) reads
 one whose stage is gone. Both go from the first line to the last and repeat an operation that failed; the next delivery

@@ -156,8 +156,11 @@ def _headline(client: Client, op: Op, target: Target) -> None:
 
 
 def _artifact(client: Client, op: Op, target: Target) -> None:
-    if (file := target.spool.file_of(op)).is_file():  # not: a delivery was cut off while it removed the spool
-        client.mlflow.log_artifact(target.run_id, str(file), op["folder"] or None)
+    if not (file := target.spool.file_of(op)).is_file():
+        return  # a delivery was cut off while it removed the spool
+    client.mlflow.log_artifact(target.run_id, str(file), op["folder"] or None)
+    if op.get("on_row") and _updates_row(client, target):
+        client.mlflow.log_artifact(target.row_id, str(file), op["folder"] or None)
 
 
 def _dataset(client: Client, op: Op, target: Target) -> None:
@@ -204,6 +207,7 @@ def delete_runs(client: Client, uid: str, *, keep_run: str = "", keep_row: str =
     for run in client.find({"run.uid": uid}, limit=10):
         if run.run_id != keep_run:
             client.mlflow.delete_run(run.run_id)
+            rows.forget(client, run)
     for row in client.find({"row.uid": uid}, limit=10):
         if row.run_id != keep_row and not client.find({"mlflow.parentRunId": row.run_id}):
             client.mlflow.delete_run(row.run_id)

@@ -185,8 +185,9 @@ def test_stage_writes_the_folder_and_prints_the_table(project, monkeypatch, caps
     logged = []
     texts = {}
 
-    def log_artifact(self, path, folder=""):
+    def log_artifact(self, path, folder="", *, on_row=False):
         logged.append((path.name, folder))
+        assert on_row == (path.name == "report.html")
         texts[path.name] = path.read_bytes()
 
     monkeypatch.setattr(tracking.Run, "log_artifact", log_artifact)

@@ -40,7 +40,7 @@ SETS = st.lists(
 class InThisProcess:
     """The jobs one after the other, as a worker runs them."""
 
-    def run(self, jobs, bar):
+    def run(self, jobs):
         return map(run_job, jobs)
 
 
@@ -69,6 +69,7 @@ def test_read_is_used_and_left_out_by_key_however_a_set_is_damaged(tmp_path_fact
     samples = [*((f"sound {n}", "good", ["x"], False) for n in range(12)), *samples]  # so that no part is empty
     root = tmp_path_factory.mktemp("set")
     keys = write_set(root / "set", kind, samples)
+    (root / "work").mkdir()
     parts = {"refine": 0.5, "val": 0.3}
     rules = Rules(work=root / "work", settings=small_sets.settings(max_bad_share=1.0), captioned=True, tasks={})
     source = open_source(data(root / "set", kind, parts=parts))

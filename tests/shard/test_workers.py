@@ -20,7 +20,7 @@ def run_after_a_kill(victim):
         killed.kill()
         while killed.is_running() and killed.status() != psutil.STATUS_ZOMBIE:
             time.sleep(0.01)
-        list(workers.run([SimpleNamespace()] * 20, SimpleNamespace(update=lambda count: None)))
+        list(workers.run([SimpleNamespace()] * 20))
 
 
 @pytest.mark.parametrize("victim", ["worker", "their server"])

@@ -17,8 +17,8 @@ from tests.tracked_project import (
 def test_a_store_of_another_version_is_one_sentence(tmp_path):
     params = make_project(tmp_path)
     with sqlite3.connect(tmp_path / "mlflow.db") as database:
-        database.execute("update alembic_version set version_num = '451aebb31d03'")
-    with pytest.raises(UserError, match="out-of-date database schema"):
+        database.execute("update alembic_version set version_num = 'ffffffffffff'")
+    with pytest.raises(UserError, match="is of a newer MLflow than the one installed"):
         do("base", params)
 
 

@@ -4,11 +4,13 @@ import shutil
 import signal
 import sqlite3
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
 from pipeline_lib import tracking
 from pipeline_lib.core.errors import UserError
+from pipeline_lib.tracking import database
 from pipeline_lib.tracking.spool import Spool
 from tests.tracked_project import client_of, do, log_note, make_project, python, runs_of
 
@@ -131,3 +133,43 @@ def test_runs_that_were_deleted_for_good_block_no_later_one(tmp_path):
     do("shard", params, upstream={"base": "digest of base"})
     assert [row.data.tags["stage.shard"] for row in runs_of(client, "pipeline")] == ["executed"]
     assert not Spool.all(tmp_path)
+
+
+def revision_of(file):
+    with closing(sqlite3.connect(file)) as opened:
+        return opened.execute("select version_num from alembic_version").fetchone()[0]
+
+
+def set_revision(file, revision):
+    with closing(sqlite3.connect(file)) as opened, opened:
+        opened.execute("update alembic_version set version_num = ?", (revision,))
+
+
+def test_a_store_with_all_tables_in_an_older_form_is_upgraded_beside_its_place(tmp_path, monkeypatch):
+    """MLflow itself would refuse it and ask for `mlflow db upgrade`. Here a migration that only changes columns."""
+    make_project(tmp_path)
+    file, opened = tmp_path / "mlflow.db", []
+    newest = revision_of(file)
+    set_revision(file, "older")
+
+    def migrate(engine):
+        opened.append(Path(engine.url.database))
+        set_revision(opened[-1], newest)
+
+    monkeypatch.setattr("mlflow.store.db.utils._upgrade_db", migrate)
+    database.make_whole(file)
+    assert revision_of(file) == newest
+    assert revision_of(file.with_name("mlflow.db.before-upgrade")) == "older"
+    assert file not in opened
+    database.make_whole(file)
+    assert len(opened) == 1
+
+
+def test_a_store_of_a_newer_mlflow_stays_as_it_is(tmp_path):
+    make_project(tmp_path)
+    file = tmp_path / "mlflow.db"
+    set_revision(file, "ffffffffffff")
+    before = file.read_bytes()
+    with pytest.raises(UserError, match=r"^mlflow.db is of a newer MLflow than the one installed; `make install`$"):
+        database.make_whole(file)
+    assert file.read_bytes() == before

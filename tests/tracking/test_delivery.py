@@ -213,3 +213,17 @@ def test_what_a_request_that_seemed_lost_made_after_all_is_removed(tmp_path, mon
     assert [len(runs_of(store.client.mlflow, kind)) for kind in ("pipeline", "stage")] == [2, 2]
     lineage.sync(params)
     assert [len(runs_of(store.client.mlflow, kind)) for kind in ("pipeline", "stage")] == [1, 1]
+
+
+def test_the_next_stage_sends_what_an_earlier_one_had_to_leave(tmp_path, monkeypatch):
+    params = make_project(tmp_path, mode="best_effort")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", CLOSED)
+    do("base", params)
+    assert len(Spool.all(tmp_path)) == 1
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with tracking.stage_run("shard", params):
+        wait_until(lambda: len(Spool.all(tmp_path)) == 1)
+    assert Spool.all(tmp_path) == []
+    [row] = runs_of(client_of(tmp_path), "pipeline")
+    assert {row.data.tags[f"stage.{stage}"] for stage in ("base", "shard")} == {"executed"}
+    assert {run.info.status for run in runs_of(client_of(tmp_path), "stage")} == {"FINISHED"}

@@ -17,6 +17,7 @@ from pipeline_lib import tracking
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.core.runtime import Stopped
 from pipeline_lib.lineage import commands as lineage
+from pipeline_lib.tracking import run as module
 from pipeline_lib.tracking import sender, times
 from pipeline_lib.tracking.run import status_of
 from pipeline_lib.tracking.spool import Spool
@@ -322,3 +323,54 @@ def test_best_effort_swallows_its_own_mistakes(tmp_path, caplog):
         run.log_metrics({"loss": 1.0}, step=0)
     assert any("the work goes on" in record.getMessage() for record in caplog.records)
     assert runs_of(client_of(tmp_path), "stage")[0].info.status == "FINISHED"
+
+
+def refuse(stage, params, resumed="", points=()):
+    """A stage that says what its user should mend."""
+    with tracking.stage_run(stage, params) as run:
+        if resumed:
+            run.resume(resumed)
+        for step, loss in enumerate(points):
+            run.log_metrics({"refine/loss": loss}, step=step)
+        raise UserError("params.yaml: a typo")
+
+
+def test_a_start_that_is_refused_leaves_no_red_row(tmp_path):
+    """Not even on a row that other stages have; nor the tags by which that said that the stage ran."""
+    params = make_project(tmp_path)
+    with pytest.raises(UserError):
+        refuse("base", params)
+    assert runs_of(client_of(tmp_path), "pipeline") == []
+    do("base", params)
+    with pytest.raises(UserError):
+        refuse("shard", params)
+    (row,), (run,) = (runs_of(client_of(tmp_path), kind) for kind in ("pipeline", "stage"))
+    assert (row.info.status, run.data.tags["stage"]) == ("FINISHED", "base")
+    assert not [name for name in row.data.tags if name.startswith("stage.shard")]
+    assert not (tmp_path / ".tracking-spool").exists()
+
+
+@pytest.mark.parametrize("moment", ["measured", "late", "resumed"])
+def test_what_is_refused_after_some_work_is_a_failure(tmp_path, monkeypatch, moment):
+    params, before = make_project(tmp_path), ""
+    monkeypatch.setattr(module, "REFUSED_WITHIN", -1.0 if moment == "late" else 60.0)
+    if moment == "resumed":
+        with tracking.stage_run("refine", params) as run:
+            before = run.run_id
+            run.log_metrics({"refine/loss": 1.0}, step=0)
+    with pytest.raises(UserError):
+        refuse("refine", params, before, [1.0] if moment == "measured" else [])
+    [run] = runs_of(client_of(tmp_path), "stage")
+    assert (run.info.status, run.data.tags["error"]) == ("FAILED", "UserError: params.yaml: a typo")
+
+
+def test_a_row_carries_the_files_that_are_meant_for_it(tmp_path):
+    params, page = make_project(tmp_path), tmp_path / "page.html"
+    page.write_text("<p>Better.</p>")
+    with tracking.stage_run("report", params) as run:
+        run.log_artifact(page, on_row=True)
+        log_note(run)
+    client = client_of(tmp_path)
+    (row,), (run,) = (runs_of(client, kind) for kind in ("pipeline", "stage"))
+    assert [file.path for file in client.list_artifacts(row.info.run_id)] == ["page.html"]
+    assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["note.md", "page.html"]

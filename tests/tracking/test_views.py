@@ -21,7 +21,7 @@ from tests.tracked_project import (
 def test_the_table_of_rows_comes_with_columns_that_grow_with_what_is_measured(tmp_path):
     """MLflow's page shows no number until one picks it, or a saved view does."""
     params = make_project(tmp_path)
-    do("report", params, set__recall=0.1, verdict="Better.")
+    do("report", params, set__recall=0.1, set__recall_difference=0.01, verdict="Better.")
     change(params, "recipe: clip_refine", "recipe: hycd")
     do("report", params, other__top1=0.1, set__recall=0.2)
     client = client_of(tmp_path)
@@ -30,7 +30,7 @@ def test_the_table_of_rows_comes_with_columns_that_grow_with_what_is_measured(tm
     state = json.loads(view["state"])
     assert (view["name"], state["searchFilter"]) == ("Configurations", "tags.kind = 'pipeline'")
     columns = state["selectedColumns"]
-    assert columns[-2:] == ["metrics.`set/recall`", "metrics.`other/top1`"]
+    assert columns[:3] == ["metrics.`set/recall`", "metrics.`other/top1`", "tags.`verdict`"]
     assert len(columns) == len(set(columns))
     rows = runs_of(client, "pipeline")
     for name in (column.split("`")[1] for column in columns):  # each is one that some row fills
@@ -57,3 +57,22 @@ def test_a_row_of_the_table_is_the_verdict_the_headlines_and_the_gap(tmp_path, m
     assert len(found) == 3 * len(headlines) + 3
     numbers = [value for value in found.values() if not isinstance(value, str)]
     assert numbers == [float(f"{value:.4g}") for value in numbers]  # four digits, as a table can show them
+
+
+def test_five_headlines_stand_before_the_sentence_on_a_page_of_1400_pixels():
+    """The page's own columns, its frame and the names of runs take 635 of them."""
+    names = [f"{part}/zero_shot_category_top1" for part in "abcde"]
+    more = [f"{name}{ending}" for name in names for ending in ("_difference", "_adjusted_p")]
+    view = views.configurations({}, [*more, *names, "a/centroid_distance"], 0)["mlflow.sharedViewState.configurations"]
+    state = json.loads(json.loads(view)["state"])
+    columns = state["columnOrder"]
+    before = columns[: columns.index("tags.`verdict`")]
+    assert before == [f"metrics.`{name}`" for name in names]
+    assert 635 + sum(state["columnWidths"][column] for column in before) <= 1400
+
+
+def test_addresses_open_the_part_of_the_page_that_is_for_training():
+    assert views.address("http://x", "7", "configurations") == (
+        "http://x/#/experiments/7/runs?workflowType=machine_learning&viewStateShareKey=configurations"
+    )
+    assert "compareRunsMode=CHART" in views.address("http://x", "7", "curves", charts=True)
