@@ -31,7 +31,6 @@ from pipeline_lib.shard.workers import Workers
 log = logging.getLogger(__name__)
 MOST_BITS = 10  # by which outlines of one picture may differ; see `images.outline`
 CANDIDATES = 8  # trained images that one image is compared with: pictures on plain grounds share their outlines
-_ROWS = 16  # compared at once with all trained images
 
 
 class Prints(NamedTuple):
@@ -56,15 +55,13 @@ class Trained:
 
     def candidates(self, outlines: np.ndarray) -> Iterator[tuple[int, list[int]]]:
         """Yield the row of each of the outlines [n, 2] that has some like it here, and their rows, nearest first."""
-        for start in range(0, len(outlines) if len(self.prints.outlines) else 0, _ROWS):
-            apart = np.zeros((len(outlines[start : start + _ROWS]), len(self.prints.outlines)), np.uint8)
-            for half in range(2):
-                differ = outlines[start : start + _ROWS, half, None] ^ self.prints.outlines[None, :, half]
-                apart += np.bitwise_count(differ)
-            for row in np.flatnonzero(apart.min(axis=1) <= MOST_BITS):
-                near = np.flatnonzero(apart[row] <= MOST_BITS)
-                order = np.argsort(apart[row, near], kind="stable")[:CANDIDATES]
-                yield start + int(row), near[order].tolist()
+        first, second = np.ascontiguousarray(self.prints.outlines.T)
+        for row, outline in enumerate(outlines):
+            near = np.flatnonzero(np.bitwise_count(first ^ outline[0]) <= MOST_BITS)  # half of the bits: almost none
+            apart = np.bitwise_count(first[near] ^ outline[0]) + np.bitwise_count(second[near] ^ outline[1])
+            near, apart = near[apart <= MOST_BITS], apart[apart <= MOST_BITS]
+            if len(near):
+                yield row, near[np.argsort(apart, kind="stable")[:CANDIDATES]].tolist()
 
 
 @dataclass(slots=True)
