@@ -85,11 +85,11 @@ def verify(part: CachedPart, teacher: Clip, settings: CacheTeacherSettings) -> d
     """
     wanted = min(MOST_ROWS, round(settings.verify_share * len(part)))
     count = min(len(part.valid_rows), max(settings.chunk_size, wanted))
-    rows = np.random.default_rng(0).choice(part.valid_rows, size=count, replace=False)
+    rows = np.sort(np.random.default_rng(0).choice(part.valid_rows, size=count, replace=False))
     stored = part.read_features(rows, [0] * count)
     if stored is None:
         return {"features": 0.0, "loss": 0.0, "gradient": 0.0, "rows": 0.0}
-    found_rows = [part.entry(row) for row in rows]
+    found_rows = list(part.entries(rows))
     most = part.part.max_image_pixels
     images = np.stack([teacher.decode(shard.read_image(entry), most) for shard, entry in found_rows])
     token_ids = teacher.tokenize([entry.captions[0] for _, entry in found_rows])[:, : part.teacher_text_length]

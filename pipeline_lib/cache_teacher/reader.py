@@ -8,7 +8,8 @@ by number alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +94,16 @@ class CachedPart:
         image_features = self._pick("image_features", rows, captions)
         return image_features.float(), self._pick("text_features", rows, captions).float()
 
+    def entries(self, rows: Rows) -> Iterator[tuple[shards.Shard, shards.IndexEntry]]:
+        """Yield the shard and the index entry of each row, in increasing order one index in memory at a time."""
+        for place, of_shard in itertools.groupby(self._locate(rows), key=lambda located: located[0]):
+            shard = self.part.shards[place]
+            entries = list(shards.read_index(shard.index_path))
+            yield from ((shard, entries[row]) for _, row in of_shard)
+
     def entry(self, row: int) -> tuple[shards.Shard, shards.IndexEntry]:
         """Return the shard and the index entry of a row."""
-        [(place, local)] = self._locate([row])
-        shard = self.part.shards[place]
-        return shard, shard.samples()[local]
+        return next(self.entries([row]))
 
     def _decode(self, shard: shards.Shard, entry: shards.IndexEntry) -> np.ndarray:
         return self.preprocess.decode(shard.read_image(entry), self.part.max_image_pixels)

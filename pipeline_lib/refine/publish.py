@@ -73,6 +73,7 @@ def _write_trained_on(part: CachedPart, before: Path, target: Path) -> None:
     """List the images that shaped these weights: those of the base, where known, and those of this run."""
     known = list(artifacts.read_jsonl(before)) if before.is_file() else []
     images = {(row["key"], row["sha256"]) for row in known}  # which a second refinement may have seen already
-    entries = (part.entry(int(row))[1] for row in part.valid_rows)
-    more = ({"key": e.key, "sha256": e.sha256} for e in entries if (e.key, e.sha256) not in images)
+    more = (
+        {"key": e.key, "sha256": e.sha256} for _, e in part.entries(part.valid_rows) if (e.key, e.sha256) not in images
+    )
     artifacts.write_jsonl(target, itertools.chain(known, more))

@@ -40,8 +40,10 @@ def test_every_image_and_every_caption_has_the_teachers_raw_features(cached):
 
 
 def test_reading_needs_no_order(cached):
-    part, _, _ = open_cached(cached)
+    part, _, paths = open_cached(cached)
     rows = list(np.random.default_rng(0).permutation(len(part))[:20])
+    entries = list(shards.read_part(paths.shards / "refine").entries())
+    assert [entry for _, entry in part.entries(rows)] == [entries[row] for row in rows]
     together = part.read_features(rows, [0] * 20)
     for i, row in enumerate(rows):
         alone = part.read_features([row], [0])
