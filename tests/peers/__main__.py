@@ -34,9 +34,10 @@ def main() -> None:
     for one in dataclasses.fields(inputs.Sizes):
         parser.add_argument(f"--{one.name}", type=int, default=one.default, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--folder", type=Path, help="where the project is made, and taken from if it is there")
+    parser.add_argument("--target", type=Path, default=ROOT / "bench_peers.json", help="(default: bench_peers.json)")
     parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)} (default: all)")
     chosen = vars(parser.parse_args())
-    parts, kept = chosen.pop("parts") or list(PARTS), chosen.pop("folder")
+    parts, kept, target = chosen.pop("parts") or list(PARTS), chosen.pop("folder"), chosen.pop("target")
     if set(parts) - set(PARTS):
         parser.error(f"unknown part {', '.join(sorted(set(parts) - set(PARTS)))}; there are {', '.join(PARTS)}")
     if not PYTHON.is_file():
@@ -44,7 +45,7 @@ def main() -> None:
     sizes, began = inputs.Sizes(**chosen), time.perf_counter()
     runtime.prepare(seed=0, num_threads=sizes.threads, deterministic=True)
     settings = {key: value for key, value in dataclasses.asdict(sizes).items() if key != "rounds"}
-    table = Table(ROOT / "bench_peers.json", settings)  # each row says its number of turns
+    table = Table(target.resolve(), settings)  # each row says its number of turns
     with tempfile.TemporaryDirectory(prefix="peers") as temporary:
         world = inputs.World((kept or Path(temporary)).resolve() / "project", sizes)
         if not world.root.exists():
@@ -54,7 +55,7 @@ def main() -> None:
         os.chdir(world.root)  # the evaluation sets are read where they lie, as params.yaml names them
         for name in parts:
             PARTS[name](table, world)
-    print(f"\n{table}\n\n{time.perf_counter() - began:.0f} s; written to bench_peers.json")
+    print(f"\n{table}\n\n{time.perf_counter() - began:.0f} s; written to {target}")
 
 
 if __name__ == "__main__":
