@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline_lib.core import artifacts, runtime
-from tests.bench import evaluation, loop, stages, tracking
+from tests.bench import evaluation, loop, stages, towers, tracking
 from tests.bench.inputs import project, quiet, write_vit
 from tests.tiny_project import ROOT
 
@@ -65,6 +65,15 @@ class Parts:
         """Against the method as released."""
         photos = self.photos("cache_teacher")
         loop.against_released(report, photos, write_vit(self.root / "vit16", "ViT-B-16"), 3)
+
+    def towers(self) -> None:
+        """Other arithmetic in the towers, of ViT-B/32 and of the default."""
+        towers.bf16(report, "vit_b32", write_vit(self.root / "towers", "ViT-B-32"), 16)
+        if not (ROOT / "data/base/manifest.json").is_file():
+            print("default model: run `make run` first, then `python -m tests.bench towers`")
+            return
+        towers.bf16(report, "default", ROOT / "data/base", 64)
+        towers.folding(report, ROOT / "data/base", 64)
 
     def caching(self) -> None:
         """The teacher cache."""

@@ -25,15 +25,17 @@ Report = Callable[[str, float, float, str], None]  # name, ratio, goal, note
 WORDS = "a man woman dog cat red blue riding standing on in the of with two street bench water table small large"
 
 
-def alternate(rounds: int, **calls: Callable[[], object]) -> dict[str, float]:
-    """Median seconds of each call, taken in turns after one warm-up round."""
+def alternate(
+    rounds: int, clock: Callable[[], float] = time.perf_counter, **calls: Callable[[], object]
+) -> dict[str, float]:
+    """Median seconds of each call by `clock`, taken in turns after one warm-up round."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds + 1):
         for name, call in calls.items():
-            start = time.perf_counter()
+            start = clock()
             call()
             if number:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(clock() - start)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
