@@ -231,6 +231,13 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_TOP_PAD, 64 * 2**20)
 
 
+def give_freed_memory_back() -> None:
+    """Return to the system what `keep_freed_memory` keeps: between a part that needs much memory and another one."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+
+
 def prepare(*, seed: int, num_threads: int | None, deterministic: bool) -> None:
     """Seed every global generator, set threads and allocator, choose deterministic kernels and plain fp32 (no TF32)."""
     import numpy as np

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline_lib import model
 from pipeline_lib.cache_teacher.reader import CachedPart
-from pipeline_lib.core import artifacts
+from pipeline_lib.core import artifacts, runtime
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.core.paths import Paths
 from pipeline_lib.refine.checkpoint import Checkpoints
@@ -27,7 +27,7 @@ def publish_refined(
     """Save the student, load it back, compare features, write the manifest, move the folder to `paths.refined`.
 
     Args:
-        state: After the last step.
+        state: After the last step; its optimiser has forgotten its means then.
         setup: Of the run.
         checkpoints: Whose folder goes once the result is in its place.
         paths: Where base and result are.
@@ -44,6 +44,8 @@ def publish_refined(
     except UserError:
         checkpoints.save(state)
         raise
+    state.optimizer.state.clear()  # makes room for the saved model, which is loaded back
+    runtime.give_freed_memory_back()
     student, target = state.student, checkpoints.work / "refined"
     model.save(student, target)
     saved = model.load(target, device=student.device)

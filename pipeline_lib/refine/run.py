@@ -75,7 +75,7 @@ def run(job: Job) -> dict[str, Any]:
         job.run.log_metrics({f"refine_run/{name}": value for name, value in norms.items()})
     measured |= run_steps(state, setup, checkpoints, job.runtime, job.run)
     checks.check_weights(student)
-    state.optimizer.zero_grad()  # makes room for the saved model, which is loaded back
+    state.optimizer.zero_grad()
     measured["weight_displacement"] = state.displacement(job.paths.base)
     measured |= measure_val_loss("after", student, val, setup)
     checks.warn_if_still(measured["weight_displacement"])

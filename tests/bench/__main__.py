@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline_lib.core import artifacts, runtime
-from tests.bench import evaluation, loop, stages, tracking
+from tests.bench import evaluation, loop, stages, towers, tracking
 from tests.bench.inputs import project, quiet, write_vit
 from tests.tiny_project import ROOT
 
@@ -60,6 +60,15 @@ class Parts:
     def loop(self) -> None:
         """ViT-B/32, everything cached, against bare arithmetic."""
         loop.loop_against_bare(report, "vit_b32", self.photos("cache_teacher"), 5)
+
+    def towers(self) -> None:
+        """Other arithmetic in the towers, of ViT-B/32 and of the default."""
+        towers.bf16(report, "vit_b32", write_vit(self.root / "towers", "ViT-B-32"), 16)
+        if not (ROOT / "data/base/manifest.json").is_file():
+            print("default model: run `make run` first, then `python -m tests.bench towers`")
+            return
+        towers.bf16(report, "default", ROOT / "data/base", 64)
+        towers.folding(report, ROOT / "data/base", 64)
 
     def caching(self) -> None:
         """The teacher cache."""

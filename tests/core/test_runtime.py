@@ -1,6 +1,7 @@
 """The shell around a stage: exit codes, one line for the user, tracebacks for us, orderly ends."""
 
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -138,6 +139,21 @@ def test_the_garbage_collector_waits_for_the_imports_of_a_command_and_no_longer(
     commands = [*ROOT.glob("stages/[!_]*.py"), *ROOT.glob("pipeline_lib/**/__main__.py")]
     assert len(commands) >= 12
     assert all(re.search(r"run_stage\(main|one_line_errors\(", path.read_text()) for path in commands)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep what is freed")
+def test_freed_memory_is_kept_until_it_is_given_back():
+    code = (
+        "from pipeline_lib.core import runtime\n"
+        "def resident():\n"
+        "    return next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('VmRSS'))\n"
+        "runtime.keep_freed_memory()\nbefore = resident()\nblock = bytearray(b'x') * 100_000_000\ndel block\n"
+        "kept = resident() - before\nruntime.give_freed_memory_back()\nprint(kept, resident() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=True, **CAPTURED)
+    kept, left = map(int, done.stdout.split())
+    assert kept > 90_000
+    assert left < 10_000
 
 
 def start(body):
