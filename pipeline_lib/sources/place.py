@@ -80,12 +80,19 @@ class Place:
                 return str(self.folder / name)
         raise UserError(f"{self.name}.images: no folder {' or '.join(names)} in {self.folder}; name the image folder")
 
-    def make_source(self, make: Callable[[], Iterable[Sample]], splits: Sequence[str] = (), **more: Any) -> Source:
+    def make_source(
+        self,
+        make: Callable[[], Iterable[Sample]],
+        splits: Sequence[str] = (),
+        image_folder: str = "",
+        **more: Any,
+    ) -> Source:
         """Make the `Source` of the samples that `make` gives, cut to `split` where one is named.
 
         Args:
             make: Gives all samples, in the same order each time.
             splits: The splits that the set is published with; `split` is one of them or a list file.
+            image_folder: The folder below which the rows of the set's file name the images.
             more: Further fields of `Source`.
 
         Raises:
@@ -99,4 +106,5 @@ class Place:
                 samples = checked(make(), splitter, whole=self.limit is None)
                 return (sample for sample in samples if splitter(sample))
 
-        return Source(name=self.name, samples=Samples(chosen, self.folder, self.limit, splits), **more)
+        samples = Samples(chosen, self.folder, self.limit, splits)
+        return Source(name=self.name, samples=samples, all_samples=make, image_folder=image_folder, **more)
