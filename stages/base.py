@@ -1,6 +1,7 @@
 """Materialise the pre-trained model of params.yaml as an open_clip folder: `python -m stages.base`.
 
-Reads section `base` (and, for the demo base, part `base` of the source data); writes `paths.base`.
+Reads section `base` (and, for the demo base, part `base` of the source data); writes `paths.base`, and
+beside it which parameters made it.
 """
 
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 from pipeline_lib import tracking
 from pipeline_lib.base import run as base
 from pipeline_lib.base.settings import BaseSettings
-from pipeline_lib.core import artifacts, config, runtime, work_folders
+from pipeline_lib.core import artifacts, config, made_with, runtime, work_folders
 from pipeline_lib.core.paths import Paths
 from pipeline_lib.core.runtime import RuntimeSettings
 from pipeline_lib.params import check
@@ -34,6 +35,7 @@ def main(params_file: Path = Path("params.yaml")) -> None:
         if made.trained_on:
             run.dataset("base", artifacts.sha256_file(paths.base / artifacts.TRAINED_ON), "base")
         run.log_artifact(paths.base / artifacts.MANIFEST)
+        made_with.write_made_with(paths.base, data, settings)
         run.output(artifacts.read_manifest(paths.base)["digest"])
 
 

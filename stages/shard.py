@@ -1,7 +1,8 @@
 """Write the image-text set and the evaluation sets as tar shards: data.root, data.evaluation_root -> data/shards.
 
-One folder per part (but `base`) and per evaluation set, each with a manifest. Needs data/base, which lists the images
-that it was trained on: none of them may be in a part. A killed run goes on at the next shard.
+One folder per part (but `base`) and per evaluation set, each with a manifest, and beside data/shards which parameters
+made it. Needs data/base, which lists the images that it was trained on: none of them may be in a part. A killed run
+goes on at the next shard.
 
     python -m stages.shard
 """
@@ -9,7 +10,7 @@ that it was trained on: none of them may be in a part. A killed run goes on at t
 from pathlib import Path
 
 from pipeline_lib import tracking
-from pipeline_lib.core import artifacts, config, provenance, shards, work_folders
+from pipeline_lib.core import artifacts, config, made_with, provenance, shards, work_folders
 from pipeline_lib.core.paths import Paths
 from pipeline_lib.core.runtime import RuntimeSettings
 from pipeline_lib.params import check
@@ -47,6 +48,7 @@ def main(params_file: Path = Path("params.yaml")) -> None:
             run.dataset(part, manifest["parts"][part], "refine" if part in shards.TRAINING_PARTS else "evaluate")
         for name in manifests.LISTS:
             run.log_artifact(paths.shards / name)
+        made_with.write_made_with(paths.shards, data, settings)
         run.output(manifest["digest"])
 
 

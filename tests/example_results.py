@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from pipeline_lib.base.settings import BaseSettings
 from pipeline_lib.core import artifacts, config, shards
 from pipeline_lib.core.distributed import World
+from pipeline_lib.core.made_with import write_made_with
 from pipeline_lib.evaluate import run, wise_ft
 from pipeline_lib.evaluate.embedded import EmbeddedSet, EmbeddedTask
 from pipeline_lib.evaluate.inputs import EvaluationInputs
@@ -22,6 +24,8 @@ from pipeline_lib.evaluate.settings import EvaluateSettings
 from pipeline_lib.refine.settings import RefineSettings
 from pipeline_lib.report.inputs import read_inputs
 from pipeline_lib.results.parameters import read_parameters
+from pipeline_lib.shard.settings import ShardSettings
+from pipeline_lib.sources.settings import DataSettings
 
 ROOT = Path(__file__).parents[1]
 CLASSES, TASK = ("round", "square", "striped", "plain"), "shape"
@@ -105,6 +109,9 @@ def fill_project(root: Path, *, gain=1.0, loss=1.0, with_captions=True, with_tas
             ]
         run.write_evaluation(found, settings, data / "eval" / model, data / "eval" / f"{model}.json")
     write_models(data, refined, read_parameters(params_file))
+    sections = {kind: config.load(params_file, kind) for kind in (DataSettings, BaseSettings, ShardSettings)}
+    write_made_with(data / "base", sections[DataSettings], sections[BaseSettings])
+    write_made_with(data / "shards", sections[DataSettings], sections[ShardSettings])
 
 
 def embed(part, gain, loss, luck):

@@ -15,9 +15,9 @@ from pipeline_lib.core.errors import UserError
 from pipeline_lib.core.paths import MODELS, Paths
 from pipeline_lib.lineage import revisions
 from pipeline_lib.results.folders import Evaluation
-from pipeline_lib.results.guards import check_pair, check_parameters, check_weights
-from pipeline_lib.results.parameters import dotted_keys, read_parameters
-from pipeline_lib.results.recorded import check_recorded, differences
+from pipeline_lib.results.guards import check_made_with, check_pair, check_parameters, check_weights
+from pipeline_lib.results.parameters import changed, dotted_keys, read_parameters
+from pipeline_lib.results.recorded import check_code
 
 log = logging.getLogger(__name__)
 APART = ("refine.seed", "evaluate.linear_probe", "evaluate.few_shot", "evaluate.wise_ft")  # and the keys below them
@@ -77,7 +77,9 @@ def read_folder(name: str, root: Path) -> Candidate:
     parameters, paths = read_parameters(params_file), config.load(params_file, Paths)
     base, refined = (Evaluation(root / paths.eval / model) for model in MODELS)
     check_pair(params_file, parameters, base, refined)
-    check_recorded(params_file, parameters)
+    there = [root / folder for folder in (paths.base, paths.shards) if (root / folder).is_dir()]
+    check_made_with(params_file, parameters, there)
+    check_code(root)
     if (root / paths.refined / artifacts.MANIFEST).is_file():
         manifest = artifacts.read_manifest(root / paths.refined, stage="refine")
         check_parameters(params_file, parameters, paths.refined, manifest)
@@ -129,7 +131,7 @@ def check_lock(lock: Mapping[str, Any], parameters: Mapping[str, Any], paths: Pa
     """
     stages = {name: lock["stages"][name] for name in paths.folders() if name in lock["stages"] and name != "report"}
     for name, stage in stages.items():
-        if found := list(differences(stage, parameters)):
+        if found := changed(stage.get("params", {}).get("params.yaml", {}), parameters):
             raise UserError(
                 f"params.yaml is not what stage `{name}` was run with: {'; '.join(found)}; run `dvc repro` and commit"
             )

@@ -15,11 +15,11 @@ from pipeline_lib.report.settings import ReportSettings
 from pipeline_lib.results.certainty import Certainty
 from pipeline_lib.results.folders import CENTRED, Evaluation, Variant
 from pipeline_lib.results.gap import Gap, compare_gaps
-from pipeline_lib.results.guards import check_pair, check_parameters, check_weights
+from pipeline_lib.results.guards import check_made_with, check_pair, check_parameters, check_weights
 from pipeline_lib.results.paired import Paired, compare_few_shot, compare_measures, compare_probes
 from pipeline_lib.results.parameters import read_parameters
 from pipeline_lib.results.power import Resolution, resolution
-from pipeline_lib.results.recorded import check_recorded
+from pipeline_lib.results.recorded import check_code
 from pipeline_lib.results.shifts import Shifts, compare_shifts
 
 OPENMOJI = (
@@ -118,7 +118,8 @@ def read_inputs(params_file: Path) -> ReportInputs:
     parameters = read_parameters(params_file)
     check_parameters(params_file, parameters, paths.refined, manifests["refine"])
     check_pair(params_file, parameters, base, refined)
-    check_recorded(params_file, parameters)
+    check_made_with(params_file, parameters, (paths.base, paths.shards))
+    check_code(params_file.parent)
     parts = {name: shards.read_part(paths.shards / name) for name in refined.sets}
     for evaluation in (base, refined):
         for name, part in parts.items():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline_lib.core.errors import UserError
+from pipeline_lib.core.made_with import read_made_with
 from pipeline_lib.results.folders import Evaluation
-from pipeline_lib.results.parameters import dotted_keys
+from pipeline_lib.results.parameters import changed
 
 
 def check_parameters(
@@ -29,9 +30,23 @@ def check_parameters(
         raise UserError(
             f"{folder}: does not say which parameters made it, as an older version left it; run `dvc repro`"
         )
-    made_with, now = dotted_keys(manifest["parameters"]), dotted_keys(parameters)
-    found = [f"{key} is {now[key]}, was {was}" for key, was in made_with.items() if key in now and now[key] != was]
-    if found:
+    _refuse_changed(params_file, parameters, folder, manifest["parameters"])
+
+
+def check_made_with(params_file: Path, parameters: Mapping[str, Any], folders: Iterable[Path]) -> None:
+    """Refuse parameters that are not those which made `folders`, by the records beside them.
+
+    Raises:
+        UserError: They differ, see `check_parameters`; or a record is missing.
+    """
+    for folder in folders:
+        _refuse_changed(params_file, parameters, folder, read_made_with(folder))
+
+
+def _refuse_changed(
+    params_file: Path, parameters: Mapping[str, Any], folder: Path, made_with: Mapping[str, Any]
+) -> None:
+    if found := changed(made_with, parameters):
         raise UserError(
             f"{params_file}: not what made {folder}: {'; '.join(found)}; run `dvc repro`, or put the former values back"
         )

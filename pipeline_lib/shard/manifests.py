@@ -59,13 +59,14 @@ def write_manifests(output: Path, sets: Sequence[SetWriter]) -> dict[str, Any]:
 
 
 def _set_counts(writer: SetWriter) -> dict[str, Any]:
-    """Return what was left out before it came to a part; of rows only where some were."""
+    """Return what was left out before it came to a part; of rows, and of images without one, only where some were."""
     rows = writer.source.rows
     read, bad = (rows.read, len(rows.bad)) if rows else (0, 0)
     return {
         "filtered": {"in_no_part": writer.in_no_part, "by_the_set": len(writer.source.rejected)},
         "ignored_members": dict(sorted(writer.ignored.items())),
         **({"rows": {"read": read, "used": read - bad, "left_out": bad}} if bad else {}),
+        **({"unnamed_images": writer.unnamed._asdict()} if writer.unnamed.num_images else {}),
     }
 
 

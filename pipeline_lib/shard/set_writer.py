@@ -21,6 +21,7 @@ from pipeline_lib.shard.triage import Rules
 from pipeline_lib.shard.workers import Workers
 from pipeline_lib.sources.parts import ListCheck, Splitter, check_keys, checked
 from pipeline_lib.sources.samples import Sample, Source
+from pipeline_lib.sources.unnamed import Unnamed, find_unnamed
 
 log = logging.getLogger(__name__)
 SIZED = 100  # one in so many images is asked for its size before any is copied
@@ -42,6 +43,7 @@ class SetWriter:
     sizes: list[int] = field(default_factory=list)  # bytes of every `SIZED`th of them
     in_no_part: int = 0
     ignored: Counter[str] = field(default_factory=Counter)  # files and members that are not read, by reason
+    unnamed: Unnamed = field(default_factory=Unnamed)
     resumed: int = 0
 
     @property
@@ -139,6 +141,7 @@ class SetWriter:
             lists.finish()
         for part in self.parts:
             self._check_bad(part)
+        self._find_unnamed()
         self._say(first)
 
     def _run(self, workers: Workers, progress: bool) -> ListCheck:
@@ -152,6 +155,16 @@ class SetWriter:
                 for line, where in result.named:
                     lists.add(line, where)
         return lists
+
+    def _find_unnamed(self) -> None:
+        """Look for images that no row names, and say so."""
+        folder = self.source.image_folder
+        if folder:
+            self.unnamed = find_unnamed(folder, self.source.all_samples)
+        count, first = self.unnamed
+        if count:
+            named = ", ".join(first) + (", ..." if count > len(first) else "")
+            log.warning("%s: no row names %d images in %s: %s", self.source.name, count, folder, named)
 
     def _say(self, first: Sequence[Sample]) -> None:
         """Log what is joined in the first samples, what was not read, and which classes have no sample."""

@@ -4,6 +4,7 @@ samples         what a set is made of: a `Source`, its samples, each with texts 
 formats         the formats by name, and the two ways to open a set
 place           where a set lies, and how messages name it
 tables          text files that describe a set, and the rows of them that cannot be used
+unnamed         images in the folder of a set that no row of its file names
 parts           which part a sample belongs to, by its key
 classes         class names and prompt templates beside a set; which class folder is which label
 choices         what the sets of choices between texts and images share

@@ -67,7 +67,7 @@ def open_set(place: Place) -> Source:
     def make() -> Iterator[Sample]:
         return (make_file_sample(folder, name, texts) for name, texts in captions.items())
 
-    return place.make_source(make, captioned=True, rows=rows)
+    return place.make_source(make, image_folder=folder, captioned=True, rows=rows)
 
 
 def _read_captions(path: Path, content: Any) -> tuple[Mapping[str, Sequence[Any]], Rows]:

@@ -66,7 +66,7 @@ def open_set(place: Place) -> Source:
     def make() -> Iterator[Sample]:
         return (make_file_sample(folder, name, texts) for name, texts in captions.items())
 
-    return place.make_source(make, captioned=True, rows=rows)
+    return place.make_source(make, image_folder=folder, captioned=True, rows=rows)
 
 
 def read_captions(rows: Rows, folder: str) -> Iterator[tuple[str, str]]:

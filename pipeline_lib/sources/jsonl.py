@@ -101,7 +101,7 @@ def open_set(place: Place) -> Source:
                 image = FileImage(os.path.join(folder, whole.image))
                 yield make_sample(whole.key, image, extension_of(whole.image), whole.captions, labels=labels)
 
-    return place.make_source(make, captioned=found.captioned, tasks=tasks, rows=found.rows)
+    return place.make_source(make, image_folder=folder, captioned=found.captioned, tasks=tasks, rows=found.rows)
 
 
 def _survey(path: Path) -> Survey:

@@ -69,7 +69,7 @@ def open_content(place: Place, path: Path, content: Mapping[str, Any], image_fol
             texts = [sentence["raw"] for sentence in image["sentences"]]
             yield make_file_sample(folder, _name(image), texts, split=image.get("split", ""))
 
-    return place.make_source(make, tuple(splits), captioned=True, rows=rows)
+    return place.make_source(make, tuple(splits), folder, captioned=True, rows=rows)
 
 
 def _name(image: Mapping[str, Any]) -> str:

@@ -83,12 +83,13 @@ class Place:
                 return str(self.folder / name)
         raise UserError(f"{self.name}.images: no folder {' or '.join(names)} in {self.folder}; name the image folder")
 
-    def make_source(self, make: Make, splits: Sequence[str] = (), **more: Any) -> Source:
+    def make_source(self, make: Make, splits: Sequence[str] = (), image_folder: str = "", **more: Any) -> Source:
         """Make the `Source` of the samples that `make` gives, cut to `split` and to the first `limit` of each part.
 
         Args:
             make: Gives all samples, in the same order each time.
             splits: The splits that the set is published with; `split` is one of them or a list file.
+            image_folder: The folder below which the rows of the set's file name the images.
             more: Further fields of `Source`.
 
         Raises:
@@ -97,7 +98,7 @@ class Place:
         chosen = make if self.split is None else self._in_split(make, self.split, splits)
         chosen = chosen if self.limit is None else self._first(chosen, self.limit, splits)
         samples = Samples(chosen, self.folder, splits, whole=self.limit is None)
-        return Source(name=self.name, samples=samples, **more)
+        return Source(name=self.name, samples=samples, all_samples=make, image_folder=image_folder, **more)
 
     def _in_split(self, make: Make, split: str, splits: Sequence[str]) -> Make:
         splitter = Splitter({"chosen": split}, self.folder, self.name, splits)

@@ -170,6 +170,8 @@ class Source:
     rejected: Sequence[tuple[str, str]] = ()  # (key, reason): left out by the set's own rules
     rows: Rows | None = None  # of the file that describes the set, and which of them are left out
     ignored: Mapping[str, int] = field(default_factory=dict)  # files of its folders that are not read, by ending
+    image_folder: str = ""  # where the images lie that the rows name; empty: there are no rows, or not all are read
+    all_samples: Callable[[], Iterable[Sample]] = tuple  # those too that are not in the chosen split
     tars: tuple[TarFile, ...] = ()  # not empty: `samples` lie in these tars, in this order
     facts: Mapping[str, Any] = field(default_factory=dict)  # format, licence, ...
 

@@ -19,8 +19,8 @@ from pathlib import Path
 from pipeline_lib import terminal
 
 OUTPUTS = {
-    "base": ("data/base",),
-    "shard": ("data/shards",),
+    "base": ("data/base", "data/base.parameters.json"),
+    "shard": ("data/shards", "data/shards.parameters.json"),
     "cache_teacher": ("data/teacher", "data/pixels"),
     "refine": ("data/refined",),
     "evaluate": ("data/eval",),

@@ -79,10 +79,10 @@ def _round(target: Target, originals: dict[Path, bytes], found: Fuzzed, number: 
     )
     @given(st.data())
     def trial(data: st.DataObject) -> None:
-        if time.monotonic() > end + 60:  # also while a finding is made small
-            return
         path = data.draw(st.sampled_from(list(originals)))
         content = data.draw(mutated(originals[path], kind_of(path)))
+        if time.monotonic() > end + 60:  # also while a finding is made small
+            return
         path.write_bytes(content)
         found.executions += 1
         try:
