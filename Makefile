@@ -42,7 +42,7 @@ lock: ## resolve pyproject.toml anew into requirements.lock (needs uv); then `ma
 
 install: $(STAMP) ## make .venv with everything
 
-run: $(STAMP) ## the whole pipeline on params.yaml, then the before/after table
+run: $(STAMP) ## the whole pipeline on params.yaml, then the before/after table and how to use the model
 	@test -e .git || dvc config --local core.no_scm true
 	dvc repro
 	@echo
