@@ -43,7 +43,7 @@ lock: ## resolve pyproject.toml anew into requirements.lock (needs uv); then `ma
 
 install: $(STAMP) ## make .venv with everything
 
-run: $(STAMP) ## the whole pipeline on params.yaml, then the before/after table
+run: $(STAMP) ## the whole pipeline on params.yaml, then the before/after table and how to use the model
 	@test -e .git || dvc config --local core.no_scm true
 	@python -m pipeline_lib check --no-data
 	dvc repro

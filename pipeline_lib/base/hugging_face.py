@@ -56,7 +56,13 @@ def read_config(folder: Path) -> Any:
     found = artifacts.read_json(path)
     if not isinstance(found, dict) or found.get("model_type") != "clip":
         kind = found.get("model_type") if isinstance(found, dict) else None
-        raise UserError(f"{path}: model_type is `{kind}`; only folders of a CLIPModel (`clip`) are converted")
+        siglip = (
+            "; for SigLIP use `source: open_clip` with `model: ViT-B-16-SigLIP2` and `pretrained: webli` or the like"
+        )
+        raise UserError(
+            f"{path}: model_type is `{kind}`; only folders of a CLIPModel (`clip`) are converted"
+            f"{siglip if str(kind).startswith('siglip') else ''}"
+        )
     try:
         import transformers
     except ImportError:

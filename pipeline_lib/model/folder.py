@@ -32,7 +32,7 @@ from pipeline_lib.core import artifacts
 from pipeline_lib.core.errors import UserError, first_lines
 from pipeline_lib.model.clip import Clip
 from pipeline_lib.model.facts import TOKENIZER_FILES, TOWER_CONFIG, compare_facts, compute_facts, recorded_facts
-from pipeline_lib.model.preprocess import CONVENTIONS
+from pipeline_lib.model.preprocess import CONVENTIONS, Preprocess
 from pipeline_lib.model.towers import faster_in_channels_last
 
 CONFIG = "open_clip_config.json"
@@ -70,6 +70,20 @@ def load(
     if faster_in_channels_last(clip.module.visual):
         clip.module.visual.to(memory_format=torch.channels_last)  # half the time of a convolutional tower
     return clip
+
+
+def open_folder(directory: Path | str, device: torch.device | str = "cpu") -> tuple[Any, Preprocess, Any]:
+    """Open any result to use it, from any working directory and with no network.
+
+    Returns:
+        open_clip's model in eval mode without gradients; what makes an image (PIL) its input, float32 [3, H, W]; and
+        what makes texts token ids, int64 [N, L]. All three do what the pipeline does.
+
+    Raises:
+        UserError: See `load`.
+    """
+    clip = load(Path(directory), device=device)
+    return clip.module.requires_grad_(False), clip.preprocess, clip.tokenizer
 
 
 def create(directory: Path, *, load_weights: bool = False) -> Clip:

@@ -53,6 +53,17 @@ class Preprocess:
         size = self.config["size"]
         return (size, size) if isinstance(size, int) else (size[0], size[1])
 
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        """Return an image as the model takes it, float32 [3, H, W]: what `decode` and `normalize` do, in one.
+
+        Raises:
+            ValueError: Nobody knows what its samples mean (`to_eight_bits`).
+        """
+        found: Any = to_eight_bits(image)
+        for step in self._steps:
+            found = step(found)
+        return found
+
     def decode(self, image_bytes: bytes, max_pixels: int) -> np.ndarray:
         """Take an image file through the model's own PIL steps (resize first, RGB after); return uint8 [3, H, W].
 

@@ -6,6 +6,7 @@ shown comes from files of earlier stages; the output holds no time, host or path
 
     run         the page as a whole, and the files it is written to
     inputs      what is read, and the checks that it belongs together
+    use         what comes after a run: the lines that use the model
     header      what was run, in a few lines below the title
     verdict     the conclusion in sentences
     tables      before and after, gap, data, provenance

@@ -167,7 +167,7 @@ def changed(tmp_path, text=None, vision=None, preprocess=None, **more):
     [
         (lambda d: model.load(write_tiny_timm_clip(d / "m")), "the image tower, one of timm's"),
         (lambda d: model.load(write_tiny_hf_clip(d / "m")), "the text tower, transformers' BertModel"),
-        (lambda d: changed(d, init_logit_bias=-10), "the logit bias"),
+        (lambda d: changed(d, init_logit_bias=-10), "the logit bias"),  # SigLIP's, whose towers are timm's besides
         (
             lambda d: changed(d, {"no_causal_mask": True}, custom_text=True),
             "the text tower: the attention is not causal",
