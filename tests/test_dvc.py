@@ -174,7 +174,7 @@ def check_dvc_pages(repository, experiment):
     assert set(params["params.yaml"]) == {"refine.recipe", "refine.learning_rate"}
     grid = run(repository, "dvc", "exp", "show", "--csv").splitlines()
     head = grid[0].split(",")
-    assert {name for name in head if name.startswith("eval/")} == set(row.data.metrics)
+    assert {name for name in head if name.startswith("eval/")} == set(measured)
     assert any(experiment in line for line in grid[1:])
     run(repository, "dvc", "plots", "diff", "HEAD", experiment, "--out", "plots_page")
     page = (repository / "plots_page" / "index.html").read_text()
