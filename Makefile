@@ -18,7 +18,7 @@ export GIT_COMMITTER_NAME := clip-refine
 export GIT_COMMITTER_EMAIL := clip-refine@localhost
 endif
 
-.PHONY: install lock run test test-slow lint generate bench bench-peers bench-gpu ablate ui clean help
+.PHONY: install lock run test test-slow lint audit generate bench bench-peers bench-gpu ablate ui clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -61,6 +61,11 @@ lint: $(STAMP) ## ruff, mypy, import-linter
 	ruff format --check .
 	mypy
 	lint-imports
+
+audit: ## known vulnerabilities of the versions in requirements.lock, by pip-audit in an environment of its own (network)
+	@place=$$(mktemp -d) && trap 'rm -rf "$$place"' EXIT && $(PYTHON) -m venv "$$place" && \
+	"$$place/bin/pip" install --quiet --disable-pip-version-check pip-audit && \
+	"$$place/bin/pip-audit" --disable-pip --require-hashes --requirement requirements.lock
 
 generate: $(STAMP) ## write ablations/*.yaml and docs/params.* anew, after an edit of params.yaml or a setting
 	python -m pipeline_lib.params

@@ -13,7 +13,7 @@ from tests.tiny_project import STAGES
 
 
 def main() -> int:
-    """Print the table row by row, then the findings; exit 1 if there is one."""
+    """Print the table row by row, below each row its findings; exit 1 if there is one."""
     parser = argparse.ArgumentParser(
         description=tests.faults.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -30,9 +30,8 @@ def main() -> int:
         few = [] if options.stages else [table.few_samples(Path(top) / "few")]
         print(table.HEADER, flush=True)
         for row in itertools.chain(*(stage.rows(options.times) for stage in stages), *few):
-            print(row, flush=True)
+            print(row, *row.findings, sep="\n", flush=True)
             findings += row.findings
-    print(*findings, sep="\n")
     return bool(findings)
 
 

@@ -97,7 +97,7 @@ class Stage:
         if ended.code == 0 and not whole:
             return f"exit 0 with other outputs; {ended.said[-300:]}"
         if ended.code == 70 or "Traceback" in ended.said:
-            return f"a traceback: {ended.said.strip().splitlines()[-1][:200]}"
+            return f"exit {ended.code}, a traceback: {ended.said.strip()[-200:]}"
         if ended.code == -signal.SIGALRM:
             return "hung"
         trials.remove_outputs(project, self.name)
@@ -163,7 +163,7 @@ def _until_refused(project: Path) -> str:
         if ended.is_refusal:
             return "refused"
         if ended.code:
-            return f"{name}: exit {ended.code}: {ended.said.strip().splitlines()[-1][:200]}"
+            return f"{name}: exit {ended.code}: {ended.said.strip()[-200:]}"
     return "survived"
 
 
