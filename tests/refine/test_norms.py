@@ -54,7 +54,7 @@ def test_raw_norms_are_logged_once_and_are_those_of_the_first_batch(sharded, log
         features = {"image": clip.encode_image(data.inputs.images), "text": clip.encode_text(data.inputs.token_ids)}
     expected = {f"raw_{key}_norm": float(rows.norm(dim=1).mean()) for key, rows in features.items()}
     expected |= {f"teacher_{key}": value for key, value in expected.items()}  # the same weights
-    assert norms == pytest.approx({f"refine/{key}": value for key, value in expected.items()}, rel=1e-4)
+    assert norms == pytest.approx({f"refine_run/{key}": value for key, value in expected.items()}, rel=1e-4)
     assert step is None
     [columns] = {tuple(row) for row in history(sharded)}
     assert columns == ("step", "epoch", "loss", "rafa_loss", "hycd_loss", "learning_rate")
@@ -88,13 +88,13 @@ def test_a_resumed_run_measures_and_warns_no_more(sharded, logged, caplog, monke
         with pytest.raises(runtime.Stopped):
             refined(sharded, refine__recipe="hycd", **QUIET)
     assert caplog.text.count("recipes.hycd: the product") == 1
-    assert any("refine/raw_image_norm" in metrics for _, metrics in logged)
+    assert any("refine_run/raw_image_norm" in metrics for _, metrics in logged)
     caplog.clear()
     logged.clear()
     run_stage("refine", sharded)
     assert logged
     assert "recipes.hycd: the product" not in caplog.text
-    assert not any("refine/raw_image_norm" in metrics for _, metrics in logged)
+    assert not any("refine_run/raw_image_norm" in metrics for _, metrics in logged)
 
 
 @pytest.mark.parametrize(
