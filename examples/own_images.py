@@ -12,12 +12,13 @@ import csv
 import importlib
 import json
 import os
-import random
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from pipeline_lib import export, terminal
 from pipeline_lib.core import config
@@ -26,51 +27,28 @@ from pipeline_lib.export import card, hub, transformers_folder
 from pipeline_lib.model import open_folder
 from pipeline_lib.report import run as report
 from pipeline_lib.report.inputs import read_inputs
+from pipeline_lib.sources.formats import open_source
+from pipeline_lib.sources.settings import DataSettings
 
 PROJECT = Path(__file__).parents[1]
 PARAMS = Path("params.yaml")
-SIDE, TOP = 96, 5  # pixels of an image; images that a search shows
+SIDE, TOP = 96, 5  # pixels of an image that a search shows, and how many it shows
 
 # ---- 1. Images and captions: a folder with metadata.csv (file_name,text), as Hugging Face's `imagefolder` has it ----
 
-COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "black", "white")
-SHAPES = ("circle", "square", "triangle")
-PLACES = {
-    "left of": (24, 48, 72, 48),
-    "right of": (72, 48, 24, 48),
-    "above": (48, 24, 48, 72),
-    "below": (48, 72, 48, 24),
-}
-
 
 def make_images(folder: Path, number: int) -> None:
-    """Draw pairs of coloured shapes, and write two captions for each picture."""
+    """Draw scenes of the default's kind that its base was not trained on, and write their captions, one a row."""
+    data = config.load(PROJECT / PARAMS, DataSettings)
+    scenes = open_source(replace(data, root=str(PROJECT / data.root)))
     folder.mkdir(parents=True)
-    draws = random.Random(0)  # noqa: S311
     with (folder / "metadata.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["file_name", "text"])
-        for row in range(number):
-            first, second, ground = draws.sample(COLOURS, 3)
-            one, other, place = draws.choice(SHAPES), draws.choice(SHAPES), draws.choice(list(PLACES))
-            image = Image.new("RGB", (SIDE, SIDE), ground)
-            at = [value + draws.randint(-6, 6) for value in PLACES[place]]
-            _draw_shape(image, one, first, (at[0], at[1]), draws.randint(11, 16))
-            _draw_shape(image, other, second, (at[2], at[3]), draws.randint(11, 16))
-            image.save(folder / f"{row:04d}.png")
-            table.writerow([f"{row:04d}.png", f"a {first} {one} {place} a {second} {other}"])
-            table.writerow([f"{row:04d}.png", f"on {ground}, a {second} {other} and a {first} {one}"])
-
-
-def _draw_shape(image: Image.Image, shape: str, colour: str, centre: tuple[int, int], size: int) -> None:
-    pen, (x, y) = ImageDraw.Draw(image), centre
-    box = (x - size, y - size, x + size, y + size)
-    if shape == "circle":
-        pen.ellipse(box, fill=colour)
-    elif shape == "square":
-        pen.rectangle(box, fill=colour)
-    else:
-        pen.polygon([(x - size, y + size), (x + size, y + size), (x, y - size)], fill=colour)
+        unseen = (sample for sample in scenes.samples if sample.split == "eval")
+        for row, sample in enumerate(islice(unseen, number)):
+            (folder / f"{row:04d}.png").write_bytes(sample.image.read())
+            table.writerows([f"{row:04d}.png", caption] for caption in sample.captions)
 
 
 # ---- 2. params.yaml: the project's own, with other data and another base ----
@@ -114,7 +92,7 @@ def search(sentence: str, images: list[Path], picture: Path) -> dict[str, list[s
         best = [images[place] for place in scores.topk(TOP).indices.tolist()]
         found[name] = [path.name for path in best]
         for column, path in enumerate(best):
-            sheet.paste(Image.open(path), (column * SIDE, row * SIDE))
+            sheet.paste(Image.open(path).convert("RGB").resize((SIDE, SIDE)), (column * SIDE, row * SIDE))
     sheet.save(picture)
     return found
 
