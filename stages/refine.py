@@ -47,19 +47,9 @@ def main(params_file: Path = Path("params.yaml")) -> None:
         )
         made = refine.run(job)
         if world.is_main:
-            _log_once(run, dict(made["metrics"]))
             run.log_artifact(paths.refined / artifacts.HISTORY)
             run.output(made["digest"])
     distributed.leave()
-
-
-def _log_once(run: tracking.Run, values: dict[str, float]) -> None:
-    """Log the loss on part `val` as a curve of two points, and what is no curve as `refine_run/<name>`."""
-    for step, moment in ((0, "before"), (int(values["num_steps"]), "after")):
-        if f"val_loss_{moment}" in values:
-            run.log_metrics({"refine/val_loss": values.pop(f"val_loss_{moment}")}, step)
-    values["weight_displacement_percent"] = 100 * values.pop("weight_displacement")
-    run.log_metrics({f"refine_run/{name}": value for name, value in values.items()})
 
 
 if __name__ == "__main__":

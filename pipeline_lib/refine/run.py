@@ -86,8 +86,18 @@ def run(job: Job) -> dict[str, Any]:
         if "val_loss_after" in measured:
             facts["val_loss"] = {moment: measured[f"val_loss_{moment}"] for moment in ("before", "after")}
         digest = publish_refined(state, setup, checkpoints, job.paths, facts)
+        _log_once(job.run, dict(measured))
     job.world.barrier()
     return {"digest": digest, "metrics": measured} if job.world.is_main else {}
+
+
+def _log_once(run: tracking.Run, values: dict[str, float]) -> None:
+    """Log the loss on part `val` as a curve of two points, and what is no curve as `refine_run/<name>`."""
+    for step, moment in ((0, "before"), (int(values["num_steps"]), "after")):
+        if f"val_loss_{moment}" in values:
+            run.log_metrics({"refine/val_loss": values.pop(f"val_loss_{moment}")}, step)
+    values["weight_displacement_percent"] = 100 * values.pop("weight_displacement")
+    run.log_metrics({f"refine_run/{name}": value for name, value in values.items()})
 
 
 def _prepare(job: Job) -> tuple[Clip, Setup, CachedPart | None, str]:

@@ -279,8 +279,10 @@ def test_the_card_has_the_front_matter_the_table_of_the_report_and_the_provenanc
 
 def test_no_absolute_path_reaches_the_card(evaluated, tmp_path):
     with inside(shutil.copytree(evaluated, tmp_path / "elsewhere")):
-        params = Path("params.yaml")
-        params.write_text(params.read_text().replace("path: clip", f"path: {tmp_path}/secret/clip"))
+        secret = f"{tmp_path}/secret/clip"
+        params, record = Path("params.yaml"), Path("data/base.parameters.json")
+        params.write_text(params.read_text().replace("path: clip", f"path: {secret}"))
+        record.write_text(record.read_text().replace('"path": "clip"', f'"path": "{secret}"'))
         found = subject()
         assert "| `.../clip`" in card.render_card(found, "my-clip")
         assert str(tmp_path) not in card.render_card(found, "my-clip")
