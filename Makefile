@@ -94,5 +94,6 @@ ui: $(STAMP) ## the MLflow UI on http://127.0.0.1:5000 (takes half a minute to s
 	@python -m pipeline_lib.lineage ui
 
 clean: ## remove outputs and checkpoints, keep .venv, the DVC cache and mlflow.db
-	rm -rf data/base data/base.parameters.json data/shards data/shards.parameters.json data/teacher data/pixels \
+	rm -rf data/base data/base.parameters.json data/shards data/shards.parameters.json data/language \
+	  data/teacher data/pixels \
 	  data/refined data/eval data/report data/compare .checkpoints

@@ -126,6 +126,20 @@ def alignment_loss(image_features: torch.Tensor, text_features: torch.Tensor) ->
     return (image_features - text_features).square().sum(dim=-1).mean()
 
 
+def anchor_loss(features: torch.Tensor, anchor_features: torch.Tensor) -> torch.Tensor:
+    """Mean of 1 − cosine between features and what they shall stay near, row by row; the anchor is detached.
+
+    Args:
+        features: [B, D], L2-normalised.
+        anchor_features: [B, D], L2-normalised.
+
+    Raises:
+        ValueError: Shapes differ.
+    """
+    _check_pairs(features, anchor_features)
+    return (1 - (features * anchor_features.detach()).sum(dim=-1)).mean()
+
+
 def mixup_contrastive_loss(
     image_features: torch.Tensor,
     text_features: torch.Tensor,

@@ -32,7 +32,7 @@ def main(params_file: Path = Path("params.yaml"), chosen: str | None = None) -> 
         return
     distributed.relaunch_if_asked(how, "stages.cache_teacher", params_file)
     prepare(seed=0, num_threads=how.num_threads, deterministic=how.deterministic)
-    upstream = artifacts.digests(paths.folders("base", "shard"))
+    upstream = artifacts.digests(paths.folders("base", "shard", "language"))
     world = distributed.join(how.device)
     alone = work_folders.only_writer(paths.teacher)
     with alone, tracking.stage_run("cache_teacher", params_file, upstream=upstream) as run:

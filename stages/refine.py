@@ -30,7 +30,7 @@ def main(params_file: Path = Path("params.yaml")) -> None:
     blocks = config.raw_section(params_file, "recipes")
     distributed.relaunch_if_asked(how, "stages.refine", params_file)
     prepare(seed=settings.seed, num_threads=how.num_threads, deterministic=how.deterministic)
-    upstream = artifacts.digests(paths.folders("base", "shard", "cache_teacher"))
+    upstream = artifacts.digests(paths.folders("base", "shard", "language", "cache_teacher"))
     world = distributed.join(how.device)
     alone = work_folders.only_writer(paths.refined)
     with alone, tracking.stage_run("refine", params_file, upstream=upstream) as run:

@@ -6,14 +6,16 @@ import sys
 
 from pipeline_lib import model
 from pipeline_lib.cache_teacher import reader
-from pipeline_lib.core import artifacts
+from pipeline_lib.cache_teacher.student import load_student
+from pipeline_lib.core import artifacts, config
 from pipeline_lib.core.paths import Paths
 from tests.tiny_project import ROOT
 
 
 def open_cached(project, name="refine"):
-    paths = Paths(**{k: project / "data" / k for k in Paths.__dataclass_fields__})
-    student = model.load(paths.base)
+    paths = config.load(project / "params.yaml", Paths)
+    paths = Paths(**{k: project / getattr(paths, k) for k in Paths.__dataclass_fields__})
+    _, student = load_student(paths)
     return reader.open_parts(paths, student)[name], student, paths
 
 

@@ -37,7 +37,7 @@ def gradients(clip):
 def plain_gradients(clip, recipe, inputs, teacher, draws):
     """The reference: one graph, one backward, nothing of `backward`."""
     clip.module.zero_grad(set_to_none=True)
-    student = Features(clip.encode_image(inputs.images), clip.encode_text(inputs.token_ids), clip.logit_scale)
+    student = Features(clip.encode_image(inputs.images), clip.encode_text(inputs.texts), clip.logit_scale)
     recipes.total_loss(recipe(student, teacher, draws)).backward()
     return gradients(clip)
 

@@ -118,5 +118,8 @@ def test_the_lock_pins_every_dependency_with_hashes_and_names_no_index():
     assert [pin for pin in pins if not re.match(r"[\w.-]+==\S+ [^\n]*\\\n    --hash=sha256:[0-9a-f]{64}", pin)] == []
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    wanted = {plain(each) for each in (*project["dependencies"], *extras["demo"], *extras["dev"], *extras["onnx"])}
+    wanted = {
+        plain(each)
+        for each in (*project["dependencies"], *extras["demo"], *extras["dev"], *extras["onnx"], *extras["language"])
+    }
     assert wanted - {plain(pin) for pin in pins} == {project["name"]}

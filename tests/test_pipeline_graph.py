@@ -1,16 +1,22 @@
 """dvc.yaml against the code: DVC traces neither imports nor parameters, so these lists must be proved true."""
 
+import json
 import re
+import shutil
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from pipeline_lib.core import config, provenance
-from pipeline_lib.core.paths import STAGES
+from pipeline_lib.core.paths import LANGUAGE
+from pipeline_lib.core.paths import STAGES as ALWAYS
 from pipeline_lib.params.sections import SECTIONS
 
 ROOT = Path(__file__).parents[1]
+STAGES = (*ALWAYS[:2], LANGUAGE, *ALWAYS[2:])  # with the one that is there where it is asked for
 FREE = {"paths", "runtime", "tracking"}  # where and how, not what: in no stage's params
 
 
@@ -85,6 +91,23 @@ def test_make_clean_removes_what_git_ignores_under_data():
     ignored = re.findall(r"^/(data/\S+)$", (ROOT / ".gitignore").read_text(), re.MULTILINE)
     assert {*config.raw_section(ROOT / "params.yaml", "paths").values()} < {*ignored}
     assert {*re.findall(r"data/\S+", recipe)} == {*ignored}
+
+
+@pytest.mark.parametrize(("asked", "names"), [({}, []), ({"make": {}}, ["language@make"])])
+def test_the_stage_of_a_language_model_is_there_where_it_is_asked_for(tmp_path, asked, names):
+    """`dvc stage list`, with the project's own dvc.yaml and params.yaml."""
+    params = config.read_params(ROOT / "params.yaml")
+    params["language"]["stages"] = asked
+    (tmp_path / "params.yaml").write_text(json.dumps(params))
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    for command in ("init --no-scm", "stage list --name-only"):
+        done = subprocess.run(
+            [sys.executable, "-m", "dvc", *command.split()], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    listed = done.stdout.split()
+    assert [name for name in listed if LANGUAGE in name] == names
+    assert len(listed) == 7 + len(names)
 
 
 def test_closure_follows_imports_inside_functions(tmp_path):

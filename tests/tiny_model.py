@@ -97,21 +97,50 @@ WORDS = (
 WORDS += ("on", "and", "bird", "green", "in")
 
 
+def write_word_tokenizer(directory: Path, template: str = "<s> $A </s>") -> list[str]:
+    """A tokenizer of whole words, which puts `template` around a text; return its tokens."""
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", *WORDS]
+    inner = Tokenizer(models.WordLevel({word: row for row, word in enumerate(tokens)}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.post_processor = processors.TemplateProcessing(template, special_tokens=[("<s>", 0), ("</s>", 2)])
+    names = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    directory.mkdir(parents=True, exist_ok=True)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=inner, **names).save_pretrained(directory)
+    return tokens
+
+
+def write_tiny_language(directory: Path, kind: str = "llama", seed: int = 0, **sizes) -> Path:
+    """A tiny language model of transformers, with random weights, as a folder: a decoder, an encoder, or `t5`."""
+    import transformers
+
+    tokens = write_word_tokenizer(directory, "<s> $A" if kind in ("llama", "gpt2", "qwen2") else "<s> $A </s>")
+    common = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    if kind in ("llama", "qwen2"):
+        common["num_key_value_heads"] = 1
+    if kind == "gpt2":
+        common = {"n_embd": 32, "n_layer": 2, "n_head": 2}
+    common |= {"max_position_embeddings": 64, "pad_token_id": 1, "vocab_size": len(tokens)}
+    config = transformers.AutoConfig.for_model(kind, **{**common, **sizes})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = transformers.AutoModel.from_config(config)
+    for name, parameter in module.named_parameters():
+        if "embed" in name or "wte" in name:
+            parameter.data.mul_(20)  # else all texts look alike
+    module.save_pretrained(directory)
+    return directory
+
+
 def write_tiny_hf_clip(
     directory: Path, seed: int = 0, *, model_type: str = "bert", pooler: str = "mean_pooler", embed_dim: int = 16
 ) -> Path:
     """A tiny open_clip model with a Hugging Face text tower and its own word-level tokenizer, all files beside it."""
     import transformers
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-    special = ["<s>", "<pad>", "</s>", "<unk>"]
-    vocabulary = {word: row for row, word in enumerate([*special, *WORDS])}
-    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.Whitespace()
-    inner.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
-    names = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    directory.mkdir(parents=True, exist_ok=True)
-    transformers.PreTrainedTokenizerFast(tokenizer_object=inner, **names).save_pretrained(directory)
+    vocabulary = write_word_tokenizer(directory)
     sizes = {
         "hidden_size": 32,
         "num_hidden_layers": 2,

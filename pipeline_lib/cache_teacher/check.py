@@ -14,10 +14,11 @@ from pipeline_lib.cache_teacher.settings import CacheTeacherSettings
 from pipeline_lib.cache_teacher.unit import Content
 from pipeline_lib.core import runtime, shards
 from pipeline_lib.core.errors import UserError
-from pipeline_lib.model import Clip
+from pipeline_lib.model import Clip, JoinedClip
 from pipeline_lib.model.embed import embed_images, embed_texts
 from pipeline_lib.model.features import fault, row_difference
 
+FEATURES = {"image_features": "dtype", "text_features": "dtype", "language_features": "language_dtype"}
 MOST_ROWS = 2048  # computed again: their logits are matrices of rows x rows, in double precision
 
 
@@ -28,11 +29,12 @@ def check_unit(unit: Content, name: str) -> None:
         UserError: The features mean nothing.
     """
     num_samples, num_captions = len(unit["valid"]), int(unit["caption_offsets"][-1])
-    for key, rows in (("image_features", num_samples), ("text_features", num_captions)):
+    for key in _features(unit):
+        rows = num_samples if key == "image_features" else num_captions
         if len(unit[key]) != rows:
             raise AssertionError(f"{name}: {len(unit[key])} rows of {key}, expected {rows}")
         if problem := fault(_used(unit, key), num_distinct=1):  # a shard may hold one image or caption many times
-            raise UserError(f"{name}: the teacher's {key}: {problem}; check its weights and cache_teacher.dtype")
+            raise UserError(f"{name}: {key}: {problem}; check the weights and cache_teacher.{FEATURES[key]}")
 
 
 def check_spread(units: Iterable[Content], name: str) -> None:
@@ -44,16 +46,18 @@ def check_spread(units: Iterable[Content], name: str) -> None:
     first: dict[str, torch.Tensor] = {}
     counts, varying = collections.Counter[str](), set()
     for unit in units:
-        for key in ("image_features", "text_features"):
+        for key in _features(unit):
             features = _used(unit, key)
             counts[key] += len(features)
             if len(features) and bool((features != first.setdefault(key, features[:1])).any()):
                 varying.add(key)
     for key, count in counts.items():
         if count > 1 and key not in varying:
-            raise UserError(
-                f"{name}: the teacher gives the same vector for all {count} {key}; check its weights and the data"
-            )
+            raise UserError(f"{name}: one and the same vector for all {count} {key}; check the weights and the data")
+
+
+def _features(unit: Content) -> list[str]:
+    return [key for key in FEATURES if key in unit]
 
 
 def _used(unit: Content, key: str) -> torch.Tensor:
@@ -83,9 +87,8 @@ def verify(part: CachedPart, teacher: Clip, settings: CacheTeacherSettings) -> d
     Raises:
         UserError: A difference is larger than the stored precision allows.
     """
-    wanted = min(MOST_ROWS, round(settings.verify_share * len(part)))
-    count = min(len(part.valid_rows), max(settings.chunk_size, wanted))
-    rows = np.sort(np.random.default_rng(0).choice(part.valid_rows, size=count, replace=False))
+    rows = _sample(part, settings)
+    count = len(rows)
     stored = part.read_features(rows, [0] * count)
     if stored is None:
         return {"features": 0.0, "loss": 0.0, "gradient": 0.0, "rows": 0.0}
@@ -97,15 +100,47 @@ def verify(part: CachedPart, teacher: Clip, settings: CacheTeacherSettings) -> d
         image_features = embed_images(teacher, torch.from_numpy(images), settings.chunk_size)
         text_features = embed_texts(teacher, token_ids, settings.chunk_size)
     found = _compare(stored, (image_features, text_features))
-    exact = (settings.dtype, settings.precision) == ("float32", "fp32")
-    bound = settings.verify_tolerance or (1e-4 if exact else 2e-2)
+    bound = _bound(settings, settings.dtype)
     for name, limit in {"features": bound, "loss": bound / 10, "gradient": bound * 10}.items():
-        if not found[name] <= limit:
-            raise UserError(
-                f"cache_teacher: recomputed {name} differ by {found[name]:.2e}, more than {limit:.0e} "
-                "(cache_teacher.verify_tolerance); run `dvc repro -f cache_teacher` on this machine"
-            )
+        _refuse_above(limit, found[name], name)
     return {**found, "rows": float(count)}
+
+
+def verify_language(part: CachedPart, student: JoinedClip, settings: CacheTeacherSettings) -> dict[str, float]:
+    """Read the first captions of a sample of rows again with the language model, and compare features.
+
+    Returns:
+        Largest relative difference of a caption's features.
+
+    Raises:
+        UserError: It is larger than the stored precision allows.
+    """
+    rows = _sample(part, settings)
+    stored = part.read_inputs(rows, [0] * len(rows)).texts
+    token_ids = student.tokenize([entry.captions[0] for _, entry in part.entries(rows)])[:, : part.text_length]
+    with runtime.arithmetic(settings.precision, student.device):
+        difference = row_difference(embed_texts(student, token_ids, settings.chunk_size), stored)
+    _refuse_above(_bound(settings, settings.language_dtype), difference, "features of the language model")
+    return {"language_features": difference}
+
+
+def _sample(part: CachedPart, settings: CacheTeacherSettings) -> np.ndarray:
+    wanted = min(MOST_ROWS, round(settings.verify_share * len(part)))
+    count = min(len(part.valid_rows), max(settings.chunk_size, wanted))
+    return np.sort(np.random.default_rng(0).choice(part.valid_rows, size=count, replace=False))
+
+
+def _bound(settings: CacheTeacherSettings, dtype: str) -> float:
+    exact = (dtype, settings.precision) == ("float32", "fp32")
+    return settings.verify_tolerance or (1e-4 if exact else 2e-2)
+
+
+def _refuse_above(limit: float, difference: float, what: str) -> None:
+    if not difference <= limit:
+        raise UserError(
+            f"cache_teacher: recomputed {what} differ by {difference:.2e}, more than {limit:.0e} "
+            "(cache_teacher.verify_tolerance); run `dvc repro -f cache_teacher` on this machine"
+        )
 
 
 def _compare(stored: tuple[torch.Tensor, torch.Tensor], fresh: tuple[torch.Tensor, torch.Tensor]) -> dict[str, float]:

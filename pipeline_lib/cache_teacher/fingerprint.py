@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline_lib.cache_teacher.settings import CacheTeacherSettings
-from pipeline_lib.model import Clip
+from pipeline_lib.model import Clip, JoinedClip
 
 
 def fingerprint(student: Clip, teacher: Clip, settings: CacheTeacherSettings, shards_digest: str) -> dict[str, Any]:
@@ -23,7 +23,14 @@ def fingerprint(student: Clip, teacher: Clip, settings: CacheTeacherSettings, sh
         "dtype": settings.dtype,
         "chunk_size": settings.chunk_size,
         "text_cut": settings.text_cut,
+        **_of_language(student, settings),
     }
+
+
+def _of_language(student: Clip, settings: CacheTeacherSettings) -> dict[str, Any]:
+    if not isinstance(student, JoinedClip):
+        return {}
+    return {"language": student.language_facts, "language_dtype": settings.language_dtype}
 
 
 def differences(found: Any, expected: Any, path: str = "") -> list[str]:

@@ -60,6 +60,7 @@ class CachedPart:
         counts = [np.zeros(0, np.int64), *(unit["caption_offsets"].diff().numpy() for unit in self.units)]
         self.num_captions = np.concatenate(counts)
         self.pixels = open_pixels(pixels, stored, student.preprocess, part.max_image_pixels) if pixels else []
+        self.reads_pixels = True  # False: of a locked image tower the features are read, which never change
 
     def __len__(self) -> int:
         """Count the samples, valid or not."""
@@ -79,10 +80,19 @@ class CachedPart:
             picked.append(unit[name][at])
         return torch.stack(picked)
 
-    def read_inputs(self, rows: Rows, captions: Rows) -> Inputs:
-        """Return the pixels and token ids of samples `rows`, sample i with its caption number `captions[i]`."""
-        images = np.stack([self._image(place, row) for place, row in self._locate(rows)])
-        return Inputs(torch.from_numpy(images), self._pick("token_ids", rows, captions).long())
+    def read_inputs(self, rows: Rows, captions: Rows, *, pixels: bool = False) -> Inputs:
+        """Return what the student reads of samples `rows`, of sample i its caption number `captions[i]`.
+
+        Pixels (with `pixels` in any case) or, see `reads_pixels`, features of images; token ids or, where a language
+        model reads captions, its features.
+        """
+        if pixels or self.reads_pixels:
+            images = torch.from_numpy(np.stack([self._image(place, row) for place, row in self._locate(rows)]))
+        else:
+            images = self._pick("image_features", rows, captions).float()
+        if "language_features" in self.units[0]:
+            return Inputs(images, self._pick("language_features", rows, captions).float())
+        return Inputs(images, self._pick("token_ids", rows, captions).long())
 
     def read_features(self, rows: Rows, captions: Rows) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Return the teacher's raw image and text features, fp32 [b, D'] each; None where the teacher runs online.

@@ -24,6 +24,7 @@ from pipeline_lib.cache_teacher.fingerprint import fingerprint
 from pipeline_lib.cache_teacher.reader import CachedPart
 from pipeline_lib.cache_teacher.settings import CacheTeacherSettings
 from pipeline_lib.cache_teacher.statistics import feature_statistics, write_statistics
+from pipeline_lib.cache_teacher.student import load_student
 from pipeline_lib.cache_teacher.tokens import TextCuts, choose_cuts, count_truncated, tokenize
 from pipeline_lib.cache_teacher.unit import Group, Unit, count_images, group_units
 from pipeline_lib.cache_teacher.writer import write_group
@@ -33,7 +34,7 @@ from pipeline_lib.core.errors import UserError
 from pipeline_lib.core.paths import Paths
 from pipeline_lib.core.runtime import RuntimeSettings
 from pipeline_lib.core.truncation import describe_truncation
-from pipeline_lib.model import Clip
+from pipeline_lib.model import Clip, JoinedClip
 from pipeline_lib.model.features import raw_norms_problem
 
 log = logging.getLogger(__name__)
@@ -54,8 +55,8 @@ def run(
         UserError: Input is missing or broken, too many images do not decode, or the verification fails.
     """
     device = runtime.pick_device(how.device)
-    student = model.load(paths.base, device=device)
-    teacher = student if settings.teacher == "base" else model.load(Path(settings.teacher), device=device)
+    base, student = load_student(paths, device)
+    teacher = base if settings.teacher == "base" else model.load(Path(settings.teacher), device=device)
     parts = shards.read_training_parts(paths.shards)
     shards_digest = artifacts.read_manifest(paths.shards, stage="shard")["digest"]
     identity = fingerprint(student, teacher, settings, shards_digest)
@@ -80,8 +81,7 @@ def run(
     for name, part in facts["parts"].items():
         for reader, found in part.get("truncated", {}).items():
             log.warning("%s", describe_truncation(f"captions of {name}", found, reader))
-    if settings.mode == "cached":
-        measured |= _verify(CachedPart(work / "teacher", None, parts[0], student), teacher, settings)
+    measured |= _verify(CachedPart(work / "teacher", None, parts[0], student), student, teacher, settings)
     if stores_pixels:
         of_what = pixels.pixels_identity(student.preprocess, parts[0])
         pixels.publish(work / "pixels", _stored_pixels(units), of_what, paths)
@@ -126,9 +126,12 @@ def _bytes_needed(
     parts: Sequence[shards.Part], student: Clip, teacher: Clip, settings: CacheTeacherSettings, *, stores_pixels: bool
 ) -> int:
     """Return the room that features and pixels take; token ids and digests are little beside them."""
-    num_images = sum(part.num_samples for part in parts)
-    num_rows = num_images + sum(part.num_captions for part in parts) if settings.mode == "cached" else 0
+    num_images, num_captions = (sum(getattr(part, name) for part in parts) for name in COUNTS)
+    num_rows = num_images + num_captions if settings.mode == "cached" else 0
     features = num_rows * teacher.embed_dim * getattr(torch, settings.dtype).itemsize
+    if isinstance(student, JoinedClip):
+        width = student.language_facts["width"]
+        features += num_captions * width * getattr(torch, settings.language_dtype).itemsize
     return features + num_images * 3 * math.prod(student.image_size) * stores_pixels
 
 
@@ -161,7 +164,7 @@ def fill(
         Where token ids were cut.
 
     Raises:
-        UserError: The teacher's features mean nothing.
+        UserError: The teacher's features, or a language model's, mean nothing.
         Stopped: A signal asked for it; the group that was begun is finished.
     """
     num_images = PASSES * settings.chunk_size
@@ -180,7 +183,7 @@ def fill(
             decoded = decode_ahead(todo, teacher.preprocess, settings.chunk_size, how.num_workers)
             with terminal.progress(None, label=f"cache {name}", total=total, unit="img", enabled=progress) as bar:
                 for group, chunks in decoded:
-                    write_group(group, chunks, teacher, cuts, settings)
+                    write_group(group, chunks, student, teacher, cuts, settings)
                     bar.update(count_images(group))
                     if runtime.stop_requested():
                         raise runtime.Stopped
@@ -229,12 +232,16 @@ def _facts(
     return facts
 
 
-def _verify(part: CachedPart, teacher: Clip, settings: CacheTeacherSettings) -> dict[str, float]:
-    difference = check.verify(part, teacher, settings)
-    log.info(
-        "%d rows computed again: relative difference of features up to %.1e, of the loss %.1e, its gradient %.1e",
-        *(difference[name] for name in ("rows", "features", "loss", "gradient")),
-    )
+def _verify(part: CachedPart, student: Clip, teacher: Clip, settings: CacheTeacherSettings) -> dict[str, float]:
+    difference = {}
+    if settings.mode == "cached":
+        difference = check.verify(part, teacher, settings)
+        log.info(
+            "%d rows computed again: relative difference of features up to %.1e, of the loss %.1e, its gradient %.1e",
+            *(difference[name] for name in ("rows", "features", "loss", "gradient")),
+        )
+    if isinstance(student, JoinedClip):
+        difference |= check.verify_language(part, student, settings)
     return {f"verify_{name}": value for name, value in difference.items()}
 
 

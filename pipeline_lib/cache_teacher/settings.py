@@ -27,6 +27,9 @@ class CacheTeacherSettings:
     thousandth.
     """
 
+    language_dtype: Literal["float32", "float16"]
+    """The same for the features of a language model, where there is one (`paths.text`)."""
+
     chunk_size: Eights
     """Images or captions that a tower sees at once. It must be a multiple of 8: in passes of another size rounding
     depends on a row's place, and the cache would not be bitwise what `online` computes. Another value makes another

@@ -74,7 +74,7 @@ class Teacher:
             with runtime.arithmetic(self.precision, like.device):
                 own = (
                     embed_images(self.online, inputs.images, self.chunk_size),
-                    embed_texts(self.online, inputs.token_ids, self.chunk_size),
+                    embed_texts(self.online, inputs.texts, self.chunk_size),
                 )
             image, text = (torch.cat(world.gather_rows(x.to(like.device), num_rows)) for x in own)
         elif cached is not None:

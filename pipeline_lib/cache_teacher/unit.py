@@ -3,7 +3,8 @@
 Neighbouring units are made together, as a group, so that small shards do not leave the teacher's passes half empty.
 
 In safetensors (read through mmap), for N samples with M captions, feature width D and L tokens: `image_features`
-[N, D], `text_features` [M, D], `caption_offsets` [N + 1], `token_ids` [M, L], `valid` [N], `key_digests` [N, 16],
+[N, D], `text_features` [M, D], where a language model reads captions `language_features` [M, W],
+`caption_offsets` [N + 1], `token_ids` [M, L], `valid` [N], `key_digests` [N, 16],
 `caption_digests` [M, 16]. An image that does not decode keeps its row with `valid` = 0. A teacher that runs online has
 units without features.
 """

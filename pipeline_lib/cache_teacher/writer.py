@@ -13,19 +13,19 @@ from pipeline_lib.cache_teacher.settings import CacheTeacherSettings
 from pipeline_lib.cache_teacher.tokens import TextCuts, read_token_ids
 from pipeline_lib.cache_teacher.unit import Content, Group, identity_digests
 from pipeline_lib.core import shards
-from pipeline_lib.model import Clip
+from pipeline_lib.model import Clip, JoinedClip
 from pipeline_lib.model.embed import embed_images, embed_texts, embed_texts_by_length
 
 STORED_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
 def write_group(
-    group: Group, chunks: Iterable[Chunk], teacher: Clip, cuts: TextCuts, settings: CacheTeacherSettings
+    group: Group, chunks: Iterable[Chunk], student: Clip, teacher: Clip, cuts: TextCuts, settings: CacheTeacherSettings
 ) -> None:
     """Write the units of a group, with their pixels if they are stored, from its chunks and token ids.
 
     Raises:
-        UserError: The teacher's features mean nothing.
+        UserError: The teacher's features, or those of a language model, mean nothing.
     """
     entries = [unit.read_entries() for unit in group]
     pixels = [unit.pixels_path(own) for unit, own in zip(group, entries, strict=True) if unit.stores_pixels]
@@ -42,20 +42,27 @@ def write_group(
         texts = _embed_texts(teacher, torch.cat([ids for _, ids in token_ids]), settings)
         features["image_features"] = torch.cat(images).split([len(own) for own in entries])
         features["text_features"] = texts.split([len(ids) for ids, _ in token_ids])
+    if isinstance(student, JoinedClip):
+        texts = _embed_texts(student, torch.cat([ids for ids, _ in token_ids]), settings)
+        features["language_features"] = texts.split([len(ids) for ids, _ in token_ids])
     remaining = iter(faults)
     for at, (unit, own) in enumerate(zip(group, entries, strict=True)):
         own_faults = list(itertools.islice(remaining, len(own)))
         content = _without_features(own, token_ids[at][0], own_faults)
-        content |= {name: rows[at].to(STORED_DTYPES[settings.dtype]) for name, rows in features.items()}
+        content |= {name: rows[at].to(_dtype(name, settings)) for name, rows in features.items()}
         if features:
             check.check_unit(content, unit.name)
         unit.save(content, own_faults, pixels[at] if pixels else None)
 
 
-def _embed_texts(teacher: Clip, token_ids: torch.Tensor, settings: CacheTeacherSettings) -> torch.Tensor:
+def _dtype(name: str, settings: CacheTeacherSettings) -> torch.dtype:
+    return STORED_DTYPES[settings.language_dtype if name == "language_features" else settings.dtype]
+
+
+def _embed_texts(clip: Clip, token_ids: torch.Tensor, settings: CacheTeacherSettings) -> torch.Tensor:
     if settings.text_cut == "chunk":
-        return embed_texts_by_length(teacher, token_ids, settings.chunk_size, multiple=1)
-    return embed_texts(teacher, token_ids, settings.chunk_size)
+        return embed_texts_by_length(clip, token_ids, settings.chunk_size, multiple=1)
+    return embed_texts(clip, token_ids, settings.chunk_size)
 
 
 def _without_features(entries: Sequence[shards.IndexEntry], token_ids: torch.Tensor, faults: Sequence[str]) -> Content:

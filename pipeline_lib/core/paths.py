@@ -9,6 +9,9 @@ from pipeline_lib.core.schema import section
 STAGES = ("base", "shard", "cache_teacher", "refine", "evaluate", "report")
 """In the order of the pipeline."""
 
+LANGUAGE = "language"
+"""The stage before `cache_teacher` that exists where it is asked for (`language.stages`)."""
+
 MODELS = ("base", "refined")
 """What is evaluated."""
 
@@ -22,6 +25,12 @@ class Paths:
 
     shards: Path
     """Images and captions as tars, a folder per part and evaluation set."""
+
+    language: Path
+    """The language model of stage `language`, where there is one."""
+
+    text: Path
+    """What reads captions in the refined model: `base`'s own text tower, or the folder `language`."""
 
     teacher: Path
     """The teacher's features and the token ids."""
@@ -40,9 +49,16 @@ class Paths:
 
     def folders(self, *stages: str) -> dict[str, Path]:
         """Return the output folder of each of these stages, of all without any, in the order of the pipeline."""
-        found = {"base": self.base, "shard": self.shards, "cache_teacher": self.teacher, "refine": self.refined}
+        found = {"base": self.base, "shard": self.shards}
+        found |= {LANGUAGE: self.language} if self.has_language else {}
+        found |= {"cache_teacher": self.teacher, "refine": self.refined}
         found |= {f"evaluate@{model}": self.eval / model for model in MODELS} | {"report": self.report}
         return {stage: folder for stage, folder in found.items() if stage in stages or not stages}
+
+    @property
+    def has_language(self) -> bool:
+        """Return whether a language model reads captions."""
+        return self.text != self.base
 
     @property
     def report_numbers(self) -> Path:

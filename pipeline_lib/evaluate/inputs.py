@@ -17,6 +17,7 @@ from pipeline_lib.core.shards import Part, evaluated_sets, read_part
 from pipeline_lib.evaluate.settings import EvaluateSettings
 
 log = logging.getLogger(__name__)
+OF_TEXTS = ("tokenizer_digest", "config_digest")
 LIKE_BASE = ("preprocess", "quick_gelu", "tokenizer_digest", "config_digest")  # refinement changes weights only
 
 
@@ -39,6 +40,8 @@ class EvaluationInputs:
 def open_model(name: str, paths: Paths, device: torch.device) -> tuple[model.Clip, Mapping[str, torch.Tensor] | None]:
     """Load the model `name`, and for the refined one the weights of the base model that it came from.
 
+    None where a language model reads its texts: there is nothing between two text sides.
+
     Raises:
         UserError: A model is missing or unfinished or not what its manifest says, or the refined one came from another
             base model or has other preprocessing, activation or tokenizer.
@@ -51,13 +54,15 @@ def open_model(name: str, paths: Paths, device: torch.device) -> tuple[model.Cli
     base = model.load(paths.base, device=device)
     if clip.facts.get("refined_from") != base.facts["weights_digest"]:
         raise UserError(f"{folder}: was not refined from the model in {paths.base}; run `dvc repro refine`")
-    differing = [key for key in LIKE_BASE if clip.facts.get(key) != base.facts.get(key)]
+    joined = isinstance(clip, model.JoinedClip)  # other texts, the same images
+    alike = [key for key in LIKE_BASE if not joined or key not in OF_TEXTS]
+    differing = [key for key in alike if clip.facts.get(key) != base.facts.get(key)]
     if differing:
         raise UserError(
             f"{folder}: {', '.join(differing)} differ from what {paths.base} recorded, so the two cannot be compared; "
             "run `dvc repro -f refine`"
         )
-    return clip, base.module.state_dict()
+    return clip, None if joined else base.module.state_dict()
 
 
 def open_inputs(shards: Path, settings: EvaluateSettings) -> EvaluationInputs:

@@ -5,7 +5,12 @@ clip         the loaded model: images and captions to raw features, tokenizer, l
 big_vision   checkpoints of big_vision (.npz, SigLIP)
 embed        a tower over many rows without gradients, in passes of one size
 facts        what decides its features, by digest; compared with what a folder's manifest recorded
+adapter      the trained map from a language model's features to raw text features
+language     a frozen language model as an encoder of texts
+probe        tries out what its attention really is
+joined       an image tower whose texts go through a language model and an adapter
 features     the tuples that travel between model, losses, recipes and metrics
+files        names of a folder's files; tensors as safetensors, and their digest
 folder       open_clip directories: load, create, save
 native       what decides the forward pass of OpenAI's kind of CLIP, read from its modules
 towers       locked whole or in part, with less memory, for training
@@ -17,29 +22,27 @@ names of ImageNet's classes there.
 
 from pipeline_lib.model.big_vision import load_big_vision
 from pipeline_lib.model.clip import SCALARS, Clip
-from pipeline_lib.model.facts import (
-    GUARDED,
+from pipeline_lib.model.facts import GUARDED, compare_facts, compute_facts, recorded_facts
+from pipeline_lib.model.files import (
+    CONFIG,
     TOKENIZER_FILES,
     TOWER_CONFIG,
-    compare_facts,
-    compute_facts,
-    recorded_facts,
+    WEIGHTS,
+    copy_files,
+    save_weights,
     weights_digest,
 )
 from pipeline_lib.model.folder import (
-    CONFIG,
-    WEIGHTS,
-    copy_files,
     create,
     load,
     load_weights,
     open_folder,
     read_config,
     save,
-    save_weights,
     weights_file,
     write_config,
 )
+from pipeline_lib.model.joined import ADAPTER, JoinedClip, join
 from pipeline_lib.model.native import Native, Tower, describe_native
 from pipeline_lib.model.preprocess import Preprocess
 from pipeline_lib.model.published import (
@@ -54,6 +57,7 @@ from pipeline_lib.model.published import (
 from pipeline_lib.model.towers import checkpoint_activations, lock_image, lock_text, projection_names
 
 __all__ = [
+    "ADAPTER",
     "CONFIG",
     "GUARDED",
     "SCALARS",
@@ -61,6 +65,7 @@ __all__ = [
     "TOWER_CONFIG",
     "WEIGHTS",
     "Clip",
+    "JoinedClip",
     "Native",
     "Preprocess",
     "Tower",
@@ -74,6 +79,7 @@ __all__ = [
     "describe_native",
     "download",
     "imagenet_templates",
+    "join",
     "load",
     "load_big_vision",
     "load_weights",

@@ -5,33 +5,20 @@ A folder with a manifest is compared with what that recorded, so that no stage r
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import open_clip.tokenizer
 import open_clip.transformer
-import torch
 
 from pipeline_lib.core import artifacts
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.model.clip import Clip
+from pipeline_lib.model.files import TOKENIZER_FILES, TOWER_CONFIG, weights_digest
+from pipeline_lib.model.joined import LANGUAGE, TEXT_SIDE, JoinedClip
 from pipeline_lib.model.preprocess import CONVENTIONS
 
-TOWER_CONFIG = "config.json"  # a Hugging Face text tower's own configuration
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "sentencepiece.bpe.model",
-    "spiece.model",
-    "tokenizer.model",
-)
 GUARDED = ("config_digest", "preprocess", "quick_gelu", "tokenizer_digest", "weights_digest")
 
 
@@ -39,29 +26,23 @@ def compute_facts(clip: Clip) -> dict[str, Any]:
     """Compute from the loaded weights and files what decides the model's features, as JSON values."""
     model_config = clip.config["model_cfg"]
     tower = clip.directory / TOWER_CONFIG
+    language = clip.language_facts if isinstance(clip, JoinedClip) else None
     settings = {"model_cfg": model_config, "tower": artifacts.read_json(tower) if tower.is_file() else None}
+    if language:
+        settings["tower"] = clip.config[TEXT_SIDE]
     size = clip.image_size
     return {
         "weights_digest": weights_digest(clip.module.state_dict()),
         "config_digest": artifacts.digest(settings),
         "preprocess": {**clip.preprocess.config, "size": list(size)},
-        "tokenizer_digest": _tokenizer_digest(clip),
+        "tokenizer_digest": language["tokenizer_digest"] if language else _tokenizer_digest(clip),
         "quick_gelu": any(isinstance(m, open_clip.transformer.QuickGELU) for m in clip.module.modules()),
         "embed_dim": clip.embed_dim,
         "context_length": clip.context_length,
         "image_size": list(size),
         "logit_scale": clip.logit_scale.item(),
+        **({LANGUAGE: {**language, **clip.config[TEXT_SIDE]["origin"]}} if language else {}),
     }
-
-
-def weights_digest(state_dict: Mapping[str, torch.Tensor]) -> str:
-    """Return the hex SHA-256 over names, types, shapes and bytes of the tensors, in order of name."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(state_dict.items()):
-        data = tensor.detach().cpu().contiguous()
-        digest.update(artifacts.canonical_json([name, str(data.dtype), list(data.shape)]).encode())
-        digest.update(data.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _tokenizer_digest(clip: Clip) -> str:

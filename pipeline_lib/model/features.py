@@ -17,8 +17,8 @@ SAME = 1e-5  # relative spread below which rows count as one and the same
 class Inputs(NamedTuple):
     """B pairs as the towers take them."""
 
-    images: torch.Tensor  # uint8 [B, 3, H, W]
-    token_ids: torch.Tensor  # int64 [B, L]
+    images: torch.Tensor  # uint8 [B, 3, H, W]; of a locked tower its raw features, float32 [B, D]
+    texts: torch.Tensor  # token ids, int64 [B, L]; or features of a language model, float32 [B, W]
 
 
 class Features(NamedTuple):

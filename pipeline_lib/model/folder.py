@@ -9,11 +9,7 @@ hub name there; `load` passes the directory's own path instead, so that a moved 
 from __future__ import annotations
 
 import logging
-import os
 import pickle
-import re
-import shutil
-import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,12 +27,12 @@ import torch
 from pipeline_lib.core import artifacts
 from pipeline_lib.core.errors import UserError, first_lines
 from pipeline_lib.model.clip import Clip
-from pipeline_lib.model.facts import TOKENIZER_FILES, TOWER_CONFIG, compare_facts, compute_facts, recorded_facts
+from pipeline_lib.model.facts import compare_facts, compute_facts, recorded_facts
+from pipeline_lib.model.files import CONFIG, TOKENIZER_FILES, TOWER_CONFIG, WEIGHTS, copy_files, save_weights
+from pipeline_lib.model.joined import LANGUAGE, TEXT_SIDE, JoinedClip
+from pipeline_lib.model.language import copy_language
 from pipeline_lib.model.preprocess import CONVENTIONS, Preprocess
 from pipeline_lib.model.towers import faster_in_channels_last
-
-CONFIG = "open_clip_config.json"
-WEIGHTS = "open_clip_model.safetensors"
 
 
 def load(
@@ -93,6 +89,29 @@ def create(directory: Path, *, load_weights: bool = False) -> Clip:
         UserError: The configuration, a file it needs, or the weights are missing or do not fit together.
     """
     config = read_config(directory)
+    if TEXT_SIDE in config:
+        return _create_joined(directory, config, with_weights=load_weights)
+    module = _open_clip_module(directory, config, with_weights=load_weights)
+    return Clip(module.eval().requires_grad_(True), config, directory)
+
+
+def _create_joined(directory: Path, config: Mapping[str, Any], *, with_weights: bool) -> Clip:
+    """Create a model whose texts go through a language model; open_clip makes its image tower."""
+    visual = _open_clip_module(directory, config, with_weights=False).visual
+    clip = JoinedClip(visual, config, directory, directory / LANGUAGE)
+    if with_weights:
+        try:
+            tensors = safetensors.torch.load_file(directory / WEIGHTS)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise UserError(f"{directory / WEIGHTS}: cannot be read: {first_lines(error)}") from error
+        if "logit_bias" in tensors:
+            clip.module.logit_bias = torch.nn.Parameter(torch.zeros_like(tensors["logit_bias"]))
+        load_weights(clip, tensors, str(directory))
+    clip.module.eval().requires_grad_(True)
+    return clip
+
+
+def _open_clip_module(directory: Path, config: Mapping[str, Any], *, with_weights: bool) -> Any:
     place, text_config = str(directory.resolve()), dict(config["model_cfg"]["text_cfg"])
     if text_config.get("hf_model_name"):
         if not (directory / TOWER_CONFIG).is_file():
@@ -100,12 +119,11 @@ def create(directory: Path, *, load_weights: bool = False) -> Clip:
         text_config |= {"hf_model_name": place, "hf_model_pretrained": False}
     try:
         with _quiet():
-            module = open_clip.create_model(
-                f"local-dir:{place}", load_weights=load_weights, pretrained_text=False, text_cfg=text_config
+            return open_clip.create_model(
+                f"local-dir:{place}", load_weights=with_weights, pretrained_text=False, text_cfg=text_config
             )
     except (RuntimeError, ValueError, TypeError, OSError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
         raise UserError(f"{directory}: does not load as an open_clip model: {first_lines(error)}") from error
-    return Clip(module.eval().requires_grad_(True), config, directory)
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -190,42 +208,12 @@ def save(clip: Clip, directory: Path) -> None:
     """Write `clip` as an open_clip directory: configuration, weights, and its tower's and tokenizer's files."""
     directory.mkdir(parents=True, exist_ok=True)
     artifacts.write_json(directory / CONFIG, clip.config)
-    if clip.directory.resolve() != directory.resolve():
-        copy_files(clip.directory, directory)
+    source, target, copy = clip.directory, directory, copy_files
+    if isinstance(clip, JoinedClip):
+        source, target, copy = clip.language_directory, directory / LANGUAGE, copy_language
+    if source.resolve() != target.resolve():
+        copy(source, target)
     save_weights(clip.module.state_dict(), directory / WEIGHTS)
-
-
-def copy_files(source: Path, target: Path) -> None:
-    """Copy the files of a Hugging Face text tower and tokenizer, as far as there are any."""
-    for name in (TOWER_CONFIG, *TOKENIZER_FILES):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
-
-
-def save_weights(state_dict: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Write tensors as safetensors, atomically; tied ones are written under each of their names.
-
-    Raises:
-        OSError: The disk is full or not writable.
-    """
-    tensors, storages = {}, set()
-    for name, tensor in state_dict.items():
-        whole = tensor.detach().cpu().contiguous()
-        storage = whole.untyped_storage().data_ptr()
-        tensors[name] = whole.clone() if storage in storages else whole
-        storages.add(storage)
-    with artifacts.atomic_open(path) as file:
-        try:
-            safetensors.torch.save_file(tensors, file.name, metadata={"format": "pt"})
-        except safetensors.SafetensorError as error:
-            found = re.search(r"os error (\d+)", str(error))
-            if not found:
-                raise
-            raise OSError(int(found.group(1)), os.strerror(int(found.group(1))), str(path)) from error
-        # safetensors put a file of its own there, readable by the owner alone and not yet synced
-        os.chmod(file.name, stat.S_IMODE(os.fstat(file.fileno()).st_mode))
-        with open(file.name, "rb") as written:
-            os.fsync(written.fileno())
 
 
 def weights_file(directory: Path) -> Path | None:

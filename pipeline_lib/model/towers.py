@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pipeline_lib.core.errors import UserError, first_lines
 from pipeline_lib.model.clip import Clip
+from pipeline_lib.model.joined import ADAPTER, JoinedClip
 
 
 def lock_image(clip: Clip, unlocked_groups: int) -> None:
@@ -88,6 +89,8 @@ def checkpoint_activations(clip: Clip) -> None:
             f"refine.grad_checkpointing: true, but the image tower has no such mode ({first_lines(error)}); "
             "set it to false, and refine.micro_batch to save memory"
         ) from error
+    if isinstance(clip, JoinedClip):
+        return  # an adapter is small
     if isinstance(text, open_clip.hf_model.HFTextEncoder):
         for layer in _hf_layers(clip):
             layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
@@ -114,7 +117,7 @@ def faster_in_channels_last(visual: nn.Module) -> bool:
 def projection_names(clip: Clip) -> list[str]:
     """List the names of the parameters that project each tower into the shared space."""
     image = ("visual.proj", "visual.head.", "visual.attnpool.c_proj.")
-    text = ("text_projection", "text.text_projection", "text.proj.")
+    text = ("text_projection", "text.text_projection", "text.proj.", ADAPTER)
     return [name for name, _ in clip.module.named_parameters() if name.startswith(image + text)]
 
 

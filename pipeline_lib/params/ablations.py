@@ -34,19 +34,22 @@ class Ablation:
 def read_ablations(params_file: Path, changes_file: Path) -> list[Ablation]:
     """List an ablation for every recipe that params.yaml has a block for and does not choose, then the written ones.
 
+    A written one may have the name of the recipe that it chooses, and stands for it.
+
     >>> [one.changes for one in read_ablations(Path("params.yaml"), CHANGES) if one.name == "hycd"]
     [{'refine.recipe': 'hycd'}]
 
     Raises:
-        UserError: A file cannot be read, or an entry of `changes_file` is malformed or has the name of a recipe.
+        UserError: A file cannot be read, or an entry of `changes_file` is malformed, or has a name of a recipe that it
+            does not choose.
     """
     blocks = config.raw_section(params_file, RECIPES) or {}
     written = read_changes(changes_file)
     for one in written:
-        if one.name in blocks:
+        if one.name in blocks and one.changes.get(RECIPE) != one.name:
             raise UserError(f"{changes_file}: {one.name}: has the name of a recipe in {params_file}; rename it")
-    chosen = config.load(params_file, RefineSettings).recipe
-    return [*(_choose_recipe(name) for name in blocks if name != chosen), *written]
+    known = {config.load(params_file, RefineSettings).recipe, *(one.name for one in written)}
+    return [*(_choose_recipe(name) for name in blocks if name not in known), *written]
 
 
 def read_changes(changes_file: Path) -> list[Ablation]:

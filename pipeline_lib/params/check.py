@@ -6,6 +6,7 @@ here first. The recipe's block is left to `refine`, which needs torch to try it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,37 @@ def find_mistakes(params_file: Path) -> tuple[dict[str, Any], Mistakes]:
         mistakes.sentences.append(
             f"{params_file}: evaluate.prompt: {evaluate.prompt!r} must hold {{}} once, for the class name"
         )
+    with mistakes:
+        _check_language(sections, params_file)
     return sections, mistakes
+
+
+def _check_language(sections: Mapping[str, Any], params_file: Path) -> None:
+    """Refuse a language model that only some of the keys ask for that must ask for it together."""
+    if not {"paths", "language", "refine", "cache_teacher"} <= sections.keys():
+        return
+    paths, refine = sections["paths"], sections["refine"]
+    asked = {
+        "language.stages": bool(sections["language"].stages),
+        "paths.text": paths.has_language,
+        "refine.adapter": refine.adapter is not None,
+    }
+    if len(set(asked.values())) > 1:
+        lacking = " and ".join(key for key, is_asked in asked.items() if not is_asked)
+        raise UserError(
+            f"{params_file}: a language model needs language.stages `{{make: {{}}}}`, paths.text `{paths.language}` "
+            f"and a block refine.adapter together; {lacking} does not ask for it (without one: {{}}, the value of "
+            "paths.base, and null)"
+        )
+    if paths.has_language and paths.text != paths.language:
+        raise UserError(f"{params_file}: paths.text: `{paths.text}` is neither paths.base nor paths.language")
+    if paths.has_language and refine.lock_text:
+        raise UserError(f"{params_file}: refine.lock_text: true, but a language model is never trained; write false")
+    if paths.has_language and sections["cache_teacher"].mode == "online":
+        raise UserError(
+            f"{params_file}: cache_teacher.mode: `online` reads token ids, and with a language model there are only "
+            "its features; write cached"
+        )
 
 
 def _check_parts(data: DataSettings, selection: str, params_file: Path) -> None:

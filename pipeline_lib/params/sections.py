@@ -13,6 +13,7 @@ from pipeline_lib.core.paths import Paths
 from pipeline_lib.core.runtime import RuntimeSettings
 from pipeline_lib.core.schema import closest, did_you_mean, section_of
 from pipeline_lib.evaluate.settings import EvaluateSettings
+from pipeline_lib.language.settings import LanguageSettings
 from pipeline_lib.refine.settings import RefineSettings
 from pipeline_lib.report.settings import ReportSettings
 from pipeline_lib.shard.settings import ShardSettings
@@ -26,6 +27,7 @@ SECTIONS: dict[str, type] = {
         DataSettings,
         BaseSettings,
         ShardSettings,
+        LanguageSettings,
         CacheTeacherSettings,
         RefineSettings,
         EvaluateSettings,

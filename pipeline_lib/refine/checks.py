@@ -62,7 +62,8 @@ def check_step_zero(
 ) -> float:
     """Compare the student's features before the first step with the cache: they come from the same weights.
 
-    `precision` is the cache's, so that both sides compute alike.
+    Those of texts do not where a language model reads them, and are not compared. `precision` is the cache's, so that
+    both sides compute alike.
 
     Returns:
         Largest relative difference of a feature row.
@@ -75,10 +76,12 @@ def check_step_zero(
     stored = part.read_features(rows, captions)
     if stored is None:
         return 0.0
-    inputs = part.read_inputs(rows, captions)
+    inputs = part.read_inputs(rows, captions, pixels=True)
     with runtime.arithmetic(precision, student.device):
-        fresh = (embed_images(student, inputs.images, chunk_size), embed_texts(student, inputs.token_ids, chunk_size))
-    worst = max(row_difference(*pair) for pair in zip(fresh, stored, strict=True))
+        fresh = [embed_images(student, inputs.images, chunk_size)]
+        if not inputs.texts.is_floating_point():
+            fresh.append(embed_texts(student, inputs.texts, chunk_size))
+    worst = max(row_difference(*pair) for pair in zip(fresh, stored, strict=False))
     if not worst <= tolerance:
         raise UserError(
             f"refine: before the first step the student's features differ from the cache by {worst:.2e} of their norm, "
@@ -143,9 +146,9 @@ def check_saved(student: Clip, saved: Clip, part: CachedPart, chunk_size: int) -
         UserError: It does not, or they are not finite.
     """
     rows = part.valid_rows[:chunk_size]
-    inputs = part.read_inputs(rows, [0] * len(rows))
+    inputs = part.read_inputs(rows, [0] * len(rows), pixels=True)
     student.module.eval()
-    for embed, x in ((embed_images, inputs.images), (embed_texts, inputs.token_ids)):
+    for embed, x in ((embed_images, inputs.images), (embed_texts, inputs.texts)):
         features = embed(student, x, chunk_size)
         if not features.isfinite().all():
             raise UserError("refine: the refined model's features are not finite; lower refine.learning_rate")

@@ -46,20 +46,21 @@ class Encoders:
         """Embed b pairs: raw image and text features [b, D], at least fp32."""
         device = self.student.device
         with runtime.arithmetic(self.precision, device):
-            image = self._calls[0](inputs.images.to(device, non_blocking=True))
-            text = self._encode_texts(inputs.token_ids.to(device, non_blocking=True))
+            images = inputs.images.to(device, non_blocking=True)
+            image = images if images.is_floating_point() else self._calls[0](images)
+            text = self._encode_texts(inputs.texts.to(device, non_blocking=True))
         image, text = (x.float() if x.dtype in (torch.bfloat16, torch.float16) else x for x in (image, text))
         return image, text
 
-    def _encode_texts(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """Embed texts, in groups by length where that is asked for: most of a batch is shorter than its longest."""
+    def _encode_texts(self, texts: torch.Tensor) -> torch.Tensor:
+        """Embed texts; token ids in groups by length where that is asked for, as most are shorter than the longest."""
         encode = self._calls[1]
-        if self.text_groups == 1 or self.student.text_cut_refusal:
-            return encode(token_ids)
-        lengths = self.student.text_lengths(token_ids)
+        if self.text_groups == 1 or self.student.text_cut_refusal or texts.is_floating_point():
+            return encode(texts)
+        lengths = self.student.text_lengths(texts)
         order = lengths.argsort(stable=True)
         groups = [rows for rows in order.tensor_split(self.text_groups) if len(rows)]
-        cut = [token_ids[rows, : cut_length(lengths[rows], token_ids.shape[1], 1)] for rows in groups]
+        cut = [texts[rows, : cut_length(lengths[rows], texts.shape[1], 1)] for rows in groups]
         return torch.cat([encode(some) for some in cut])[order.argsort()]
 
     def send_back(self, outputs: Iterable[torch.Tensor], gradients: Iterable[torch.Tensor | None]) -> None:

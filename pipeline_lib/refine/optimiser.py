@@ -54,25 +54,33 @@ def _set_mode(student: Clip, stochastic_layers: bool) -> None:
             layer.eval()
 
 
-def learning_rate(settings: RefineSettings, step: int, num_steps: int) -> float:
-    """Return the learning rate of a step: linear warm-up, then constant or half a cosine to 0."""
+def learning_rate(settings: RefineSettings, step: int, num_steps: int, highest: float | None = None) -> float:
+    """Return the learning rate of a step: linear warm-up, then constant or half a cosine to 0.
+
+    `highest` stands in for `refine.learning_rate`.
+    """
+    highest = settings.learning_rate if highest is None else highest
     if step < settings.warmup_steps:
-        return settings.learning_rate * (step + 1) / settings.warmup_steps
+        return highest * (step + 1) / settings.warmup_steps
     if settings.schedule == "constant":
-        return settings.learning_rate
+        return highest
     share = (step - settings.warmup_steps) / max(1, num_steps - settings.warmup_steps)
-    return settings.learning_rate * (1 + math.cos(math.pi * share)) / 2
+    return highest * (1 + math.cos(math.pi * share)) / 2
 
 
 def make_optimizer(student: Clip, settings: RefineSettings) -> torch.optim.AdamW:
     """Make AdamW over the trainable weights, fused where it exists.
 
     One weight decay for all of the towers, as in the published code; none for the logit scale, which has no reason to
-    shrink.
+    shrink. An adapter is a group with a rate of its own, its `highest`.
     """
     trained = named_trainable(student)
     scalars = [p for name, p in trained if name in model.SCALARS]
-    groups: list[dict[str, Any]] = [{"params": [p for name, p in trained if name not in model.SCALARS]}]
+    adapter = [p for name, p in trained if name.startswith(model.ADAPTER)]
+    towers = [p for name, p in trained if name not in model.SCALARS and not name.startswith(model.ADAPTER)]
+    groups: list[dict[str, Any]] = [{"params": towers}] if towers else []
+    if settings.adapter:
+        groups.append({"params": adapter, "highest": settings.adapter.learning_rate})
     return torch.optim.AdamW(
         groups + ([{"params": scalars, "weight_decay": 0.0}] if scalars else []),
         lr=settings.learning_rate,

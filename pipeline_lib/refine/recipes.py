@@ -262,6 +262,24 @@ def logit_kd(student: Features, teacher: Features, draws: Draws) -> Terms:
     return {"logit_kd_loss": losses.logit_kd_loss(similarity(student, "raw"), similarity(teacher, "raw"))}
 
 
+@recipe
+def llm2clip(
+    student: Features,
+    teacher: Features,
+    draws: Draws,
+    *,
+    image_anchor: schema.NotNegative,
+    text_anchor: schema.NotNegative,
+) -> Terms:
+    """L = InfoNCE + λ₁ mean(1 − f̂·F̂) + λ₂ mean(1 − ĝ·Ĝ): LLM2CLIP's loss, with anchors in the old space."""
+    terms = contrastive(student, teacher, draws)
+    if image_anchor:
+        terms["image_anchor_loss"] = image_anchor * losses.anchor_loss(student.image_features, teacher.image_features)
+    if text_anchor:
+        terms["text_anchor_loss"] = text_anchor * losses.anchor_loss(student.text_features, teacher.text_features)
+    return terms
+
+
 def make_recipe(name: str, blocks: Mapping[str, Any]) -> Recipe:
     """Look up the recipe `name` and give it the parameters of its block in `recipes:`, checked.
 

@@ -13,18 +13,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pipeline_lib import model, tracking
 from pipeline_lib.cache_teacher import reader
 from pipeline_lib.cache_teacher.fingerprint import fingerprint
 from pipeline_lib.cache_teacher.pixels import pixels_directory
 from pipeline_lib.cache_teacher.reader import CachedPart
 from pipeline_lib.cache_teacher.settings import CacheTeacherSettings
+from pipeline_lib.cache_teacher.student import load_student, read_language
 from pipeline_lib.cache_teacher.teacher import Teacher
 from pipeline_lib.core import artifacts, runtime, work_folders
 from pipeline_lib.core.distributed import World
 from pipeline_lib.core.paths import Paths
 from pipeline_lib.core.runtime import RuntimeSettings
 from pipeline_lib.model import Clip
+from pipeline_lib.model.adapter import Shape
 from pipeline_lib.refine import checks, recipes
 from pipeline_lib.refine.checkpoint import Checkpoints
 from pipeline_lib.refine.epochs import Plan
@@ -37,7 +41,9 @@ from pipeline_lib.refine.state import Setup, State
 from pipeline_lib.refine.validation import measure_val_loss
 
 log = logging.getLogger(__name__)
-DECIDE_TEACHER = ("mode", "teacher", "precision", "dtype", "chunk_size", "text_cut")  # keys of `cache_teacher`
+DECIDE_TEACHER = (  # keys of `cache_teacher`
+    *("mode", "teacher", "precision", "dtype", "language_dtype", "chunk_size", "text_cut"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,14 +115,18 @@ def _prepare(job: Job) -> tuple[Clip, Setup, CachedPart | None, str]:
     paths, settings = job.paths, job.settings
     recipe = recipes.make_recipe(settings.recipe, job.blocks)
     device = runtime.pick_device(job.runtime.device)
-    student = model.load(paths.base, device=device)
-    teacher = student if job.cache.teacher == "base" else model.load(Path(job.cache.teacher), device=device)
+    base, student = _load_student(job, device)
+    teacher = base if job.cache.teacher == "base" else model.load(Path(job.cache.teacher), device=device)
     recipes.try_out(recipe, f"recipes.{settings.recipe}", student.embed_dim, teacher.embed_dim)
     manifest = artifacts.read_manifest(paths.teacher, stage="cache_teacher")
     shards_digest = artifacts.read_manifest(paths.shards, stage="shard")["digest"]
     expected = fingerprint(student, teacher, job.cache, shards_digest)
     reader.check_fingerprint(manifest, expected, paths.teacher)
     parts = _open_parts(job, student)
+    if _keeps_images(job):
+        log.info("the image tower is locked and the teacher's: its features are read from the cache, no pixel is")
+        for part in parts.values():
+            part.reads_pixels = False
     plan = Plan.of(settings, parts["refine"].valid_rows)
     checks.check_plan(plan, job.world.size)
     setup = Setup(
@@ -130,10 +140,28 @@ def _prepare(job: Job) -> tuple[Clip, Setup, CachedPart | None, str]:
     return student, setup, parts.get("val"), manifest["digest"]
 
 
+def _load_student(job: Job, device: torch.device) -> tuple[Clip, Clip]:
+    adapter = job.settings.adapter
+    shape = Shape(adapter.depth, adapter.expansion, adapter.dropout) if adapter else None
+    return load_student(job.paths, device, adapter=shape, seed=job.settings.seed, logit_scale=job.settings.logit_scale)
+
+
+def _has_teacher_images(job: Job) -> bool:
+    """Return whether the student's image features before the first step are the cached ones, to rounding."""
+    cache = job.cache
+    return cache.teacher == "base" and cache.dtype == "float32" and cache.precision == job.settings.precision
+
+
 def _starts_as_teacher(job: Job) -> bool:
-    """Return whether the student's features before the first step are the teacher's, to rounding."""
-    cache, precision = job.cache, job.settings.precision
-    return cache.teacher == "base" and cache.dtype == "float32" and cache.precision == precision
+    """Return whether the student's features and scale before the first step are the teacher's, to rounding."""
+    return _has_teacher_images(job) and not job.paths.has_language and job.settings.logit_scale is None
+
+
+def _keeps_images(job: Job) -> bool:
+    """Return whether they are the cached ones to the last step: the tower is locked whole, and nothing in it random."""
+    settings = job.settings
+    locked = settings.lock_image and not settings.lock_image_unlocked_groups and not settings.stochastic_layers
+    return locked and _has_teacher_images(job) and job.cache.mode == "cached"
 
 
 def _open_parts(job: Job, student: Clip) -> dict[str, CachedPart]:
@@ -172,4 +200,5 @@ def _made_with(job: Job) -> dict[str, Any]:
     refine = {key: value for key, value in dataclasses.asdict(job.settings).items() if key != "step0_tolerance"}
     teacher = {key: value for key, value in dataclasses.asdict(job.cache).items() if key in DECIDE_TEACHER}
     recipe = job.settings.recipe
-    return {"refine": refine, "cache_teacher": teacher, "recipes": {recipe: job.blocks[recipe]}}
+    made_with = {"refine": refine, "cache_teacher": teacher, "recipes": {recipe: job.blocks[recipe]}}
+    return made_with | (read_language(job.paths)["parameters"] if job.paths.has_language else {})

@@ -4,7 +4,24 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pipeline_lib.core.schema import AtLeastOne, Count, NotNegative, Positive, ShareBelow1, section
+from pipeline_lib.core.schema import AtLeastOne, Count, NotNegative, Positive, ShareBelow1, block, section
+
+
+@block
+class AdapterSettings:
+    """A trained map, of random weights (a function of `refine.seed`) to begin with."""
+
+    depth: Count
+    """Number of residual blocks; 0: one linear map. LLM2CLIP has 4."""
+
+    expansion: AtLeastOne
+    """Width inside a residual block, as a multiple of the language model's."""
+
+    dropout: ShareBelow1
+    """Share of a block's inner values that dropout zeroes, where `refine.stochastic_layers` is on."""
+
+    learning_rate: NotNegative
+    """Learning rate of the adapter; the schedule is that of `refine`."""
 
 
 @section("refine")
@@ -83,6 +100,14 @@ class RefineSettings:
     """Whether logit_scale (between 1 and 100) and, where there is one, logit_bias are trained; refused where the
     recipe's loss does not depend on them.
     """
+
+    logit_scale: Positive | None
+    """Multiplier on cosines to begin with; null: the base's own. A language model's space is not yet aligned with the
+    images, which calls for less (14.3) and `train_logit_scale`.
+    """
+
+    adapter: AdapterSettings | None
+    """The map from a language model's features to text features, with `paths.text`; null: the base's own text tower."""
 
     stochastic_layers: bool
     """Whether dropout and drop-path are on; step 0 then differs from the teacher."""

@@ -56,10 +56,16 @@ class State:
 
     @torch.no_grad()
     def displacement(self, base: Path) -> float:
-        """Return ‖w − w₀‖ / ‖w₀‖ over the trained weights w; w₀ are those in the folder `base`, read one by one."""
+        """Return ‖w − w₀‖ / ‖w₀‖ over the trained weights w; w₀ are those in the folder `base`, read one by one.
+
+        Weights that the base does not have (an adapter's) count for nothing.
+        """
         moved, norm = [], []
         with safetensors.safe_open(base / WEIGHTS, framework="pt") as starts:
+            there = set(starts.keys())
             for name, parameter in named_trainable(self.student):
+                if name not in there:
+                    continue
                 start = starts.get_tensor(name).to(parameter)
                 moved.append(float(torch.linalg.vector_norm(parameter - start, dtype=torch.float64)))
                 norm.append(float(torch.linalg.vector_norm(start, dtype=torch.float64)))
@@ -79,10 +85,10 @@ class Setup:
 
     def cut_texts(self, student: Clip, inputs: Inputs) -> Inputs:
         """Cut the token ids at the batch's longest caption where `refine.text_cut` says so."""
-        if self.settings.text_cut != "batch" or student.text_cut_refusal:
+        if self.settings.text_cut != "batch" or student.text_cut_refusal or inputs.texts.is_floating_point():
             return inputs
-        length = cut_length(student.text_lengths(inputs.token_ids), inputs.token_ids.shape[1])
-        return inputs._replace(token_ids=inputs.token_ids[:, :length])
+        length = cut_length(student.text_lengths(inputs.texts), inputs.texts.shape[1])
+        return inputs._replace(texts=inputs.texts[:, :length])
 
     def teacher_features(self, student: Clip, data: StepData) -> Features:
         """Give the teacher's raw features of the whole batch, on the student's device and in its dtype."""

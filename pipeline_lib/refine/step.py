@@ -33,7 +33,7 @@ def take_step(state: State, data: StepData, setup: Setup) -> dict[str, Any]:
     settings, step = setup.settings, state.step
     rate = learning_rate(settings, step, setup.plan.num_steps)
     for group in state.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = learning_rate(settings, step, setup.plan.num_steps, group.get("highest"))
     if settings.stochastic_layers:
         torch.manual_seed((settings.seed * 1_000_003 + step) * 1_009 + setup.world.rank)
     state.optimizer.zero_grad(set_to_none=True)

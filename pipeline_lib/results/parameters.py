@@ -9,12 +9,15 @@ from typing import Any
 
 from pipeline_lib.core import config
 
-DECIDING = ("data", "base", "shard", "cache_teacher", "refine", "evaluate")  # and of `recipes` the one that is used
+DECIDING = ("data", "base", "shard", "language", "cache_teacher", "refine", "evaluate")
+"""Of `recipes` the one that is used does, too; `language` does where it has a stage."""
 
 
 def read_parameters(params_file: Path) -> dict[str, Any]:
     """Read the sections of params.yaml that decide results, of `recipes` the block that is used."""
-    parameters = {name: config.raw_section(params_file, name) for name in DECIDING}
+    has_language = bool((config.read_params(params_file).get("language") or {}).get("stages"))
+    deciding = [name for name in DECIDING if name != "language" or has_language]
+    parameters = {name: config.raw_section(params_file, name) for name in deciding}
     recipe = parameters["refine"]["recipe"]
     return {**parameters, "recipes": {recipe: config.raw_section(params_file, "recipes").get(recipe)}}
 

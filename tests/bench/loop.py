@@ -70,9 +70,7 @@ def bare_step(student: model.Clip, settings: RefineSettings, recipe: recipes.Rec
 
     def step() -> None:
         optimizer.zero_grad()
-        features = Features(
-            student.encode_image(inputs.images), student.encode_text(inputs.token_ids), student.logit_scale
-        )
+        features = Features(student.encode_image(inputs.images), student.encode_text(inputs.texts), student.logit_scale)
         recipes.total_loss(recipe(features, teacher, draws)).backward()
         optimizer.step()
 

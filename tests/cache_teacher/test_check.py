@@ -50,7 +50,7 @@ def test_a_shard_of_equal_captions_is_cached_and_a_part_of_equal_features_is_not
     for unit in units:
         unit["text_features"][:] = units[0]["text_features"][:1]
     count = sum(len(unit["text_features"]) for unit in units)
-    with pytest.raises(UserError, match=rf"^refine: the teacher gives the same vector for all {count} text_features"):
+    with pytest.raises(UserError, match=rf"^refine: one and the same vector for all {count} text_features"):
         check.check_spread(units, "refine")
 
 
@@ -81,7 +81,7 @@ def test_a_teacher_with_one_vector_for_all_texts_is_refused(sharded):
     weights["ln_final.bias"].fill_(1.0)
     safetensors.torch.save_file(weights, path)
     write_params(sharded, cache_teacher__teacher="teacher")
-    with pytest.raises(UserError, match=r"^refine: the teacher gives the same vector for all \d+ text_features; check"):
+    with pytest.raises(UserError, match=r"^refine: one and the same vector for all \d+ text_features; check"):
         run_stage("cache_teacher", sharded)
 
 

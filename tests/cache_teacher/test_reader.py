@@ -55,7 +55,7 @@ def test_text_is_cut_for_the_whole_set_and_the_cut_is_exact(cached):
     """Longest caption rounded up to 16; the full 77 tokens give the same features to rounding."""
     part, clip, _ = open_cached(cached)
     assert part.text_length == 16
-    assert part.read_inputs([0], [0]).token_ids.shape == (1, 16)
+    assert part.read_inputs([0], [0]).texts.shape == (1, 16)
     captions = [part.entry(row)[1].captions[0] for row in range(8)]
     full = embed_texts(clip, clip.tokenize(captions), 8)
     torch.testing.assert_close(part.read_features(range(8), [0] * 8)[1], full, rtol=1e-5, atol=1e-6)

@@ -14,7 +14,7 @@ def test_cached_equals_online_bitwise_in_features_loss_and_gradient(cached):
     captions = [0, 1, 0, 1, 1]
     inputs = part.read_inputs(rows, captions)
     cached_pair = part.read_features(rows, captions)
-    online_pair = embed_images(clip, inputs.images, 8), embed_texts(clip, inputs.token_ids, 8)
+    online_pair = embed_images(clip, inputs.images, 8), embed_texts(clip, inputs.texts, 8)
     found = []
     for pair in (cached_pair, online_pair):
         student = torch.randn(5, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()

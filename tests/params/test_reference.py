@@ -46,7 +46,13 @@ def test_every_key_stands_in_its_section_in_the_order_of_the_file():
         keys = re.findall(r"^- \*\*`(\w+)`\*\*", sections[name], re.MULTILINE)
         assert keys == ([] if name == "recipes" else [*values])
     blocks = re.findall(r"^### `(.*)`$", page, re.MULTILINE)
-    assert blocks == ["data.evaluation.<name>", "base.demo", "evaluate.few_shot"]
+    assert blocks == [
+        "data.evaluation.<name>",
+        "base.demo",
+        "language.stages.<name>",
+        "refine.adapter",
+        "evaluate.few_shot",
+    ]
 
 
 @pytest.mark.parametrize(

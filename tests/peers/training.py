@@ -100,7 +100,7 @@ def released_step(world: World) -> Callable[[], None]:
     data = next(steps)
     draws = setup.draws(data.rows, 0)
     images = data.inputs.images
-    token_ids = F.pad(data.inputs.token_ids, (0, student.context_length - data.inputs.token_ids.shape[1]))
+    token_ids = F.pad(data.inputs.texts, (0, student.context_length - data.inputs.texts.shape[1]))
     reference = draws.normal(student.embed_dim)[0]
     optimizer = torch.optim.AdamW(student.module.parameters(), lr=1e-5, weight_decay=0.1)
 

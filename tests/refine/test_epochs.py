@@ -60,7 +60,7 @@ def test_two_processes_see_the_halves_of_one_process_batch(cached):
     whole = list(read_steps(part, found, world=World(), **options))
     halves = [list(read_steps(part, found, world=World(rank, 2), **options)) for rank in range(2)]
     for all_rows, first, second in zip(whole, *halves, strict=True):
-        for name in ("images", "token_ids"):
+        for name in ("images", "texts"):
             joined = torch.cat([getattr(first.inputs, name), getattr(second.inputs, name)])
             assert torch.equal(joined, getattr(all_rows.inputs, name))
         assert torch.equal(first.teacher_features[0], all_rows.teacher_features[0])
@@ -72,7 +72,7 @@ def test_captions_change_between_epochs_and_all_are_used(cached):
     found = Plan(rows=part.valid_rows, batch_size=8, epochs=12, keep_last=True, seed=0)
     for step in range(0, found.num_steps, found.steps_per_epoch):
         for data in read_steps(part, found, step=step, world=World(), num_workers=0, pin_memory=False):
-            for row, ids in zip(data.rows, data.inputs.token_ids, strict=True):
+            for row, ids in zip(data.rows, data.inputs.texts, strict=True):
                 seen[int(row)].add(tuple(ids.tolist()))
     counts = [len(seen[row]) for row in seen]
     assert len(seen) == len(part)

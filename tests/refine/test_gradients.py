@@ -54,8 +54,8 @@ def test_groups_of_texts_by_length_give_the_gradient_of_the_whole_batch(tiny_cli
     clip.module.zero_grad(set_to_none=True)
     backward(Watched(student=clip, text_groups=3), recipe, inputs, teacher, draws, micro_batch=micro_batch)
     assert largest_difference(gradients(clip), expected) < 1e-12
-    lengths = sorted(clip.text_lengths(inputs.token_ids).tolist())
-    assert max(width for _, width in widths) == lengths[-1] < inputs.token_ids.shape[1]
+    lengths = sorted(clip.text_lengths(inputs.texts).tolist())
+    assert max(width for _, width in widths) == lengths[-1] < inputs.texts.shape[1]
     assert min(width for _, width in widths) < lengths[-1]
 
 

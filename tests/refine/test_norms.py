@@ -51,7 +51,7 @@ def test_raw_norms_are_logged_once_and_are_those_of_the_first_batch(sharded, log
     part, clip, _ = open_cached(sharded)
     data = first_batch(sharded, part)
     with torch.no_grad():
-        features = {"image": clip.encode_image(data.inputs.images), "text": clip.encode_text(data.inputs.token_ids)}
+        features = {"image": clip.encode_image(data.inputs.images), "text": clip.encode_text(data.inputs.texts)}
     expected = {f"raw_{key}_norm": float(rows.norm(dim=1).mean()) for key, rows in features.items()}
     expected |= {f"teacher_{key}": value for key, value in expected.items()}  # the same weights
     assert norms == pytest.approx({f"refine_run/{key}": value for key, value in expected.items()}, rel=1e-4)

@@ -216,7 +216,7 @@ def test_batch_norm_statistics_stay_as_they_are(refine_settings, tmp_path, stoch
     encoders = Encoders(student=clip)
     backward(encoders, recipes.make_recipe("hycd", blocks()), inputs, teacher, draws)
     assert all(torch.equal(buffer, before[name]) for name, buffer in clip.module.named_buffers())
-    one = encoders(Inputs(inputs.images[:1], inputs.token_ids[:1]))[0]
+    one = encoders(Inputs(inputs.images[:1], inputs.texts[:1]))[0]
     torch.testing.assert_close(encoders(inputs)[0][:1], one, rtol=1e-10, atol=1e-10)
 
 

@@ -59,7 +59,7 @@ def test_another_teacher_brings_its_own_logit_scale(sharded):
     part, clip, _ = open_cached(sharded)
     data = first_batch(sharded, part)
     with torch.no_grad():
-        student = [clip.encode_image(data.inputs.images), clip.encode_text(data.inputs.token_ids)]
+        student = [clip.encode_image(data.inputs.images), clip.encode_text(data.inputs.texts)]
         s, t = ([l2_normalize(rows) for rows in pair] for pair in (student, data.teacher_features))
         logits = clip.logit_scale * s[0] @ s[1].T, math.exp(3.0) * t[0] @ t[1].T
     expected = losses.hycd_loss(*logits, alpha=0.0)

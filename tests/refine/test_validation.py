@@ -25,7 +25,7 @@ def test_loss_on_val_is_that_of_the_models_before_and_after(cached, values):
         for start in range(0, len(part) - size + 1, size):
             inputs = part.read_inputs(range(start, start + size), [0] * size)
             with torch.no_grad():
-                logits = [c.encode_image(inputs.images) @ c.encode_text(inputs.token_ids).T for c in (clip, base)]
+                logits = [c.encode_image(inputs.images) @ c.encode_text(inputs.texts).T for c in (clip, base)]
             losses.append(float(hycd_loss(*logits)))
         assert found[f"val_loss_{moment}"] == pytest.approx(np.mean(losses), rel=1e-4)
     assert found["val_loss_after"] != found["val_loss_before"]
