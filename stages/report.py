@@ -17,8 +17,10 @@ from pipeline_lib.report import run as report
 from pipeline_lib.report.inputs import read_inputs
 from pipeline_lib.terminal import run_stage
 
-SECTIONS = ("paths", "data", "base", "shard", "language", "cache_teacher", "refine", "recipes", "evaluate", "report")
-SECTIONS += ("tracking",)
+SECTIONS = (
+    *("paths", "data", "base", "shard", "language", "cache_teacher", "refine", "recipes", "evaluate", "report"),
+    "tracking",
+)
 
 
 def main(params_file: Path = Path("params.yaml")) -> None:

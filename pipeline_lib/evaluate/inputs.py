@@ -62,6 +62,8 @@ def open_model(name: str, paths: Paths, device: torch.device) -> tuple[model.Cli
             f"{folder}: {', '.join(differing)} differ from what {paths.base} recorded, so the two cannot be compared; "
             "run `dvc repro -f refine`"
         )
+    if joined:
+        log.info("%s: texts go through a language model, so nothing lies between base and refined weights", folder)
     return clip, None if joined else base.module.state_dict()
 
 

@@ -16,6 +16,7 @@ def run_facts(inputs: ReportInputs) -> tuple[Fact, ...]:
     epochs = "1 epoch" if refine["epochs"] == 1 else f"{refine['epochs']} epochs"
     return (
         Fact("base model", origin(inputs.manifests["base"]["model"]["source"])),
+        *_text_side(inputs),
         Fact("data", f"{data_place(inputs.parameters['data'])}; {pairs:,} images with captions to train on"),
         Fact(
             "recipe",
@@ -24,6 +25,24 @@ def run_facts(inputs: ReportInputs) -> tuple[Fact, ...]:
         ),
         Fact("evaluated on", f"{name_sets(inputs.refined.sets)}; to choose on: {name_sets(inputs.refined.selection)}"),
         Fact("seed", str(refine["seed"])),
+    )
+
+
+def _text_side(inputs: ReportInputs) -> tuple[Fact, ...]:
+    """Say what reads the refined model's texts, where it is not the base's text tower."""
+    if not inputs.language:
+        return ()
+    found, adapter = inputs.language, inputs.parameters["refine"]["adapter"]
+    layers = f"{adapter['depth']} blocks" if adapter["depth"] else "a linear map"
+    read = (
+        f"{'causal' if found['causal'] else 'bidirectional'}, {found['pooling']} pooling, {found['max_length']} tokens"
+    )
+    return (
+        Fact(
+            "texts of the refined model",
+            f"a frozen language model ({origin(found['source'])}; {read}) and an adapter ({layers}) in place of the "
+            "base's text tower: base and refined model have texts in different spaces, and there are no mixes of both",
+        ),
     )
 
 

@@ -53,6 +53,11 @@ class ReportInputs:
         return [name for name, found in measures.items() if any(measure.direction for measure in found)]
 
     @property
+    def language(self) -> Mapping[str, Any] | None:
+        """Return what reads the refined model's texts in place of the base's text tower; None where that still does."""
+        return self.manifests["refine"]["model"].get("language")
+
+    @property
     def uses_openmoji(self) -> bool:
         """Return whether images of OpenMoji are shown or evaluated, whose licence asks to be named."""
         formats = {part.manifest.get("source", {}).get("format") for part in self.parts.values()}

@@ -233,7 +233,12 @@ def signed(value: float) -> str:
 
 
 def _gap_note(inputs: ReportInputs, name: str) -> str:
-    note, found, centring = "On unit-length features. ", inputs.gaps.get(name), inputs.base.results.get("centring")
+    spaces = "Texts of base and refined model live in different spaces. " if inputs.language else ""
+    note, found, centring = (
+        f"On unit-length features. {spaces}",
+        inputs.gaps.get(name),
+        inputs.base.results.get("centring"),
+    )
     if found:
         note += (
             "Centroid distance, refined minus base, less the noise of so few images: "

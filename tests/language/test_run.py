@@ -242,5 +242,8 @@ def test_all_stages_end_in_a_report_that_says_what_reads_the_texts(with_language
     for stage in ("refine", "evaluate", "report"):
         run_stage(stage, with_language)
     results = json.loads((with_language / "data/eval/refined/results.json").read_text())
-    assert results["model"]
-    assert (with_language / "data/report/report.md").is_file()
+    assert "wise_ft" not in results
+    page = (with_language / "data/report/report.md").read_text()
+    assert "a frozen language model (folder: `llama`; causal, mean pooling, 20 tokens)" in page
+    assert "an adapter (a linear map) in place of the base's text tower" in page
+    assert "Texts of base and refined model live in different spaces." in page
