@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pipeline_lib.results.statistics import Interval
 
-FORMAT = 3  # of results.json; before the third, nothing said what a number is without any model
+FORMAT = 4  # of results.json; before the fourth, a set without cut texts was like one whose texts nobody had counted
 DIRECTIONS = {"image_to_text": "image → text", "text_to_image": "text → image"}  # of retrieval, and how each reads
 
 FEW_SHOT = {"zero_shot": "zero-shot", "gda": "GDA", "probe": "logistic probe"}  # methods, and how each reads
