@@ -242,6 +242,9 @@ def _warn_of_gaps(one: EmbeddedSet) -> None:
     if one.captions and not one.is_captioned:
         missing = one.num_images - len(one.text_image_index.unique())
         log.warning("%s: %d of %d images have no caption, so there is no retrieval", one.name, missing, one.num_images)
+    single = int((torch.bincount(one.text_image_index) == 1).sum())
+    if one.is_captioned and 0 < single < one.num_images:
+        log.info("%s: %d of %d images have one caption: no query among captions", one.name, single, one.num_images)
     for name, task in one.tasks.items():
         if len(task.rows) < one.num_images:
             missing = one.num_images - len(task.rows)

@@ -20,6 +20,7 @@ FEW_SHOT = {"zero_shot": "zero-shot", "gda": "GDA", "probe": "logistic probe"}  
 Kind = Literal[
     "log_rank",
     "recall",
+    "caption_recall",
     "rank",
     "zero_shot",
     "calibration",
@@ -102,6 +103,9 @@ class Measure:
 
     k: int = 0
     """Of a recall: how many places count."""
+
+    num_candidates: int = 0
+    """Of a recall among captions: among how many is searched."""
 
     task: str = ""
     """Of a classification: the name of the task. Of a choice: the group that it is measured on; empty: on all."""
