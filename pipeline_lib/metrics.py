@@ -470,6 +470,7 @@ class _Search(NamedTuple):
     candidates: torch.Tensor  # [c] rows of all candidates
     own_query: torch.Tensor  # [P] of each own pair the row of the query, and
     own_candidate: torch.Tensor  # [P] the row of the candidate
+    itself: torch.Tensor | None = None  # [Q] the row of each query among the candidates, where it does not look at it
 
 
 def _rank(queries: torch.Tensor, candidates: torch.Tensor, searches: Sequence[_Search]) -> list[Ranks]:
@@ -499,13 +500,18 @@ def _rank(queries: torch.Tensor, candidates: torch.Tensor, searches: Sequence[_S
             ranks.better[rows][best[:, 0].isinf()] = len(search.candidates)  # no own candidate: after the last place
             ranks.tied[rows] = (torch.eq(scores, best, out=flags) @ counts).long()
             ranks.own_tied[rows].index_add_(0, row, (own_scores == best[row, 0]).long())
+            if search.itself is not None:
+                of_itself = scores.gather(1, search.itself[rows, None])
+                ranks.better[rows] -= (of_itself > best)[:, 0].long()
+                ranks.tied[rows] -= (of_itself == best)[:, 0].long()
     return found
 
 
 def _over_distinct(search: _Search, inverse: torch.Tensor) -> _Search:
     """Name candidates by their distinct row, and sort the own pairs by query."""
     order = search.own_query.argsort(stable=True)
-    return _Search(inverse[search.candidates], search.own_query[order], inverse[search.own_candidate[order]])
+    itself = None if search.itself is None else inverse[search.itself]
+    return _Search(inverse[search.candidates], search.own_query[order], inverse[search.own_candidate[order]], itself)
 
 
 class Subset(NamedTuple):
@@ -599,6 +605,66 @@ def retrieval_recall(
         for direction, ranks in zip(("image_to_text", "text_to_image"), directions, strict=True)
         for k in ks
     }
+
+
+def caption_pair_ranks(text_features: torch.Tensor, first: torch.Tensor, second: torch.Tensor) -> Ranks:
+    """Rank the second caption of an image among those of all images, searched for with its first: [n].
+
+    Its hit at 1 is the caption retrieval accuracy of LLM2CLIP (arXiv 2411.04997), without a prompt. It falls with the
+    number of candidates, n, which belongs beside it.
+
+    Args:
+        text_features: [M, D].
+        first: [n] integers, the row of a caption of each image.
+        second: [n] integers, that of another one.
+
+    >>> captions = torch.tensor([[1.0, 0.0], [1.0, 0.2], [1.0, 0.1], [0.0, 1.0]])  # two of each image
+    >>> caption_pair_ranks(captions, torch.tensor([0, 2]), torch.tensor([1, 3])).hit_at(1)
+    tensor([1., 0.], dtype=torch.float64)
+    """
+    text = _unit_rows(text_features, "text_features")
+    if first.shape != second.shape or not len(first):
+        raise ValueError(f"expected as many first as second captions, got {list(first.shape)}, {list(second.shape)}")
+    pairs = torch.arange(len(first), device=text.device)
+    [ranks] = _rank(text[first], text[second], [_Search(pairs, pairs, pairs)])
+    return ranks
+
+
+def caption_ranks_within(
+    text_features: torch.Tensor, text_image_index: torch.Tensor, subsets: Sequence[torch.Tensor]
+) -> list[Ranks]:
+    """Rank, for every caption, the best other caption of its image among all other captions, itself left out.
+
+    A caption without another one of its image comes after the last place; see `Ranks.expected`.
+
+    Args:
+        text_features: [M, D].
+        text_image_index: [M] integers, each caption's image.
+        subsets: Rows that are searched among themselves, each once; all subsets share the scores.
+
+    Returns:
+        Of each subset [m].
+    """
+    text = _unit_rows(text_features, "text_features")
+    if text_image_index.shape != (len(text),) or text_image_index.is_floating_point():
+        raise ValueError(f"text_image_index must be {len(text)} integers, got {list(text_image_index.shape)}")
+    index = text_image_index.to(device=text.device, dtype=torch.int64)
+    some, itself = [rows.to(text.device) for rows in subsets], torch.arange(len(text), device=text.device)
+    ranks = _rank(text, text, [_Search(rows, *_siblings(rows, index[rows]), itself) for rows in some])
+    return [Ranks(*(values[rows] for values in one)) for rows, one in zip(some, ranks, strict=True)]
+
+
+def _siblings(rows: torch.Tensor, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return all ordered pairs of two of `rows` whose `image` is the same: [P] and [P]."""
+    image, order = image.sort(stable=True)
+    rows = rows[order]
+    _, counts = image.unique_consecutive(return_counts=True)
+    size = counts.repeat_interleave(counts)  # of the group that each row is in, and where that begins
+    start = (counts.cumsum(0) - counts).repeat_interleave(counts)
+    query = torch.arange(len(rows), device=rows.device).repeat_interleave(size)
+    place = torch.arange(len(query), device=rows.device) - (size.cumsum(0) - size).repeat_interleave(size)
+    other = start.repeat_interleave(size) + place
+    return rows[query[query != other]], rows[other[query != other]]
 
 
 # ---- choices between texts and images ----

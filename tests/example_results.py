@@ -17,6 +17,7 @@ from pipeline_lib.base.settings import BaseSettings
 from pipeline_lib.core import artifacts, config, shards
 from pipeline_lib.core.distributed import World
 from pipeline_lib.core.made_with import write_made_with
+from pipeline_lib.core.truncation import Truncation
 from pipeline_lib.evaluate import run, wise_ft
 from pipeline_lib.evaluate.embedded import EmbeddedSet, EmbeddedTask
 from pipeline_lib.evaluate.inputs import EvaluationInputs
@@ -95,7 +96,7 @@ def fill_project(root: Path, *, gain=1.0, loss=1.0, with_captions=True, with_tas
             clip=clip,
             world=World(),
             embed=lambda part, sets=embedded: sets[part.name],
-            count_truncated=lambda part: {},
+            count_truncated=count_texts,
         )
         found = run.evaluate(embedder, model, EvaluationInputs([parts["eval"]], parts["val"]), settings)
         if model == "refined":
@@ -143,6 +144,13 @@ def embed(part, gain, loss, luck):
         logit_scale=20.0,
         tasks={TASK: task} if part.tasks else {},
     )
+
+
+def count_texts(part):
+    """What `Embedder.count_truncated` says of texts that all fit."""
+    count = Truncation(77)
+    count.add(part.num_captions, [], [])
+    return {"captions": count.facts()} if part.num_captions else {}
 
 
 def digest(model):

@@ -188,6 +188,8 @@ def test_linear_separability_is_certain_with_a_gap_and_chance_without():
         lambda: metrics.retrieval_recall(torch.zeros(3, 2), torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64)),
         lambda: metrics.retrieval_recall(torch.zeros(3, 2), torch.zeros(4, 2), torch.zeros(3, dtype=torch.int64)),
         lambda: metrics.retrieval_recall(torch.zeros(3, 2), torch.zeros(2, 2), torch.tensor([0, 3])),
+        lambda: metrics.caption_pair_ranks(torch.zeros(3, 2), torch.tensor([0]), torch.tensor([1, 2])),
+        lambda: metrics.caption_ranks_within(torch.zeros(3, 2), torch.tensor([0, 1]), []),
         lambda: metrics.retrieval_recall(torch.zeros(3, 2), torch.zeros(2, 2), torch.tensor([0.0, 1.0])),
         lambda: metrics.classify(torch.zeros(3, 2), torch.zeros(2, 2), torch.tensor([0, 1, 2]), 1.0),
         lambda: metrics.classify(torch.zeros(3, 2), torch.zeros(2, 2), torch.tensor([0, 1]), 1.0),
@@ -368,6 +370,63 @@ def test_equal_captions_share_their_place_whatever_their_column():
     index = torch.cat([torch.arange(301), torch.arange(301).roll(1)])  # the second copies belong to another image
     recall = metrics.retrieval_recall(image, text, index)
     assert recall["image_to_text_recall_at_1"] == pytest.approx(0.5)
+
+
+def slow_caption_hits(text, index):
+    """For every caption the chance of another one of its image first among all others, equals by lot; None: no other.
+
+    Of points on axes, whose products are 0 or 1, so that they tie in any arithmetic.
+    """
+    found = []
+    for i, query in enumerate(text):
+        scores = {j: dot(query, other) for j, other in enumerate(text) if j != i}
+        first = [j for j in scores if scores[j] == max(scores.values())]
+        own = [j for j in first if index[j] == index[i]]
+        found.append(len(own) / len(first) if index.count(index[i]) > 1 else None)
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), images=st.integers(1, 6), extra=st.integers(1, 18))
+def test_captions_find_each_other_as_python_sorts_them_ties_by_lot(seed, images, extra):
+    """Any number of captions an image in any order, copies among them, in blocks of any size; and a subset alone."""
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.cat([torch.arange(1), torch.randint(images, (extra,), generator=generator)])
+    points = torch.eye(4, dtype=torch.float64)[torch.randint(4, (len(index),), generator=generator)]
+    text = points * (1 + torch.randint(3, (len(index), 1), generator=generator))
+    texts = (torch.rand(len(index), generator=generator) < 0.7).nonzero()[:, 0]
+    texts = texts if len(texts) else torch.arange(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "BLOCK_ELEMENTS", 1 + seed % 50)
+        every, some = metrics.caption_ranks_within(text, index, [torch.arange(len(index)), texts])
+    for rows, ranks in ((torch.arange(len(index)), every), (texts, some)):
+        expected = slow_caption_hits(points[rows].tolist(), index[rows].tolist())
+        asked = torch.tensor([hit is not None for hit in expected])
+        assert ranks.hit_at(1)[asked].tolist() == pytest.approx([hit for hit in expected if hit is not None])
+        assert ranks.hit_at(1)[~asked].sum() == 0
+
+
+def test_captions_of_continuous_features_find_the_nearest_other_one():
+    generator = torch.Generator().manual_seed(0)
+    index = torch.arange(40).repeat_interleave(5)
+    text = torch.randn(40, 16, generator=generator)[index] + torch.randn(200, 16, generator=generator)
+    cosines = normalize(text.double(), dim=1) @ normalize(text.double(), dim=1).T
+    [ranks] = metrics.caption_ranks_within(text, index, [torch.arange(200)])
+    nearest = (cosines - 9 * torch.eye(200)).argmax(1)
+    assert torch.equal(ranks.hit_at(1) == 1, index[nearest] == index)
+    first, second = torch.arange(0, 200, 5), torch.arange(1, 200, 5)
+    hits = metrics.caption_pair_ranks(text, first, second).hit_at(1)
+    assert torch.equal(hits == 1, cosines[first][:, second].argmax(1) == torch.arange(40))
+    assert 0 < hits.mean() < ranks.hit_at(1).mean() < 1
+
+
+def test_captions_that_are_all_alike_score_chance(small_blocks):
+    index = torch.tensor([0, 0, 1, 1, 1, 2])
+    text = torch.randn(1, 3).expand(6, 3)
+    [ranks] = metrics.caption_ranks_within(text, index, [torch.arange(6)])
+    assert ranks.hit_at(1).tolist() == pytest.approx([1 / 5, 1 / 5, 2 / 5, 2 / 5, 2 / 5, 0])
+    pair = metrics.caption_pair_ranks(text, torch.tensor([0, 2]), torch.tensor([1, 3]))
+    assert pair.hit_at(1).tolist() == [0.5, 0.5]
 
 
 def test_expected_rank_counts_from_one():

@@ -73,7 +73,7 @@ def count_truncated(units: Iterable[Unit]) -> dict[str, dict[str, int]]:
             truncated = [captions[row] for row in cut.nonzero()[:, 0].tolist()]
             counts.setdefault(name, Truncation(tokens[name].shape[1]))
             counts[name].add(len(cut), truncated, tokens[name][cut].tolist())
-    return {name: facts for name, count in sorted(counts.items()) if (facts := count.facts())}
+    return {name: count.facts() for name, count in sorted(counts.items()) if count.num_truncated}
 
 
 def _read(unit: Unit) -> dict[str, torch.Tensor]:

@@ -26,16 +26,19 @@ class Truncation:
         self._read.update(map(tuple, token_ids))
 
     def facts(self) -> dict[str, int]:
-        """Return the counts; {} where no text is truncated."""
-        if not self.num_truncated:
-            return {}
+        """Return the counts; the distinct ones are of the truncated texts."""
         counts = {"num_texts": self.num_texts, "num_truncated": self.num_truncated}
         distinct = {"num_distinct": len(self._texts), "num_distinct_read": len(self._read)}
         return {"context_length": self.context_length, **counts, **distinct}
 
 
+def truncated_share(facts: Mapping[str, int]) -> float:
+    """Return which share of the texts is longer than the model reads; 0 of none."""
+    return facts["num_truncated"] / facts["num_texts"] if facts["num_texts"] else 0.0
+
+
 def describe_truncation(what: str, facts: Mapping[str, int], reader: str = "model") -> str:
-    """Say in a sentence that texts are longer than the model (or student, or teacher) reads.
+    """Say in a sentence that texts are longer than the model (or student, or teacher) reads; some must be.
 
     >>> counts = {"num_texts": 64, "num_truncated": 64, "num_distinct": 60, "num_distinct_read": 8}
     >>> describe_truncation("captions of eval", {"context_length": 77, **counts})

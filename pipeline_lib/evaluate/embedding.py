@@ -72,7 +72,7 @@ class Embedder:
         return replace(found, choices=_embedded_choices(part, entries, asked, raw_asked)) if part.choices else found
 
     def count_truncated(self, part: Part) -> dict[str, dict[str, int]]:
-        """Return the `Truncation.facts` of the captions, texts of choices and prompts of a part, where some are cut."""
+        """Return the `Truncation.facts` of the captions, texts of choices and prompts of a part, where it has some."""
         entries = [entry for _, entry in _places(part)]
         prompts = [self._prompts(name, task) for name, task in _labelled_tasks(part, entries).items()]
         of_kind = {
@@ -81,14 +81,14 @@ class Embedder:
             "class prompts": [text for kinds in prompts for texts in kinds.values() for text in texts],
         }
         found = {}
-        for kind, texts in of_kind.items():
+        for kind, texts in ((kind, texts) for kind, texts in of_kind.items() if texts):
             count, distinct = Truncation(self.clip.context_length), list(dict.fromkeys(texts))
             token_ids = self.clip.tokenize(distinct)
             cut = self.clip.truncated(distinct, token_ids)
             truncated = {distinct[row] for row in cut.nonzero()[:, 0].tolist()}
             count.add(len(texts), [text for text in texts if text in truncated], token_ids[cut].tolist())
             found[kind] = count.facts()
-        return {kind: facts for kind, facts in found.items() if facts}
+        return found
 
     def embed_sample(self, part: Part, count: int) -> EmbeddedSet:
         """Embed `count` images of a part, the same ones in every run, and their captions; no tasks.

@@ -53,7 +53,7 @@ def retrieval(
     images, texts = subsets[1]
     queries = Queries.of(torch.searchsorted(images, index[texts]), images.numpy())
     without, _ = _retrieval(embedded.name, of_distinct[0], queries, ks)
-    block = {"num_images": len(images), "num_captions": len(texts), "measures": [_beside(one) for one in without]}
+    block = {"num_images": len(images), "num_captions": len(texts), "measures": [beside(one) for one in without]}
     return measured, items, block
 
 
@@ -140,10 +140,11 @@ def _rank(set_name: str, direction: str, average: str, value: float) -> Measured
     )
 
 
-def _beside(one: Measured) -> Measured:
+def beside(one: Measured) -> Measured:
     """Return a measure of some of the images, shown beside that of all: no headline, no metric, not compared."""
     key, label = f"distinct_{one.measure.key}", f"{one.measure.label} without repetitions"
-    measure = replace(one.measure, key=key, label=label, is_headline=False, is_metric=False, is_tested=False, items="")
+    plain = {"is_headline": False, "is_metric": False, "is_tested": False, "items": "", "image_index": ""}
+    measure = replace(one.measure, key=key, label=label, **plain)
     return Measured(measure, one.mean)
 
 

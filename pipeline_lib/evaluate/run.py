@@ -66,8 +66,8 @@ def evaluate(embedder: Embedder, name: str, inputs: EvaluationInputs, settings: 
 
     Returns:
         `results` with {"format", "model", "weights_digest", "sets": {set: facts, "variants": {"plain": block,
-        "mean_centred": block}, perhaps "truncated": see `Embedder.count_truncated`}, "selection": {selection part: the
-        same, plain}, "centring": {"part", "num_images", "num_captions"}, "linear_probe": {set: {task: {"measure", …}}},
+        "mean_centred": block}, "truncated": see `Embedder.count_truncated`}, "selection": {selection part: the same,
+        plain}, "centring": {"part", "num_images", "num_captions"}, "linear_probe": {set: {task: {"measure", …}}},
         "few_shot": {set: {task: {"measures", …}}}, "class_groups": {set: {task: {"rare", "counts"}}},
         "wise_ft": [{"mix", "sets": {set: {headline: value}}, "metrics": {set: {name: value}}}],
         "known_answers": {"met", "missed": rows of `known_answers.check_known_answers`}}, and the arrays. None on all
@@ -150,13 +150,13 @@ def _add_class_groups(
 
 
 def _add_truncated(scored: Evaluated, embedder: Embedder, inputs: EvaluationInputs) -> None:
-    """Add to each set how many of its texts are longer than the model reads, where some are, and log it."""
+    """Add to each set how many of its texts are longer than the model reads, and log where some are."""
     results = {**scored.results["selection"], **scored.results["sets"]}
     for part in inputs.all_sets:
-        found = embedder.count_truncated(part)
-        results[part.name] |= {"truncated": found} if found else {}
+        results[part.name]["truncated"] = found = embedder.count_truncated(part)
         for kind, facts in found.items():
-            log.warning("%s", describe_truncation(f"{kind} of {part.name}", facts))
+            if facts["num_truncated"]:
+                log.warning("%s", describe_truncation(f"{kind} of {part.name}", facts))
 
 
 def _check_known_answers(
@@ -242,6 +242,9 @@ def _warn_of_gaps(one: EmbeddedSet) -> None:
     if one.captions and not one.is_captioned:
         missing = one.num_images - len(one.text_image_index.unique())
         log.warning("%s: %d of %d images have no caption, so there is no retrieval", one.name, missing, one.num_images)
+    single = int((torch.bincount(one.text_image_index) == 1).sum())
+    if one.is_captioned and 0 < single < one.num_images:
+        log.info("%s: %d of %d images have one caption: no query among captions", one.name, single, one.num_images)
     for name, task in one.tasks.items():
         if len(task.rows) < one.num_images:
             missing = one.num_images - len(task.rows)

@@ -4,8 +4,8 @@ Pure functions of an `EmbeddedSet`. A block of results is a nested dict in which
 items that it is the mean of; `with_intervals` replaces each by what results.json stores, in one pass over the
 resamples. Beside the blocks come the per-item arrays, from which two models are compared on the same items.
 
-A new measure is one `Measured` more, in `retrieval`, `zero_shot`, `choices` or `probes`. What it is (see `Measure`)
-decides where it goes from there: tables, figures, tests and metrics read its attributes.
+A new measure is one `Measured` more, in `retrieval`, `caption_retrieval`, `zero_shot`, `choices` or `probes`. What it
+is (see `Measure`) decides where it goes from there: tables, figures, tests and metrics read its attributes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 
 from pipeline_lib import metrics
-from pipeline_lib.evaluate import choices
+from pipeline_lib.evaluate import caption_retrieval, choices
 from pipeline_lib.evaluate.embedded import Directions, EmbeddedSet, Means
 from pipeline_lib.evaluate.measured import Block, Items
 from pipeline_lib.evaluate.retrieval import retrieval
@@ -67,6 +67,12 @@ def score(
             block["measures"], items, distinct = retrieval(directions, embedded, settings.recall_at)
         if distinct:
             block["retrieval_distinct"] = distinct
+        with watch("caption_retrieval"):
+            measured, of_captions, of_distinct = caption_retrieval.caption_retrieval(directions.text, embedded)
+        block["measures"] += measured
+        items |= of_captions
+        if distinct:
+            distinct["measures"] += of_distinct
     if embedded.tasks:
         with watch("zero_shot"):
             block["classes"] = {}
@@ -90,6 +96,7 @@ def common_items(embedded: EmbeddedSet) -> Items:
     items: Items = {"image_unit": embedded.image_units}
     if embedded.is_captioned:
         items["text_image_index"] = embedded.text_image_index.numpy()
+        items |= caption_retrieval.common_items(embedded)
     for name, task in embedded.tasks.items():
         items[f"zero_shot.{name}.label"] = task.labels[task.rows].numpy()
         items[f"zero_shot.{name}.image_index"] = task.rows.numpy()

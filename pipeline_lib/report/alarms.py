@@ -80,12 +80,14 @@ def left_out(inputs: ReportInputs) -> list[str]:
 
 
 def truncated(inputs: ReportInputs) -> list[str]:
-    """Return which texts are longer than the model reads, a sentence for each kind and set."""
-    found = [
-        describe_truncation(f"{kind} of {name}", facts)
-        for name, block in inputs.refined.sets.items()
-        for kind, facts in block.get("truncated", {}).items()
-    ]
+    """Return which texts are longer than the model reads, a sentence for each kind, set and model that differs."""
+    found: list[str] = []
+    for name, block in inputs.base.sets.items():
+        for kind, base in block["truncated"].items():
+            refined = inputs.refined.sets[name]["truncated"][kind]
+            readers = {"model": base} if base == refined else {"base": base, "refined model": refined}
+            for reader, facts in readers.items():
+                found += [describe_truncation(f"{kind} of {name}", facts, reader)] if facts["num_truncated"] else []
     for name, part in inputs.manifests["cache_teacher"].get("parts", {}).items():
         for reader, facts in part.get("truncated", {}).items():
             found.append(describe_truncation(f"captions of {name}", facts, reader))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline_lib.core import artifacts, provenance
+from pipeline_lib.core.truncation import truncated_share
 from pipeline_lib.report import page
 from pipeline_lib.report.header import set_size
 from pipeline_lib.report.inputs import OPENMOJI, ReportInputs
@@ -292,9 +293,34 @@ def data_table(inputs: ReportInputs) -> tuple[Any, ...]:
             header,
             rows,
             note="Identical ones count as wrong answers of each other, which lowers recall for every model alike. "
-            "Filtered: left out on purpose, images that were trained on among them. Quarantined: unreadable.",
+            "Filtered: left out on purpose, images that were trained on among them. Quarantined: unreadable, or beyond "
+            "a limit of section `shard`, as with a caption of too many characters.",
         ),
+        *truncation_tables(inputs),
         *_known_answers(inputs.base.results.get("known_answers") or {}),
+    )
+
+
+def truncation_tables(inputs: ReportInputs) -> tuple[Table, ...]:
+    """Return how many texts of each kind and set are longer than each model reads; no table without texts."""
+    models = [{name: block["truncated"] for name, block in one.sets.items()} for one in (inputs.base, inputs.refined)]
+    kinds = [(name, kind) for name in inputs.sets for kind in models[0][name]]
+    if not kinds:
+        return ()
+    rows = {}
+    for name, kind in kinds:
+        of_models = [model[name][kind] for model in models]
+        cut = [f"{facts['num_truncated']:,} ({page.percent(truncated_share(facts))}\u00a0%)" for facts in of_models]
+        rows[f"{name}: {kind}"] = [f"{of_models[0]['num_texts']:,}", *cut]
+    (name, kind), readers = kinds[0], ("base", "refined")
+    tokens = [f"{who}: over {of[name][kind]['context_length']} tokens" for who, of in zip(readers, models, strict=True)]
+    return (
+        page.grid(
+            ("texts longer than the model reads", "texts", *tokens),
+            rows,
+            note="Of such a text the model reads the beginning. Where two models cut differently, a gain on long texts "
+            "is partly that.",
+        ),
     )
 
 

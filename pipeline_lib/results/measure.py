@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pipeline_lib.results.statistics import Interval
 
-FORMAT = 3  # of results.json; before the third, nothing said what a number is without any model
+FORMAT = 4  # of results.json; before the fourth, a set without cut texts was like one whose texts nobody had counted
 DIRECTIONS = {"image_to_text": "image → text", "text_to_image": "text → image"}  # of retrieval, and how each reads
 
 FEW_SHOT = {"zero_shot": "zero-shot", "gda": "GDA", "probe": "logistic probe"}  # methods, and how each reads
@@ -20,6 +20,7 @@ FEW_SHOT = {"zero_shot": "zero-shot", "gda": "GDA", "probe": "logistic probe"}  
 Kind = Literal[
     "log_rank",
     "recall",
+    "caption_recall",
     "rank",
     "zero_shot",
     "calibration",
@@ -102,6 +103,9 @@ class Measure:
 
     k: int = 0
     """Of a recall: how many places count."""
+
+    num_candidates: int = 0
+    """Of a recall among captions: among how many is searched."""
 
     task: str = ""
     """Of a classification: the name of the task. Of a choice: the group that it is measured on; empty: on all."""

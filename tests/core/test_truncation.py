@@ -1,6 +1,6 @@
 """Counts of texts that are cut, worked by hand."""
 
-from pipeline_lib.core.truncation import Truncation, describe_truncation
+from pipeline_lib.core.truncation import Truncation, describe_truncation, truncated_share
 
 
 def test_counts_and_the_sentence_over_several_shards():
@@ -19,9 +19,13 @@ def test_one_text_that_stays_distinct_is_one_plain_sentence():
     count.add(2, ["long"], [[1, 2]])
     expected = "1 of 2 class prompts of eval is longer than the 77 tokens that the model reads."
     assert describe_truncation("class prompts of eval", count.facts()) == expected
+    assert truncated_share(count.facts()) == 0.5
 
 
-def test_nothing_is_said_where_nothing_is_cut():
+def test_that_nothing_is_cut_is_counted_too():
     count = Truncation(77)
+    assert truncated_share(count.facts()) == 0
     count.add(1, [], [])
-    assert count.facts() == {}
+    nothing = {"num_truncated": 0, "num_distinct": 0, "num_distinct_read": 0}
+    assert count.facts() == {"context_length": 77, "num_texts": 1, **nothing}
+    assert truncated_share(count.facts()) == 0

@@ -178,7 +178,9 @@ def test_a_set_has_blocks_only_for_what_it_carries():
     assert not any(key.startswith("image_to_text") for key in items)
     block, _ = scoring.score(make_set(with_task=False), SETTINGS)
     assert set(block) == {"measures", "gap"}
-    assert {one.measure.kind for one in block["measures"]} == {"log_rank", "recall", "rank"}
+    assert {one.measure.kind for one in block["measures"]} == {"log_rank", "recall", "caption_recall", "rank"}
+    block, _ = scoring.score(make_set(with_task=False, per_image=[2] + [1] * 29), SETTINGS)
+    assert {one.measure.kind for one in block["measures"]} == {"log_rank", "recall", "rank"}, "one image has captions"
     block, _ = scoring.score(make_set(per_image=[0] + [1] * 29), SETTINGS)
     assert "recall" not in {one.measure.kind for one in block["measures"]}, (
         "an image without captions cannot be searched for"
@@ -208,6 +210,64 @@ def test_repeated_images_and_captions_are_counted_and_left_out_of_a_second_recal
     recall_at_1 = distinct["distinct_text_to_image_recall_at_1"]
     assert 0 <= recall_at_1.low < recall_at_1.high <= 1
     assert not any(one.is_headline or one.is_metric or one.is_tested or one.items for one in distinct.values())
+
+
+def test_captions_are_searched_with_captions_where_images_have_two():
+    """Against a loop: images with one caption ask nothing, and theirs is a candidate of `any`."""
+    one = make_set(per_image=[1 + i % 3 for i in range(30)], with_task=False)
+    block, items = scoring.score(one, SETTINGS)
+    index, text = one.text_image_index.tolist(), torch.nn.functional.normalize(one.raw_text_features, dim=1)
+    rows = [[row for row, image in enumerate(index) if image == number] for number in range(30)]
+    pairs = [of_image[:2] for of_image in rows if len(of_image) > 1]
+    pair_hits = [
+        max(pairs, key=lambda other: float(text[first] @ text[other[1]]))[1] == second for first, second in pairs
+    ]
+    any_hits = [
+        index[max((j for j in range(len(index)) if j != i), key=lambda j: float(text[i] @ text[j]))] == index[i]
+        for i in range(len(index))
+        if len(rows[index[i]]) > 1
+    ]
+    measures, common = by_key(block["measures"]), scoring.common_items(one)
+    for kind, hits, candidates, chance in (
+        ("pair", pair_hits, 20, 1 / 20),
+        ("any", any_hits, 59, np.mean([1 / 59] * 20 + [2 / 59] * 30)),
+    ):
+        measure = measures[f"caption_{kind}_recall_at_1"]
+        assert measure.value == pytest.approx(np.mean(hits))
+        assert 0 < measure.value < 1
+        assert (measure.num_candidates, measure.chance) == (candidates, pytest.approx(chance))
+        assert measure.label.endswith(f"R@1, of {candidates}")
+        assert not measure.is_headline
+        assert not measure.is_tested
+        np.testing.assert_array_equal(items[measure.items], hits)
+        assert len(common[measure.image_index]) == len(hits)
+    scored = by_key(with_intervals(block, one.num_images, SETTINGS)["measures"])["caption_any_recall_at_1"]
+    assert 0 <= scored.low < scored.value < scored.high <= 1
+
+
+def test_captions_of_several_images_count_as_wrong_and_are_left_out_of_a_second_search():
+    """Caption 0 stands at image 10 again, which keeps one caption and so asks nothing in the second search."""
+    captions = [f"caption {i}" for i in range(60)]
+    captions[20] = captions[0]
+    one = make_set(captions=captions)
+    one.raw_text_features[20] = one.raw_text_features[0]
+    block, items = scoring.score(one, SETTINGS)
+    assert items["caption_any_hit_at_1"][[0, 20]].tolist() == [0, 0]
+    kept = [row for row in range(60) if row != 20]
+    alone = dataclasses.replace(
+        one,
+        captions=tuple(captions[row] for row in kept),
+        text_image_index=one.text_image_index[kept],
+        raw_text_features=one.raw_text_features[kept],
+    )
+    expected = by_key(scoring.score(alone, SETTINGS)[0]["measures"])
+    found = by_key(block["retrieval_distinct"]["measures"])
+    for key, candidates in (("caption_pair_recall_at_1", 29), ("caption_any_recall_at_1", 58)):
+        distinct = found[f"distinct_{key}"]
+        assert (distinct.value, distinct.chance) == (expected[key].value, expected[key].chance)
+        assert distinct.num_candidates == candidates
+        assert not distinct.items
+        assert not distinct.image_index
 
 
 def test_centring_takes_its_means_from_another_set_alone():
@@ -456,7 +516,10 @@ def test_texts_longer_than_the_context_are_counted_by_kind(inside, tmp_path):
     assert found["captions"] == {"context_length": 6, **counts}
     assert found["class prompts"]["num_truncated"] == found["class prompts"]["num_texts"]  # `a photo of a <colour>`
     assert found["class prompts"]["num_distinct_read"] < found["class prompts"]["num_distinct"]
-    assert embedder(inside).count_truncated(read_part(inside, "eval")) == {}
+    whole = embedder(inside).count_truncated(read_part(inside, "eval"))
+    assert {kind: (facts["num_texts"], facts["num_truncated"]) for kind, facts in whole.items()} == {
+        kind: (found[kind]["num_texts"], 0) for kind in ("captions", "class prompts")
+    }
 
 
 def test_a_process_without_a_share_embeds_nothing(inside):

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from pipeline_lib.report import advice, alarms, verdict
+from pipeline_lib.report import advice, alarms, tables, verdict
 from pipeline_lib.report import run as report
 from pipeline_lib.report.page import Text
 from pipeline_lib.results.statistics import Interval
@@ -130,7 +130,8 @@ def test_images_left_out_are_counted_with_their_reason(inputs):
 def test_texts_that_the_model_reads_in_part_are_said(inputs):
     assert alarms.truncated(inputs) == []
     counts = {"context_length": 77, "num_texts": 9, "num_truncated": 4, "num_distinct": 4, "num_distinct_read": 2}
-    inputs.refined.sets["eval"]["truncated"] = {"captions": counts}
+    for evaluation in (inputs.base, inputs.refined):
+        evaluation.sets["eval"]["truncated"] = {"captions": counts}
     inputs.manifests["cache_teacher"]["parts"] = {"refine": {"truncated": {"teacher": counts}}}
     read = "are longer than the 77 tokens that the {} reads; of 4 different ones 2 are left."
     expected = [
@@ -140,6 +141,14 @@ def test_texts_that_the_model_reads_in_part_are_said(inputs):
     assert alarms.truncated(inputs) == expected
     points = next(block for block in verdict.section(inputs) if block.kind == "points")
     assert points.items[-2:] == tuple((text, "still") for text in expected)
+    whole = {"context_length": 256, "num_texts": 9, "num_truncated": 0, "num_distinct": 0, "num_distinct_read": 0}
+    inputs.refined.sets["eval"]["truncated"] = {"captions": whole}
+    assert alarms.truncated(inputs) == ["4 of 9 captions of eval " + read.format("base"), expected[1]]
+    (table,) = [one for one in tables.data_table(inputs) if one.header[0].startswith("texts longer")]
+    assert table.header[2:] == ("base: over 77 tokens", "refined: over 256 tokens")
+    assert [[cell.text for cell in row.cells] for row in table.rows] == [
+        ["eval: captions", "9", "4 (44.4\u00a0%)", "0 (0.0\u00a0%)"]
+    ]
 
 
 def replaced(inputs, *verdicts, centring="still"):

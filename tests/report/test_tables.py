@@ -74,12 +74,12 @@ def test_shifts_of_a_set_stand_below_it_with_their_mean(project, monkeypatch):
 
 def test_known_answers_stand_with_the_data_and_a_missed_one_comes_first(project, monkeypatch):
     inputs = example_results.read_report_inputs(project, monkeypatch)
-    assert len(tables.data_table(inputs)) == 1
+    assert len(tables.data_table(inputs)) == 2  # the sets, and the texts that are cut
     row = {"set": "eval", "metric": "recall_at_1", "value": 0.5, "expected": 0.51, "tolerance": 0.02, "source": "a"}
     inputs.base.results["known_answers"] = {"met": [row], "missed": []}
-    assert [block.kind for block in tables.data_table(inputs)] == ["table", "table"]
+    assert [block.kind for block in tables.data_table(inputs)] == ["table"] * 3
     inputs.base.results["known_answers"]["missed"] = [row | {"expected": 0.9, "source": "published: b"}]
-    _, warning, table = tables.data_table(inputs)
+    *_, warning, table = tables.data_table(inputs)
     assert warning.text.startswith("**The base model misses 1 of 2 known scores**")
     assert [[str(cell) for cell in one.cells] for one in table.rows] == [
         ["eval: recall at 1", "0.5000", "0.9000 ± 0.02", "missed", "published: b"],
