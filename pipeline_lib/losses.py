@@ -112,6 +112,23 @@ def contrastive_loss(logits: torch.Tensor) -> torch.Tensor:
     return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
 
 
+def caption_pair_loss(logits: torch.Tensor, equal: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of the diagonal over rows: each query against its document among those of all pairs.
+
+    One direction, as LLM2CLIP tunes its language model (arXiv 2411.04997; checked against its released loss: 50 times
+    the cosine, query to document only). A document that is the same text as a pair's own is no negative of it.
+
+    Args:
+        logits: [B, B], query to document, already multiplied by the scale.
+        equal: bool [B, B], which documents are no negatives of which query; nothing on the diagonal.
+
+    Raises:
+        ValueError: Not a square matrix.
+    """
+    _check_square(logits)
+    return F.cross_entropy(logits.masked_fill(equal, -torch.inf), torch.arange(len(logits), device=logits.device))
+
+
 def alignment_loss(image_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
     """Mean squared distance of the pairs, mean ‖f̂ − ĝ‖². Source: Wang & Isola 2020 (arXiv 2005.10242).
 

@@ -1,7 +1,8 @@
 """Materialise a language model that reads captions in place of the base's text tower -> data/language.
 
 Optional: the stage exists where params.yaml says `language.stages: {make: {}}`. The folder loads with no network and
-without code of its own; that its attention is what is asked is tried out.
+without code of its own; that its attention is what is asked is tried out. With `language.tune` it is tuned on pairs of
+captions of data/shards; a killed run goes on at its last checkpoint.
 
     python -m stages.language
 """
@@ -21,14 +22,18 @@ SECTIONS = ("paths", "language", "runtime", "tracking")
 
 
 def main(params_file: Path = Path("params.yaml")) -> None:
-    """Read the model, write it, load it back and compare."""
+    """Read the model, tune it if that is asked, write it, load it back and compare."""
     check.check_params(params_file)
     paths, how = config.load(params_file, Paths), config.load(params_file, RuntimeSettings)
     settings = config.load(params_file, LanguageSettings)
-    prepare(seed=0, num_threads=how.num_threads, deterministic=how.deterministic)
-    with work_folders.only_writer(paths.language), tracking.stage_run("language", params_file) as run:
-        language.run(settings, paths.language)
-        run.output(artifacts.read_manifest(paths.language)["digest"])
+    seed = settings.tune.seed if settings.tune else 0
+    prepare(seed=seed, num_threads=how.num_threads, deterministic=how.deterministic)
+    upstream = artifacts.digests(paths.folders("shard"))
+    alone = work_folders.only_writer(paths.language)
+    with alone, tracking.stage_run("language", params_file, upstream=upstream) as run:
+        made = language.run(language.Job(paths=paths, settings=settings, runtime=how, run=run))
+        run.log_metrics({f"language_run/{name}": value for name, value in made["metrics"].items()})
+        run.output(made["digest"])
 
 
 if __name__ == "__main__":

@@ -2,5 +2,7 @@
 
 settings   section `language` of params.yaml
 sources    where a model comes from: an installed package, a folder
-run        the stage: read, written, loaded back and compared
+pairs      captions of one image, two by two
+tuning     LoRA on such pairs, step by step, merged at the end
+run        the stage: read, perhaps tuned, written, loaded back and compared
 """

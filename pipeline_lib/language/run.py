@@ -1,53 +1,108 @@
-"""From `language.source` to data/language: a folder that is loaded back and compared before it gets its name."""
+"""From `language.source` to data/language: read, perhaps tuned, written, loaded back and compared."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipeline_lib.core import artifacts
+from pipeline_lib import tracking
+from pipeline_lib.core import artifacts, provenance, runtime, shards, work_folders
 from pipeline_lib.core.errors import UserError
+from pipeline_lib.core.paths import LANGUAGE, Paths
+from pipeline_lib.core.runtime import RuntimeSettings
+from pipeline_lib.language.pairs import measure_caption_retrieval, read_captions
 from pipeline_lib.language.settings import LanguageSettings
 from pipeline_lib.language.sources import read_source
+from pipeline_lib.language.tuning import Tuning, described
 from pipeline_lib.model.features import row_difference
 from pipeline_lib.model.language import LanguageModel, Reading, load_language, save_language
 
 log = logging.getLogger(__name__)
 TEXTS = ("a photo of a cat", "two red circles on a white ground, and beside them a smaller green one")
+PASS_SIZE = 64  # captions that are read at once where retrieval is measured
 
 
-def run(settings: LanguageSettings, target: Path) -> dict[str, Any]:
-    """Write the language model that `settings` name to `target`, whole or not at all.
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """All that the stage is told: where, what, how, and to whom it reports."""
+
+    paths: Paths
+    settings: LanguageSettings
+    runtime: RuntimeSettings
+    run: tracking.Run
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Write the language model that the settings name to `paths.language`, whole or not at all.
 
     Returns:
-        `language` of the manifest: what decides its features, where it comes from, its licence.
+        `digest` of the manifest and `metrics` for the tracker.
 
     Raises:
-        UserError: It cannot be had or read, or its attention cannot be made what is asked.
+        UserError: It cannot be had or read, its attention cannot be made what is asked, or there is nothing to tune on.
+        Stopped: A signal asked for it while it was tuned; run again, it goes on.
     """
+    settings, target = job.settings, job.paths.language
     reading = _reading(settings)
     source = read_source(settings)
     language = LanguageModel(source.module, source.tokenizer, reading, Path(f"language.source: {settings.source}"))
-    with artifacts.output_directory(target, "language") as place:
-        save_language(language, place())
-        facts = {**check_written(language, place()), "source": source.origin, "license": source.license}
-        place(language=facts, parameters={"language": dataclasses.asdict(settings)})
-    log.info(
-        "%s: %d tokens at most, %s pooling, %s attention, features of width %d",
-        *(settings.source, reading.max_length, reading.pooling, "causal" if facts["causal"] else "bidirectional"),
-        language.width,
-    )
-    return facts
+    work = work_folders.work_directory(LANGUAGE, _fingerprint(job, language), target)
+    tuned: Mapping[str, float] = {}
+    if settings.tune:
+        language, tuned = _tune(job, language, work)
+    folder = work / LANGUAGE
+    save_language(language, folder)
+    facts = {**check_written(language, folder), "source": source.origin, "license": source.license}
+    parameters = {LANGUAGE: dataclasses.asdict(settings)}
+    digest = artifacts.write_manifest(folder, LANGUAGE, language=facts, parameters=parameters, tuning=dict(tuned))
+    artifacts.publish(folder, target)
+    shutil.rmtree(work)
+    read = f"{'causal' if facts['causal'] else 'bidirectional'} attention, {reading.pooling} pooling"
+    log.info("%s: %s, %d tokens, features of width %d", settings.source, read, reading.max_length, language.width)
+    return {"digest": digest, "metrics": tuned}
 
 
 def _reading(settings: LanguageSettings) -> Reading:
     if settings.prompt.count("{}") != 1:
         raise UserError(f"language.prompt: {settings.prompt!r} must hold {{}} once, for the text")
     return Reading(settings.attention, settings.pooling, settings.prompt, settings.max_length)
+
+
+def _fingerprint(job: Job, language: LanguageModel) -> str:
+    """Name what a stopped run must have in common with the one that goes on."""
+    inputs = artifacts.read_manifest(job.paths.shards, stage=shards.STAGE)["digest"] if job.settings.tune else ""
+    code = [provenance.stage_digest(LANGUAGE), provenance.package_versions()]
+    return artifacts.digest([dataclasses.asdict(job.settings), language.width, inputs, code])
+
+
+def _tune(job: Job, language: LanguageModel, work: Path) -> tuple[LanguageModel, Mapping[str, float]]:
+    """Tune on part `refine`; measure before and after on part `val`, where there is one with pairs."""
+    assert job.settings.tune is not None
+    parts = {part.name: part for part in shards.read_training_parts(job.paths.shards)}
+    captions = read_captions(parts["refine"], language)
+    held_out = read_captions(parts["val"], language) if "val" in parts else None
+    language.module.to(runtime.pick_device(job.runtime.device))
+    before = measure_caption_retrieval(held_out, language, PASS_SIZE) if held_out else None
+    tuning = Tuning.start(language, captions, job.settings.tune)
+    tuning.resume(work / "tuning.pt")
+    tuning.run(work, job.runtime, job.run)
+    merged, found = tuning.merge()
+    if held_out and before is not None:
+        after = measure_caption_retrieval(held_out, merged, PASS_SIZE)
+        found |= described(before, after, len(held_out))
+        log.info(
+            "captions of val that find another caption of their image first, of %d: %.1f %% before, %.1f %% after",
+            *(len(held_out), 100 * before, 100 * after),
+        )
+    merged.module.cpu()
+    return merged, {**found, "num_images": float(len(captions)), "num_steps": float(tuning.num_steps)}
 
 
 @torch.no_grad()

@@ -3,14 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
-from pipeline_lib.core.schema import AtLeastOne, block, section
+from pipeline_lib.core.schema import AtLeastOne, Count, Positive, Range, ShareBelow1, block, section
 
 
 @block
 class Wanted:
     """An entry of `stages`, which has no keys."""
+
+
+@block
+class TuneSettings:
+    """Tuning on pairs of captions of one image of part `refine`, by LoRA on all linear layers, merged at the end."""
+
+    epochs: AtLeastOne
+    """Passes over the images that have two captions that differ; each shows another pair."""
+
+    batch_size: Annotated[int, Range(at_least=2)]
+    """Pairs in an optimiser step: a query's negatives are the other pairs' documents, equal texts left out."""
+
+    micro_batch: AtLeastOne | None
+    """Pairs that are read at once, to save memory (null: all); the gradients stay those of the whole batch."""
+
+    scale: Positive
+    """Multiplier on cosines in the loss, which is fixed; LLM2CLIP has 50."""
+
+    learning_rate: Positive
+    """Learning rate of AdamW after the warm-up; it falls linearly to 0."""
+
+    warmup_steps: Count
+    """Number of steps over which the learning rate rises linearly."""
+
+    rank: AtLeastOne
+    """Rank of LoRA's matrices."""
+
+    alpha: Positive
+    """LoRA's alpha: its update is multiplied by alpha / rank."""
+
+    dropout: ShareBelow1
+    """Dropout before LoRA's matrices; the model's own is off."""
+
+    precision: Literal["fp32", "tf32", "bf16"]
+    """The arithmetic of the model (bf16: autocast; weights stay fp32, and are merged in it)."""
+
+    seed: int
+    """Seed of the order, of the pairs, of LoRA's start and of dropout."""
 
 
 @section("language")
@@ -47,3 +85,6 @@ class LanguageSettings:
 
     prompt: str
     """What is said around a text, which stands for `{}`. Its own tokens are seen by the model and not pooled."""
+
+    tune: TuneSettings | None
+    """Tuning on pairs of captions; null: the model as it is."""

@@ -22,7 +22,7 @@ from torch import nn
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.model.adapter import Adapter, Shape
 from pipeline_lib.model.clip import Clip
-from pipeline_lib.model.language import PADDING, LanguageModel, load_language
+from pipeline_lib.model.language import LanguageModel, load_language, text_lengths
 
 TEXT_SIDE = "text_side"  # a key of open_clip_config.json
 LANGUAGE = "language"  # the folder inside
@@ -108,7 +108,7 @@ class JoinedClip(Clip):
 
     def text_lengths(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Count the tokens of each text, int64 [N], of token ids [N, L]."""
-        return (token_ids != PADDING).sum(1)
+        return text_lengths(token_ids)
 
 
 def join(

@@ -70,6 +70,13 @@ class LanguageModel:
         if self.room < 1:
             raise UserError(f"language.max_length: {reading.max_length} leaves no token for a text; raise it")
 
+    def with_module(self, module: torch.nn.Module) -> LanguageModel:
+        """Read texts in the same way with other weights; the attention is tried out anew."""
+        config: Any = module.config
+        if self.attention.causal_by_itself and not self.attention.causal:
+            del config.is_causal  # which was set here
+        return LanguageModel(module, self.tokenizer, self.reading, self.directory)
+
     @property
     def room(self) -> int:
         """Return how many tokens of a text itself are read."""
@@ -134,6 +141,11 @@ class LanguageModel:
             "causal": self.attention.causal,
             **asdict(self.reading),
         }
+
+
+def text_lengths(token_ids: torch.Tensor) -> torch.Tensor:
+    """Count the tokens of each text, int64 [N], of token ids [N, L]."""
+    return (token_ids != PADDING).sum(1)
 
 
 def pool(hidden: torch.Tensor, pooled: torch.Tensor, pooling: str) -> torch.Tensor:
