@@ -15,9 +15,10 @@ DECIDING = ("data", "base", "shard", "language", "cache_teacher", "refine", "eva
 
 def read_parameters(params_file: Path) -> dict[str, Any]:
     """Read the sections of params.yaml that decide results, of `recipes` the block that is used."""
-    has_language = bool((config.read_params(params_file).get("language") or {}).get("stages"))
-    deciding = [name for name in DECIDING if name != "language" or has_language]
-    parameters = {name: config.raw_section(params_file, name) for name in deciding}
+    lacking = {"language"} - config.read_params(params_file).keys()  # of a revision from before there were any
+    parameters = {name: config.raw_section(params_file, name) for name in DECIDING if name not in lacking}
+    if not (parameters.get("language") or {}).get("stages"):
+        parameters.pop("language", None)
     recipe = parameters["refine"]["recipe"]
     return {**parameters, "recipes": {recipe: config.raw_section(params_file, "recipes").get(recipe)}}
 

@@ -50,6 +50,7 @@ def test_every_key_stands_in_its_section_in_the_order_of_the_file():
         "data.evaluation.<name>",
         "base.demo",
         "language.stages.<name>",
+        "language.tune",
         "refine.adapter",
         "evaluate.few_shot",
     ]
