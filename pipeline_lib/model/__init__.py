@@ -54,7 +54,7 @@ from pipeline_lib.model.published import (
     standard_merges,
     standard_vocabulary,
 )
-from pipeline_lib.model.towers import checkpoint_activations, lock_image, lock_text, projection_names
+from pipeline_lib.model.towers import checkpoint_activations, image_layers, lock_image, lock_text, projection_names
 
 __all__ = [
     "ADAPTER",
@@ -78,6 +78,7 @@ __all__ = [
     "create",
     "describe_native",
     "download",
+    "image_layers",
     "imagenet_templates",
     "join",
     "load",

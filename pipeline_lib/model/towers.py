@@ -7,6 +7,7 @@ import functools
 import open_clip.hf_model
 import open_clip.modified_resnet
 import open_clip.timm_model
+import open_clip.transformer
 import timm.models
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -36,6 +37,31 @@ def lock_image(clip: Clip, unlocked_groups: int) -> None:
             groups = len(visual.transformer.resblocks) + 2
         _check_unlocked("refine.lock_image_unlocked_groups", unlocked_groups, groups)
     visual.lock(unlocked_groups=unlocked_groups)
+
+
+def image_layers(clip: Clip) -> list[list[str]]:
+    """List the names of the image tower's weights by layer, from the pixels to the shared space.
+
+    open_clip's ViTs: what comes before the layers, each layer, what comes after; timm's towers as timm groups them.
+
+    Raises:
+        UserError: It is neither.
+    """
+    visual = clip.module.visual
+    names = [name for name, _ in clip.module.named_parameters() if name.startswith("visual.")]
+    if isinstance(visual, open_clip.timm_model.TimmModel):
+        groups = timm.models.group_parameters(visual.trunk, visual.trunk.group_matcher())
+        trunk = [[f"visual.trunk.{name}" for name in groups[at]] for at in sorted(groups)]
+        known = {name for group in trunk for name in group}
+        return [*trunk, [name for name in names if name not in known]]
+    if isinstance(visual, open_clip.transformer.VisionTransformer):
+        blocks = [f"visual.transformer.resblocks.{at}." for at in range(len(visual.transformer.resblocks))]
+        first = ("visual.conv1.", "visual.class_embedding", "visual.positional_embedding", "visual.ln_pre.")
+        inner = [[name for name in names if name.startswith(block)] for block in blocks]
+        known = {name for group in inner for name in group} | {name for name in names if name.startswith(first)}
+        before = [name for name in names if name.startswith(first)]
+        return [before, *inner, [name for name in names if name not in known]]
+    raise UserError(f"refine.layer_decay: the layers of a {type(visual).__name__} are not known here; write null")
 
 
 def lock_text(clip: Clip, unlocked_layers: int) -> None:

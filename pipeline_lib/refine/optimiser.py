@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -72,13 +73,15 @@ def make_optimizer(student: Clip, settings: RefineSettings) -> torch.optim.AdamW
     """Make AdamW over the trainable weights, fused where it exists.
 
     One weight decay for all of the towers, as in the published code; none for the logit scale, which has no reason to
-    shrink. An adapter is a group with a rate of its own, its `highest`.
+    shrink. An adapter, and with `layer_decay` each layer of the image tower, is a group with a rate of its own, `highest`.
     """
     trained = named_trainable(student)
     scalars = [p for name, p in trained if name in model.SCALARS]
     adapter = [p for name, p in trained if name.startswith(model.ADAPTER)]
     towers = [p for name, p in trained if name not in model.SCALARS and not name.startswith(model.ADAPTER)]
     groups: list[dict[str, Any]] = [{"params": towers}] if towers else []
+    if settings.layer_decay is not None:
+        groups = _by_layer(student, dict(trained), towers, settings.learning_rate, settings.layer_decay)
     if settings.adapter:
         groups.append({"params": adapter, "highest": settings.adapter.learning_rate})
     return torch.optim.AdamW(
@@ -89,6 +92,22 @@ def make_optimizer(student: Clip, settings: RefineSettings) -> torch.optim.AdamW
         weight_decay=settings.weight_decay,
         fused=student.device.type in ("cpu", "cuda"),
     )
+
+
+def _by_layer(
+    student: Clip,
+    trained: Mapping[str, torch.nn.Parameter],
+    towers: Sequence[torch.nn.Parameter],
+    rate: float,
+    decay: float,
+) -> list[dict[str, Any]]:
+    """Make a group of each layer of the image tower, the lower the slower, and one of the text tower."""
+    layers = [[trained[name] for name in names if name in trained] for names in model.image_layers(student)]
+    rates = [rate * decay ** (len(layers) - 1 - at) for at in range(len(layers))]
+    there = {id(parameter) for layer in layers for parameter in layer}
+    rest = [parameter for parameter in towers if id(parameter) not in there]
+    groups = [{"params": layer, "highest": highest} for layer, highest in zip(layers, rates, strict=True) if layer]
+    return [*groups, *([{"params": rest}] if rest else [])]
 
 
 def clamp_logit_scale(student: Clip, initial: float) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pipeline_lib.core.schema import AtLeastOne, Count, NotNegative, Positive, ShareBelow1, block, section
+from pipeline_lib.core.schema import AtLeastOne, Count, NotNegative, Positive, Range, ShareBelow1, block, section
 
 
 @block
@@ -62,6 +62,11 @@ class RefineSettings:
 
     eps: NotNegative
     """Number that AdamW adds to its denominator, the root of the mean squared gradient."""
+
+    layer_decay: Annotated[float, Range(above=0, at_most=1)] | None
+    """Factor on the learning rate from each layer of the image tower to the one before it, from the shared space to
+    the pixels: what lies lower moves less. null: one rate. LLM2CLIP has 0.85.
+    """
 
     schedule: Literal["constant", "cosine"]
     """Course of the learning rate after the warm-up; cosine: along half a cosine down to 0."""

@@ -276,3 +276,34 @@ def test_everything_locked_is_refused(cached):
     write_params(cached, refine__lock_image=True, refine__lock_text=True)
     with pytest.raises(UserError, match="every weight is locked"):
         run_stage("refine", cached)
+
+
+@pytest.mark.parametrize(
+    ("write", "lowest"), [(write_tiny_clip, "visual.conv1."), (write_tiny_timm_clip, "visual.trunk.")]
+)
+def test_lower_layers_of_the_image_tower_learn_more_slowly(tmp_path, refine_settings, write, lowest):
+    """Every weight is in one group; the last layer has the whole rate, each one before it a factor less."""
+    clip = model.load(write(tmp_path / "clip"))
+    chosen = replace(refine_settings, learning_rate=1e-2, layer_decay=0.5)
+    select_trainable(clip, chosen)
+    name_of = {id(parameter): name for name, parameter in clip.module.named_parameters()}
+    groups = [
+        (g.get("highest"), [name_of[id(p)] for p in g["params"]]) for g in make_optimizer(clip, chosen).param_groups
+    ]
+    *layers, (text_rate, text) = groups
+    named = [name for _, names in groups for name in names]
+    assert len(named) == len({*named})
+    assert {*named} == {*name_of.values()} - {"logit_scale"}
+    assert text_rate is None
+    assert not any(name.startswith("visual.") for name in text)
+    rates = [rate for rate, _ in layers]
+    assert rates == pytest.approx([1e-2 * 0.5**power for power in range(len(layers) - 1, -1, -1)])
+    assert any(name.startswith(lowest) for name in layers[0][1])
+    assert any("proj" in name for name in layers[-1][1])
+
+
+def test_layers_that_are_not_known_are_refused(tmp_path):
+    clip = model.load(write_tiny_clip(tmp_path / "clip"))
+    clip.module.visual = torch.nn.Linear(2, 2)
+    with pytest.raises(UserError, match=r"refine.layer_decay: the layers of a Linear are not known here; write null"):
+        model.image_layers(clip)

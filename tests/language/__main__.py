@@ -1,0 +1,219 @@
+"""`python -m tests.language`: see the package."""
+
+import argparse
+import os
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+
+import tests.language
+from pipeline_lib import metrics, model
+from pipeline_lib.cache_teacher.student import load_student
+from pipeline_lib.core import artifacts, config
+from pipeline_lib.core.paths import Paths
+from pipeline_lib.core.shards import read_part
+from pipeline_lib.evaluate.embedded import EmbeddedSet
+from pipeline_lib.evaluate.embedding import Embedder
+from tests.conftest import run_stage
+from tests.tiny_project import ROOT, change
+
+TUNE = {"epochs": 1, "batch_size": 32, "micro_batch": None, "scale": 50.0, "learning_rate": 2e-4, "warmup_steps": 4}
+TUNE |= {"rank": 16, "alpha": 32.0, "dropout": 0.05, "precision": "fp32", "seed": 0}
+ADAPTER = {"depth": 0, "expansion": 2, "dropout": 0.0, "learning_rate": 1e-3}
+LOCKED = {"refine.lock_image": True, "refine.epochs": 30}
+TRAINED = {"refine.epochs": 2, "refine.learning_rate": 5e-5}
+KS = (1, 5, 10)
+
+
+class Text(NamedTuple):
+    """A text side: a source with its attention, perhaps tuned; None: the base's own."""
+
+    source: str | None
+    attention: str = "own"
+    tuned: bool = False
+
+    def __str__(self) -> str:
+        if self.source is None:
+            return "own text tower"
+        names = [
+            self.source,
+            *(["bidirectional"] if self.attention != "own" else []),
+            *(["tuned"] if self.tuned else []),
+        ]
+        return ", ".join(names)
+
+
+def spent() -> float:
+    """CPU seconds of this process and its children so far."""
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+class Study:
+    """A project folder in which stages run one after another in this process."""
+
+    def __init__(self, folder: Path, photographs: Path, labelled: Path | None) -> None:
+        self.folder = folder
+        self.changes: dict[str, Any] = {
+            "data.format": "flickr",
+            "data.root": str(photographs.absolute()),
+            "data.parts": {"eval": "val.txt", "base": 0.5, "refine": 0.4, "val": 0.1},
+            "data.evaluation_root": str((labelled or photographs).absolute().parent),
+            "data.evaluation": {"labelled": {"format": "image_folder", "path": labelled.name}} if labelled else {},
+            "evaluate.prompt": "a photo of a {}",
+            "runtime.num_threads": torch.get_num_threads(),
+            "runtime.progress": False,
+            "tracking.mode": "disabled",
+        }
+        demo = config.parse_yaml((ROOT / "ablations/flickr8k.yaml").read_text(), "flickr8k.yaml")["base"]["demo"]
+        self.changes["base.demo"] = demo
+        self.sets = ["eval", *(["labelled"] if labelled else [])]
+
+    def run(self, *stages: str, **changes: Any) -> float:
+        """Run stages with parameters changed (dots as `__`), and return their CPU seconds."""
+        values = self.changes | {key.replace("__", "."): value for key, value in changes.items()}
+        params = change(config.read_params(ROOT / "params.yaml"), values)
+        text = yaml.safe_dump(params, sort_keys=False).replace("1e-", "1.0e-").replace("5e-", "5.0e-")
+        (self.folder / "params.yaml").write_text(text.replace("2e-", "2.0e-"))
+        before = spent()
+        for stage in stages:
+            run_stage(stage, self.folder)
+        return spent() - before
+
+    def paths(self) -> Paths:
+        """Where the stages write, for this process."""
+        found = config.load(self.folder / "params.yaml", Paths)
+        return Paths(**{key: self.folder / getattr(found, key) for key in Paths.__dataclass_fields__})
+
+    def embed(self, clip: model.Clip) -> dict[str, EmbeddedSet]:
+        """Embed all sets with a model whose texts give whatever they give."""
+        embedder = Embedder(clip=clip, batch_size=64, prompt="a photo of a {}", ensemble="set", progress=False)
+        return {name: embedder.embed(read_part(self.folder / "data/shards" / name)) for name in self.sets}
+
+
+@torch.no_grad()
+def scores(images: dict[str, torch.Tensor], texts: dict[str, EmbeddedSet], adapt: Any) -> list[float]:
+    """R@k image to text, R@k text to image, top-1 in per cent; `adapt` maps text features into the shared space."""
+    one = texts["eval"]
+    found = metrics.retrieval_recall(images["eval"], adapt(one.raw_text_features), one.text_image_index, ks=KS)
+    values = [found[f"{way}_recall_at_{k}"] for way in ("image_to_text", "text_to_image") for k in KS]
+    if "labelled" in texts:
+        [task] = texts["labelled"].tasks.values()
+        classes = model.features.l2_normalize(adapt(task.raw_prompt_features["single"][:, 0]))
+        rows = model.features.l2_normalize(images["labelled"]) @ classes.T
+        values.append(float((rows.argmax(1) == task.labels).double().mean()))
+    return [100 * value for value in values]
+
+
+def caption_retrieval(one: EmbeddedSet) -> float:
+    """R@1 of an image's second caption, searched for with its first, in per cent."""
+    rows = [(one.text_image_index == image).nonzero()[:2, 0].tolist() for image in range(one.num_images)]
+    first, second = (torch.tensor(side) for side in zip(*rows, strict=True))
+    return 100 * float(metrics.caption_pair_ranks(one.raw_text_features, first, second).hit_at(1).mean())
+
+
+def line(name: str, runs: list[list[float]], seconds: float) -> str:
+    """Write the mean of some seeds, with their spread, as a row of the table."""
+    values = torch.tensor(runs)
+    spread = values.std(0) if len(runs) > 1 else torch.zeros(values.shape[1])
+    cells = [f"{mean:5.1f} ± {dev:3.1f}" for mean, dev in zip(values.mean(0), spread, strict=True)]
+    return f"| {name} | {' | '.join(cells)} | {seconds:.0f} |"
+
+
+def own_rows(study: Study, seeds: range) -> None:
+    """The base, and what refining it with its own text tower gives."""
+    base = model.load(study.paths().base)
+    texts = study.embed(base)
+    images = {name: one.raw_image_features for name, one in texts.items()}
+    print(f"retrieval of captions by captions, own text tower: {caption_retrieval(texts['eval']):.1f}")
+    print(line("base", [scores(images, texts, lambda x: x)], 0), flush=True)
+    study.run("cache_teacher")
+    for recipe in ("contrastive", "clip_refine"):
+        runs, seconds = [], 0.0
+        for seed in seeds:
+            seconds += study.run("refine", refine__recipe=recipe, refine__seed=seed, **_keys(TRAINED))
+            refined = study.embed(model.load(study.paths().refined))
+            runs.append(scores({n: one.raw_image_features for n, one in refined.items()}, refined, lambda x: x))
+        print(line(f"own text tower, trained, {recipe}", runs, seconds / len(runs)), flush=True)
+
+
+def _keys(values: dict[str, Any]) -> dict[str, Any]:
+    return {key.replace(".", "__"): value for key, value in values.items()}
+
+
+def language_rows(study: Study, text: Text, seeds: range, depths: tuple[int, ...], *, trains: bool) -> None:
+    """One language model: its cache, then adapters from it."""
+    asked = {
+        "paths__text": "data/language",
+        "language__stages": {"make": {}},
+        "language__source": text.source,
+        "language__attention": text.attention,
+        "language__max_length": 77,
+        "language__tune": TUNE if text.tuned else None,
+        "refine__recipe": "contrastive",
+        "refine__logit_scale": 14.3,
+        "refine__train_logit_scale": True,
+    }
+    made = study.run("language", refine__adapter=ADAPTER, **asked)
+    cached = study.run("cache_teacher", refine__adapter=ADAPTER, **asked)
+    _, plain = load_student(study.paths())
+    texts = study.embed(plain)
+    tuning = artifacts.read_manifest(study.paths().language).get("tuning") or {}
+    print(
+        f"{text}: read{' and tuned' if text.tuned else ''} in {made:.0f} CPU s, captions cached in {cached:.0f} s; "
+        f"retrieval of captions by captions {caption_retrieval(texts['eval']):.1f}"
+        + (f" (on val {100 * tuning['caption_pair_recall_at_1_before']:.1f} before)" if tuning else "")
+    )
+    still = {name: one.raw_image_features for name, one in texts.items()}
+    for depth in depths:
+        for values, name in ((LOCKED, "locked"), (TRAINED, "trained")) if trains else ((LOCKED, "locked"),):
+            runs, seconds = [], 0.0
+            for seed in seeds:
+                adapter = {**ADAPTER, "depth": depth}
+                seconds += study.run("refine", refine__adapter=adapter, refine__seed=seed, **asked, **_keys(values))
+                clip = model.load(study.paths().refined)
+                images = still if name == "locked" else {n: _images(study, clip, n) for n in study.sets}
+                runs.append(scores(images, texts, clip.encode_text))
+            print(line(f"{text}, depth {depth}, {name}", runs, seconds / len(runs)), flush=True)
+
+
+def _images(study: Study, clip: model.Clip, name: str) -> torch.Tensor:
+    embedder = Embedder(clip=clip, batch_size=64, prompt="a photo of a {}", ensemble="set", progress=False)
+    return embedder.embed_images(read_part(study.folder / "data/shards" / name))
+
+
+def main() -> None:
+    """Run the study and print its table."""
+    parser = argparse.ArgumentParser(
+        description=tests.language.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("photographs", type=Path, help="folder of Flickr8k")
+    parser.add_argument("--labelled", type=Path, help="folder of classes")
+    parser.add_argument("--seeds", type=int, default=3, help="(default: %(default)s)")
+    parser.add_argument("--sources", default="minilm,smollm2", help="(default: %(default)s)")
+    options = parser.parse_args()
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    seeds, started = range(options.seeds), time.time()
+    with tempfile.TemporaryDirectory() as top:
+        study = Study(Path(top), options.photographs, options.labelled)
+        print(f"base and shards: {study.run('base', 'shard'):.0f} CPU s")
+        print("| | i→t R@1 | R@5 | R@10 | t→i R@1 | R@5 | R@10 | top-1 | CPU s a run |")
+        own_rows(study, seeds)
+        if "minilm" in options.sources:
+            language_rows(study, Text("minilm"), seeds, (0, 4), trains=True)
+            language_rows(study, Text("minilm", tuned=True), seeds, (0,), trains=False)
+        if "smollm2" in options.sources:
+            language_rows(study, Text("smollm2"), seeds, (0, 4), trains=True)
+            language_rows(study, Text("smollm2", tuned=True), seeds, (0,), trains=False)
+            language_rows(study, Text("smollm2", "bidirectional"), seeds, (0,), trains=False)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(f"{time.time() - started:.0f} s in all, peak memory {peak:.1f} GB")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
