@@ -218,6 +218,54 @@ def mmvp(folder: Path, count: int = 8) -> Path:
     return folder
 
 
+def docci(folder: Path, count: int = 6) -> Path:
+    """DOCCI's lines: two of three of the train split; descriptions of 136 words."""
+    lines = []
+    for n in range(count):
+        split = ("train", "train", "test")[n % 3]
+        name, text = f"{split}_{n:05d}", " ".join([f"Sentence {n}", *(f"word{k}" for k in range(134))])
+        row = {"example_id": name, "split": split, "image_file": f"{name}.jpg", "description": text}
+        lines.append(json.dumps(row) + "\n")
+        write(folder / f"images/{name}.jpg", image_file(n))
+    write(folder / "docci_descriptions.jsonlines", "".join(lines))
+    return folder
+
+
+def sharegpt4v(folder: Path, count: int = 6, name: str = "share-captioner_coco_lcs_sam_1246k_1107.json") -> Path:
+    """ShareGPT4V's list, its images in the folders of two sets under the same names."""
+    rows = []
+    for n in range(count):
+        image = f"{('sam/images', 'coco/train2017')[n % 2]}/{n // 2:06d}.jpg"
+        talk = [{"from": "human", "value": "Describe.\n<image>"}, {"from": "gpt", "value": f"Image {n}.\nIt is long."}]
+        rows.append({"id": f"{n // 2:06d}", "image": image, "conversations": talk})
+        write(folder / image, image_file(n))
+    write(folder / name, json.dumps(rows))
+    return folder
+
+
+def urban1k(folder: Path, count: int = 12) -> Path:
+    """Urban1k's folders; the captions are made last first, and of every third a line follows that is none."""
+    for n in range(count, 0, -1):
+        write(folder / f"image/{n}.jpg", image_file(n))
+        write(folder / f"caption/{n}.txt", f"Caption of {n}." + "\n\nMore." * (n % 3 == 0))
+    return folder
+
+
+def xm3600(folder: Path, count: int = 6) -> Path:
+    """XM3600's lines: in German one to three captions an image."""
+    lines = []
+    for n in range(count):
+        key = f"{n:016x}"
+        blocks = {
+            "en": {"caption": [f"one of {n}", f"two of {n}"], "caption/tokenized": [f"one of {n}", f"two of {n}"]},
+            "de": {"caption": [f"Satz {k} zu {n}" for k in range(1 + n % 3)]},
+        }
+        lines.append(json.dumps({"image/key": key, "image/locale": "de", **blocks}) + "\n")
+        write(folder / f"images/{key}.jpg", image_file(n))
+    write(folder / "captions.jsonl", "".join(lines))
+    return folder
+
+
 def data(root: Path | str, kind: str, **changes) -> DataSettings:
     """The section `data:`."""
     values = {

@@ -143,8 +143,8 @@ def _rank(set_name: str, direction: str, average: str, value: float) -> Measured
 def beside(one: Measured) -> Measured:
     """Return a measure of some of the images, shown beside that of all: no headline, no metric, not compared."""
     key, label = f"distinct_{one.measure.key}", f"{one.measure.label} without repetitions"
-    plain = {"is_headline": False, "is_metric": False, "is_tested": False, "items": "", "image_index": ""}
-    measure = replace(one.measure, key=key, label=label, **plain)
+    measure = replace(one.measure, key=key, label=label, is_headline=False, is_metric=False, is_tested=False)
+    measure = replace(measure, items="", image_index="")
     return Measured(measure, one.mean)
 
 

@@ -16,8 +16,8 @@ openmoji_*      the default's pictures and what they show, from installed packag
 scene_*         the default's scenes: what a scene holds and where, and its texts
 settings        section `data` of params.yaml
 
-The other files are a format each, by its name: caption_choice, clip_benchmark, coco, flickr, hugging_face,
-image_folder, image_pairs, jsonl, openmoji, scenes, webdataset.
+The other files are a format each, by its name: caption_choice, clip_benchmark, coco, docci, flickr, hugging_face,
+image_folder, image_pairs, jsonl, openmoji, scenes, sharegpt4v, urban1k, webdataset, xm3600.
 
 To add a format, say `my_format`:
 

@@ -1,4 +1,4 @@
-"""Flickr8k and Flickr30k: a text file with a line per caption, and a folder of images.
+"""Flickr8k, Flickr30k, Flickr30k-CN and COCO-CN: a text file with a line per caption, and a folder of images.
 
     data/flickr8k/
         captions.txt                         a CSV with the header `image,caption`; commas inside quotes
@@ -9,7 +9,10 @@ The captions file may also be the original `Flickr8k.token` (`1000268201_693b08c
 `results.csv` (columns apart by `|`, no quoting), Karpathy's `dataset_flickr30k.json` (see `karpathy.py`: its splits are
 the set's own), or a table with the columns `filepath` and `title` (open_clip's, apart by tabs) or `file_name` and
 `text`. The key of a sample is its file name without the extension; the lines of an image need not stand together. A
-line that is not of its file's form is left out, counted and named. In params.yaml:
+line that is not of its file's form is left out, counted and named. A name without an extension (COCO-CN's
+`COCO_val2014_000000391895#0<TAB>...`) is that of the one image file that has it, in the image folder or in the folder
+of its split there (`val2014`). Captions whose words carry part-of-speech tags, as files of Flickr30k-CN may have them,
+are refused where most do. In params.yaml:
 
     data:
       format: flickr
@@ -20,14 +23,25 @@ line that is not of its file's form is left out, counted and named. In params.ya
       limit: null
       evaluation_root: data/evaluation
       evaluation: {}
+
+The Chinese sets as evaluation sets:
+
+    evaluation:
+      flickr30k_cn: {format: flickr, path: flickr30k_cn/flickr30k_test_zh.txt, images: ../flickr30k-images}
+      coco_cn:
+        format: flickr
+        path: coco-cn-version1805v1.1/imageid.human-written-caption.txt
+        images: ../coco # train2014 and val2014
+        split: coco-cn_test.txt
 """
 
 from __future__ import annotations
 
 import csv
+import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pipeline_lib.core.errors import UserError
@@ -42,14 +56,18 @@ COLUMNS = (  # names of the columns of images and captions; a header of the firs
     (("image", "image_name", "filename"), ("caption", "comment")),
     (("filepath", "file_name", "image", "image_name", "filename"), ("title", "text", "caption", "comment")),
 )
+TAGGED = re.compile(r"\S+[/:_][A-Za-z]{1,4}(\s+\S+[/:_][A-Za-z]{1,4}){2,}\s*")  # three words or more, all with a tag
 MAX_QUOTED_LINES = 100  # of one caption inside quotes; a quotation mark that is never closed would swallow the file
+
+log = logging.getLogger(__name__)
 
 
 def open_set(place: Place) -> Source:
     """Open a set in Flickr8k's or Flickr30k's layout.
 
     Raises:
-        UserError: The captions file or the image folder is missing, or the file is not of this form.
+        UserError: The captions file or the image folder is missing, the file is not of this form, most captions carry
+            part-of-speech tags, or two image files fit a name.
     """
     path = place.find_captions_file(
         ("captions.txt", "*.token", "results.csv", "results_*.token"), ("dataset_flickr*.json*",)
@@ -62,11 +80,36 @@ def open_set(place: Place) -> Source:
     for name, caption in read_captions(rows, folder):
         captions.setdefault(name, []).append(caption)
     rows.check()
+    _refuse_tags(path, captions)
+    captions = {_image_file(place, folder, name): texts for name, texts in captions.items()}
 
     def make() -> Iterator[Sample]:
         return (make_file_sample(folder, name, texts) for name, texts in captions.items())
 
     return place.make_source(make, image_folder=folder, captioned=True, rows=rows)
+
+
+def _refuse_tags(path: Path, captions: Mapping[str, Sequence[str]]) -> None:
+    """Refuse a file of tagged words, which no tokenizer reads as the text that was written; say where a few are."""
+    tagged = [text for texts in captions.values() for text in texts if TAGGED.fullmatch(text.strip())]
+    said = f"{len(tagged)} of {sum(map(len, captions.values()))} captions carry part-of-speech tags, such as"
+    if 2 * len(tagged) > sum(map(len, captions.values())):
+        raise UserError(f"{path}: {said} {tagged[0].strip()[:60]!r}; take the file without tags")
+    if tagged:
+        log.warning("%s: %s %r", path, said, tagged[0].strip()[:60])
+
+
+def _image_file(place: Place, folder: str, name: str) -> str:
+    """Return the image file that a row names; a name without an extension is looked up in the image folder."""
+    if os.path.splitext(name)[1] or os.path.isfile(os.path.join(folder, name)):
+        return name
+    coco = re.fullmatch(r"COCO_([a-z]+\d+)_\d+", name)
+    stems = [name, *([f"{coco[1]}/{name}"] if coco else [])]
+    files = [f"{stem}.{extension}" for stem in stems for extension in sorted(IMAGE_EXTENSIONS)]
+    found = [file for file in files if os.path.isfile(os.path.join(folder, file))]
+    if len(found) > 1:
+        raise UserError(f"{place.name}.images: {folder} has {' and '.join(found)}; which of them is {name}?")
+    return found[0] if found else name
 
 
 def read_captions(rows: Rows, folder: str) -> Iterator[tuple[str, str]]:

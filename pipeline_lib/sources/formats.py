@@ -15,6 +15,7 @@ from pipeline_lib.sources import (
     caption_choice,
     clip_benchmark,
     coco,
+    docci,
     flickr,
     hugging_face,
     image_folder,
@@ -22,7 +23,10 @@ from pipeline_lib.sources import (
     jsonl,
     openmoji,
     scenes,
+    sharegpt4v,
+    urban1k,
     webdataset,
+    xm3600,
 )
 from pipeline_lib.sources.place import Place
 from pipeline_lib.sources.samples import Source
@@ -40,6 +44,10 @@ FORMATS: Mapping[str, Callable[[Place], Source]] = {
     "clip_benchmark": clip_benchmark.open_set,
     "caption_choice": caption_choice.open_set,
     "image_pairs": image_pairs.open_set,
+    "docci": docci.open_set,
+    "sharegpt4v": sharegpt4v.open_set,
+    "urban1k": urban1k.open_set,
+    "xm3600": xm3600.open_set,
 }
 
 
@@ -75,9 +83,12 @@ def open_evaluation_set(data: DataSettings, name: str) -> Source:
         parts={name: 1.0},
         images=chosen.images,
         split=chosen.split,
+        language=chosen.language,
         limit=chosen.limit,
         evaluated_only=True,
     )
+    if chosen.format != "xm3600":
+        place.refuse(xm3600.LANGUAGE)
     return _open(place, "path")
 
 

@@ -24,6 +24,7 @@ class Place:
     images: str | None = None
     annotations: str | None = None
     split: str | None = None
+    language: str | None = None
     limit: int | None = None  # of the samples of each part
     parts: Mapping[str, float | str] = field(default_factory=lambda: {"all": 1.0})
     evaluated_only: bool = False  # no captions are needed if there are labels

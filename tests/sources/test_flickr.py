@@ -10,7 +10,7 @@ import pytest
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.sources.formats import open_source
 from pipeline_lib.sources.parts import split
-from tests.small_sets import SHARED, assert_refused, data, flickr, image_file, write
+from tests.small_sets import SHARED, assert_refused, data, flickr, image_file, open_for_evaluation, write
 
 FLICKR8K = SHARED / "flickr8k"
 
@@ -167,3 +167,58 @@ def test_text_that_is_not_utf8(tmp_path):
     write(tmp_path / "f/train.txt", b"\xff")
     with pytest.raises(UserError, match=r"train.txt: not UTF-8 text"):
         split(open_source(data(tmp_path / "f", "flickr")).samples, {"refine": "train.txt"})
+
+
+def test_coco_cn_joins_names_without_extension_by_the_folder_of_their_split(tmp_path):
+    """Its captions of two splits of COCO, numbered from 0, and a list of ids."""
+    names = [f"COCO_{('val2014', 'train2014')[n % 2]}_{n:012d}" for n in range(4)]
+    for n, name in enumerate(names):
+        write(tmp_path / "coco" / name.split("_")[1] / f"{name}.jpg", image_file(n))
+    rows = [f"{name}#{k}\t一只狗 {k}" for name in names for k in range(1 + (name == names[1]))]
+    write(tmp_path / "cn/imageid.human-written-caption.txt", "\n".join(rows) + "\n")
+    write(tmp_path / "cn/coco-cn_test.txt", "".join(f"{name}\n" for name in names[:2]))
+    opened = open_for_evaluation(
+        tmp_path / "cn/imageid.human-written-caption.txt", "flickr", images="../coco", split="coco-cn_test.txt"
+    )
+    samples = list(opened.samples)
+    assert [sample.key for sample in samples] == names[:2]
+    assert [sample.captions for sample in samples] == [("一只狗 0",), ("一只狗 0", "一只狗 1")]
+    assert [sample.image.read() for sample in samples] == [image_file(0), image_file(1)]
+
+
+def test_a_name_without_extension_is_one_file_or_refused(tmp_path):
+    write(tmp_path / "images/a.png", image_file(0, "PNG"))
+    write(tmp_path / "images/b", image_file(1))
+    write(tmp_path / "x.token", "a#0\tone\nb#0\ttwo\nc#0\tthree\n")
+    found = {sample.key: sample.image for sample in open_source(data(tmp_path, "flickr")).samples}
+    assert found["a"].read() == image_file(0, "PNG")
+    assert found["b"].read() == image_file(1)
+    with pytest.raises(FileNotFoundError):
+        found["c"].read()
+    write(tmp_path / "images/a.jpg", image_file(0))
+    assert_refused(r"data.images: .*images has a.jpg and a.png; which of them is a\?", tmp_path, "flickr")
+
+
+@pytest.mark.parametrize("mark", ["/", ":", "_"])
+def test_captions_with_part_of_speech_tags_are_refused_and_few_are_said(tmp_path, mark, caplog):
+    """Flickr30k-CN's CSV; what only looks like tags in some words is no such caption."""
+    tagged = f"一个{mark}m 男人{mark}n 在{mark}p 跑{mark}v"
+    plain = ["一个男人在跑", "a man and/or a dog at 12:30 pm", "his/her", "one two/x three/y"]
+    table = "".join(f"{n}.jpg,{text}\n" for n, text in enumerate([*plain, tagged]))
+    found, _ = read(tmp_path, "captions.txt", "image,caption\n" + table)
+    assert found["4"] == (tagged,)
+    assert "1 of 5 captions carry part-of-speech tags" in caplog.text
+    more = "".join(f"{n}.jpg,{tagged}\n" for n in range(5, 10))
+    write(tmp_path / "captions.txt", "image,caption\n" + table + more)
+    assert_refused("captions.txt: 6 of 10 captions carry part-of-speech tags, such as .*; take", tmp_path, "flickr")
+
+
+def test_the_chinese_csv_is_read_as_it_is(tmp_path):
+    found, rows = read(
+        tmp_path,
+        "flickr30k_test_zh.txt",
+        "image,caption\n1.jpg,一个，男人\n1.jpg,两个\n",
+        annotations="flickr30k_test_zh.txt",
+    )
+    assert found == {"1": ("一个，男人", "两个")}
+    assert not rows.bad

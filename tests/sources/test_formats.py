@@ -19,6 +19,7 @@ from tests.small_sets import (
     assert_refused,
     clip_benchmark,
     coco,
+    docci,
     flickr,
     hugging_face,
     image_folder,
@@ -26,8 +27,11 @@ from tests.small_sets import (
     jsonl,
     open_for_evaluation,
     openmoji,
+    sharegpt4v,
     sugarcrepe,
+    urban1k,
     winoground,
+    xm3600,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -44,8 +48,12 @@ SETS = {
     "clip_benchmark": clip_benchmark,
     "caption_choice": sugarcrepe,
     "image_pairs": winoground,
+    "docci": docci,
+    "sharegpt4v": sharegpt4v,
+    "urban1k": urban1k,
+    "xm3600": xm3600,
 }
-EVALUATED_ONLY = ("caption_choice", "clip_benchmark", "image_pairs", "openmoji")
+EVALUATED_ONLY = ("caption_choice", "clip_benchmark", "image_pairs", "openmoji", "urban1k", "xm3600")
 
 
 def block_to_paste(name: str) -> dict:
@@ -93,6 +101,7 @@ def test_a_pasted_block_of_evaluation_sets_opens_them(name, tmp_path, monkeypatc
         source = open_evaluation_set(section, each)
         concepts = len(find_concepts()[0])
         expected = {"clip_benchmark": 12, "caption_choice": 6, "image_pairs": 10, "openmoji": concepts}
+        expected |= {"urban1k": 12, "xm3600": 6}
         assert len(list(source.samples)) == expected[name]
         assert bool(source.choices) == (name in ("caption_choice", "image_pairs"))
         assert next(iter(source.samples)).image.read()

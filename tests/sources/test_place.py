@@ -38,6 +38,7 @@ UNUSED = {
     "image_pairs": ("split",),
     "scenes": ("images", "annotations"),
     "openmoji": ("images",),
+    "jsonl": ("language",),
 }
 
 
@@ -45,7 +46,7 @@ UNUSED = {
 def test_settings_that_a_format_does_not_use(tmp_path, kind, key):
     folder = tmp_path / "set"
     folder.mkdir()
-    evaluated = kind in ("clip_benchmark", "openmoji") or key == "split"
+    evaluated = kind in ("clip_benchmark", "openmoji") or key in ("split", "language")
     name = "data.evaluation.s" if evaluated else "data"
     open_set = open_for_evaluation if evaluated else lambda root, kind, **more: open_source(data(root, kind, **more))
     with pytest.raises(UserError, match=rf"^{name}\.{key}: format {kind} does not use it; write null$"):
