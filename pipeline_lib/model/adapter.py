@@ -18,6 +18,18 @@ class Shape:
     dropout: float
 
 
+def num_weights(width: int, embed_dim: int, shape: Shape) -> int:
+    """Count the weights of an adapter without making it.
+
+    >>> num_weights(384, 256, Shape(depth=0, expansion=2, dropout=0.0))
+    98304
+    """
+    inner = shape.expansion * width
+    block = 2 * width * inner + inner + width + 2 * width
+    head = width * embed_dim + (embed_dim + 2 * width if shape.depth else 0)
+    return shape.depth * block + head
+
+
 class Block(nn.Module):
     """Adds W₂ GELU(W₁ LN(x)) to x, [..., W] each."""
 

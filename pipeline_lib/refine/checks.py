@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import numpy as np
+import psutil
 import torch
 
 from pipeline_lib.cache_teacher.reader import CachedPart
@@ -12,12 +13,29 @@ from pipeline_lib.cache_teacher.settings import CacheTeacherSettings
 from pipeline_lib.core import runtime
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.model import SCALARS, Clip
+from pipeline_lib.model.adapter import Shape, num_weights
 from pipeline_lib.model.embed import embed_images, embed_texts
 from pipeline_lib.model.features import row_difference
 from pipeline_lib.refine.epochs import Plan
 from pipeline_lib.refine.optimiser import named_trainable
 
 log = logging.getLogger(__name__)
+
+
+def check_adapter_fits(shape: Shape, width: int, embed_dim: int, device: torch.device) -> None:
+    """Refuse an adapter whose weights, gradients and AdamW's two means are more than the memory that is free.
+
+    Raises:
+        UserError: They are; says how much both is.
+    """
+    needed = 4 * 4 * num_weights(width, embed_dim, shape)
+    cuda = device.type == "cuda"
+    free = torch.cuda.mem_get_info(device)[0] if cuda else psutil.virtual_memory().available
+    if needed > free:
+        raise UserError(
+            f"refine.adapter: {needed / 1e9:.1f} GB for its weights, gradients and optimiser, and {free / 1e9:.1f} GB "
+            f"are free; lower depth ({shape.depth}) or expansion ({shape.expansion})"
+        )
 
 
 def check_plan(plan: Plan, num_processes: int) -> None:

@@ -73,7 +73,7 @@ def make_optimizer(student: Clip, settings: RefineSettings) -> torch.optim.AdamW
     """Make AdamW over the trainable weights, fused where it exists.
 
     One weight decay for all of the towers, as in the published code; none for the logit scale, which has no reason to
-    shrink. An adapter, and with `layer_decay` each layer of the image tower, is a group with a rate of its own, `highest`.
+    shrink. An adapter, and with `layer_decay` each layer of the image tower, is a group with its own rate, `highest`.
     """
     trained = named_trainable(student)
     scalars = [p for name, p in trained if name in model.SCALARS]

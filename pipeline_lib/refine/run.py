@@ -143,6 +143,10 @@ def _prepare(job: Job) -> tuple[Clip, Setup, CachedPart | None, str]:
 def _load_student(job: Job, device: torch.device) -> tuple[Clip, Clip]:
     adapter = job.settings.adapter
     shape = Shape(adapter.depth, adapter.expansion, adapter.dropout) if adapter else None
+    if shape and job.paths.has_language:
+        width = read_language(job.paths)["language"]["width"]
+        embed_dim = model.read_config(job.paths.base)["model_cfg"]["embed_dim"]
+        checks.check_adapter_fits(shape, width, embed_dim, device)
     return load_student(job.paths, device, adapter=shape, seed=job.settings.seed, logit_scale=job.settings.logit_scale)
 
 

