@@ -9,6 +9,7 @@ import sys
 import types
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from huggingface_hub import ModelCard
@@ -213,7 +214,7 @@ def test_mlflow_s_model_is_scored_again_and_needs_transformers(kind, joined_proj
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
         served = mlflow.pyfunc.load_model(made.address)
         mlflow.set_tracking_uri(None)
-        answer = served.predict({"text": TEXTS}, params={"normalize": False})
+        answer = served.predict(pd.DataFrame({"text": TEXTS}), params={"normalize": False})
     assert row_difference(torch.tensor(answer["text_embedding"].tolist()), features(found.clip)) < 1e-5
     assert any(line.startswith("transformers==") for line in mlflow_model.requirements(found))
 
