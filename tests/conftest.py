@@ -86,6 +86,14 @@ def cached(_cached, tmp_path):
 
 
 @pytest.fixture(scope="session")
+def joined_project(tmp_path_factory):
+    """A tiny project whose captions a language model reads, run to its evaluation."""
+    from tests.export.evaluated import make_joined
+
+    return make_joined(tmp_path_factory.mktemp("joined") / "project")
+
+
+@pytest.fixture(scope="session")
 def chosen(tmp_path_factory):
     """A tiny project with a set of choices in every published layout, run to its evaluation; one image is missing."""
     project = tiny_project.make_project(tmp_path_factory.mktemp("chosen") / "project", num_samples=48)

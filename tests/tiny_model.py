@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline_lib import model
+from pipeline_lib.model.adapter import Shape
+from pipeline_lib.model.language import LanguageModel, Reading, load_language, read_transformers, save_language
 
 
 def tiny_config(*, quick_gelu: bool = False, embed_dim: int = 16, context_length: int = 77, **text) -> dict:
@@ -131,6 +133,22 @@ def write_tiny_language(directory: Path, kind: str = "llama", seed: int = 0, **s
         if "embed" in name or "wte" in name:
             parameter.data.mul_(20)  # else all texts look alike
     module.save_pretrained(directory)
+    return directory
+
+
+def write_tiny_joined(
+    directory: Path, kind: str = "llama", depth: int = 0, license: str = "that of a test", **reading
+) -> Path:
+    """A tiny image tower joined with a tiny language model, all with random weights; `reading` is how that is read."""
+    base = model.load(write_tiny_clip(directory.with_name(f"{directory.name}_base"), seed=1))
+    source = write_tiny_language(directory.with_name(f"{directory.name}_{kind}"), kind)
+    how = Reading(**{"attention": "own", "pooling": "mean", "prompt": "{}", "max_length": 24, **reading})
+    save_language(LanguageModel(*read_transformers(source), how, source), directory / "language")
+    facts = load_language(directory / "language").facts() | {
+        "source": {"kind": "folder", "folder": kind},
+        "license": license,
+    }
+    model.save(model.join(base, directory / "language", facts, Shape(depth, 2, 0.0), seed=3), directory)
     return directory
 
 

@@ -12,6 +12,7 @@ Everything that is written is loaded back and compared on real images and captio
     subject         which model, what was measured about it, where it came from
     card            the model card
     hub             the open_clip folder
+    without_package   lines and numbers that read texts through a language model elsewhere
     transformers_folder   that of transformers
     mlflow_model    the MLflow model, its run and its registration; the only importer of mlflow outside `tracking`
     served_model    the script inside the MLflow model; runs elsewhere, without this package

@@ -49,7 +49,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help=about,
         description=f"Write {about}: image.onnx (normalised pixels [batch, 3, H, W] -> features [batch, D]) and "
         "text.onnx (token ids [batch, context length] -> features), the tokenizer's files, and manifest.json with "
-        "preprocessing, logit scale and the differences that were found.",
+        "preprocessing, logit scale and the differences that were found. Where a language model reads the texts, "
+        "adapter.onnx (its features [batch, W] -> features) stands in place of text.onnx.",
     )
     onnx.add_argument("--normalize", action="store_true", help="features of unit length (default: raw)")
     return parser.parse_args(arguments)
@@ -73,14 +74,16 @@ def _hub(options: argparse.Namespace) -> str:
 
     refuse_to_overwrite(options.to, force=options.force)
     subject = _open(options)
-    digest = hub.write_hub_folder(subject, options.to, repository=options.repository, force=options.force)
+    written = hub.write_hub_folder(subject, options.to, repository=options.repository, force=options.force)
     upload = f"hf upload {options.repository or 'ORG/NAME'} {options.to}"
     again = "" if options.repository else "  (export with --repository ORG/NAME first: the card then says how to load)"
-    return (
-        f"{options.to}: {subject.title}, digest {digest[:12]}; read back, features equal bit by bit\n"
-        f"card:    {options.to / hub.CARD}\n"
-        f"publish: {upload}{again}"
-    )
+    lines = [
+        f"{options.to}: {subject.title}, digest {written.digest[:12]}; read back, features equal bit by bit",
+        *written.lines(len(subject.captions)),
+        f"card:    {options.to / hub.CARD}",
+        f"publish: {upload}{again}",
+    ]
+    return "\n".join(lines)
 
 
 def _transformers(options: argparse.Namespace) -> str:

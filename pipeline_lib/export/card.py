@@ -12,7 +12,10 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from pipeline_lib.export import without_package
 from pipeline_lib.export.subject import Subject
+from pipeline_lib.model import JoinedClip
+from pipeline_lib.model.joined import LANGUAGE
 from pipeline_lib.report import page, tables
 from pipeline_lib.report import run as report
 from pipeline_lib.report.page import Cell, Page, Row, Section, Table, Text
@@ -33,17 +36,22 @@ LICENCES = (  # the hub's names, by which many licences already begin
 )
 
 
-def render_card(subject: Subject, folder: str, repository: str = "", library: str = "open_clip") -> str:
+def render_card(
+    subject: Subject, folder: str, repository: str = "", library: str = "open_clip", *, note: str = ""
+) -> str:
     """Render the card as Markdown with YAML on top.
 
     Args:
         subject: What is exported.
         folder: Name of the folder, for the lines that load it.
         repository: `ORG/NAME` on the hub, if it is to go there.
-        library: Which loads the folder, open_clip or transformers.
+        library: Which loads the folder, open_clip or transformers; neither does so alone where texts go through a
+            language model.
+        note: What else is to be known of how it loads.
     """
+    library = "" if isinstance(subject.clip, JoinedClip) else library
     title = repository.rpartition("/")[2] or folder
-    how = _how_to_load(subject, folder, repository, library)
+    how = _how_to_load(subject, folder, repository, library) + ([Text(note)] if note else [])
     document = Page(title, _lead(subject), tuple(_sections(subject, how)), contents=False)
     text = f"---\n{_front_matter(subject, title, library)}\n---\n{page.to_markdown(document)}"
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
@@ -73,8 +81,15 @@ def loading(text_config: Mapping[str, Any], folder: str) -> str:
 
 
 def licence(subject: Subject) -> dict[str, Any]:
-    """Return the hub's `license` (and name and link where the hub has no word for it), from what `base` recorded."""
+    """Return the hub's `license` (and name and link where it has no word for it), from what the stages recorded."""
     said = str(subject.facts.get("license", "unknown"))
+    language = subject.facts.get(LANGUAGE)
+    if language and language.get("license", "unknown") != said:
+        return {
+            "license": "other",
+            "license_name": "those-of-the-base-and-the-language-model",
+            "license_link": "README.md",
+        }
     known = next((name for name in LICENCES if re.match(rf"{re.escape(name)}(?![\w-])", said.lower())), "")
     if known:
         return {"license": known}
@@ -88,9 +103,9 @@ def licence(subject: Subject) -> dict[str, Any]:
 
 def _front_matter(subject: Subject, title: str, library: str) -> str:
     data = ModelCardData(
-        library_name=library,
+        library_name=library or None,
         pipeline_tag=TASK,
-        tags=["clip", library, TASK, *([] if subject.name == "base" else ["clip-refine"])],
+        tags=["clip", *filter(None, [library]), TASK, *([] if subject.name == "base" else ["clip-refine"])],
         model_name=title,
         eval_results=_results(subject) or None,
         **licence(subject),
@@ -126,11 +141,32 @@ def _lead(subject: Subject) -> str:
     if subject.name == "base":
         return f"The base of a refinement, as it was before: {base}."
     if subject.mix is None:
-        return f"A dual encoder for images and text: {base}, {refined}."
+        return f"A dual encoder for images and text: {base}, {refined}.{_language(subject)}"
     return (
         f"A dual encoder for images and text, between two models: {100 * subject.mix:g} % of the weights of {base}, "
         f"{refined}, and {100 * (1 - subject.mix):g} % of those it had before (WiSE-FT, arXiv 2109.01903)."
     )
+
+
+def _language(subject: Subject) -> str:
+    """Say which language model reads the texts; nothing where none does."""
+    facts = subject.facts.get(LANGUAGE)
+    if not facts:
+        return ""
+    source = ", ".join(f"{name} {value}" for name, value in facts.get("source", {}).items()) or "unknown"
+    attention = "causal" if facts["causal"] else "bidirectional"
+    return (
+        f" Texts go through no text tower of the base model but through a frozen language model (source: {source}; "
+        f"licence: {facts.get('license', 'unknown')}) and an adapter that was trained with the image tower. It reads "
+        f"{facts['max_length']} tokens of a text, special ones included, with {attention} attention and the prompt "
+        f"`{facts['prompt']}`; pooling: {facts['pooling']}."
+    )
+
+
+def _licence_text(subject: Subject) -> str:
+    language = subject.facts.get(LANGUAGE)
+    more = f" That of the language model: {language.get('license', 'unknown')}." if language else ""
+    return f"That of the base model: {subject.facts.get('license', 'unknown')}.{more}"
 
 
 def _sections(subject: Subject, how_to_load: list[Text]) -> list[Section]:
@@ -138,12 +174,14 @@ def _sections(subject: Subject, how_to_load: list[Text]) -> list[Section]:
         Section("Load it", tuple(how_to_load)),
         Section("Measured", tuple(_measured(subject))),
         Section("Data", (Text(_training_data(subject)), *tables.data_table(subject.inputs))),
-        Section("Licence", (Text(f"That of the base model: {subject.facts.get('license', 'unknown')}."),)),
+        Section("Licence", (Text(_licence_text(subject)),)),
         Section("Provenance", (Text(_weights(subject)), *tables.provenance_tables(subject.inputs))),
     ]
 
 
 def _how_to_load(subject: Subject, folder: str, repository: str, library: str) -> list[Text]:
+    if isinstance(subject.clip, JoinedClip):
+        return _how_to_load_joined(subject.clip, folder, repository)
     if library == "transformers":
         return [Text(_code(use_in_transformers(repository or folder)))]
     text_config = subject.clip.config["model_cfg"]["text_cfg"]
@@ -162,6 +200,19 @@ def _how_to_load(subject: Subject, folder: str, repository: str, library: str) -
         "compare them after dividing each by its length."
     ))  # fmt: skip
     return blocks
+
+
+def _how_to_load_joined(clip: JoinedClip, folder: str, repository: str) -> list[Text]:
+    place = f'folder = "{folder}"'
+    if repository:
+        place = f'import huggingface_hub\n\nfolder = huggingface_hub.snapshot_download("{repository}")'
+    return [
+        Text(
+            "Where the project that made it is installed, `pipeline_lib.model.open_folder(folder)` reads the folder. "
+            "Anywhere else these lines give the same raw features; compare them after dividing each by its length:"
+        ),
+        Text(_code(without_package.lines(clip, place))),
+    ]
 
 
 def use_in_transformers(place: str) -> str:
@@ -242,8 +293,10 @@ def _training_data(subject: Subject) -> str:
 def _weights(subject: Subject) -> str:
     refined_from = subject.inputs.base.results["weights_digest"]
     after = "" if subject.name == "base" else f"; those of the base model: `{refined_from}`"
+    facts = subject.facts.get(LANGUAGE)
+    language = f"; those of the language model: `{facts['weights_digest']}`" if facts else ""
     return (
         f"SHA-256 of the weights (names, types, shapes and bytes of all tensors): `{subject.facts['weights_digest']}`"
-        f"{after}. `manifest.json` lists that of every file. Code of the stage that refines: "
+        f"{after}{language}. `manifest.json` lists that of every file. Code of the stage that refines: "
         f"`{subject.origin['code_of_refine']}`."
     )

@@ -1,9 +1,15 @@
-"""The model as an open_clip folder in the layout of the Hugging Face hub, read back and compared bit by bit."""
+"""The model as an open_clip folder in the layout of the Hugging Face hub, read back and compared bit by bit.
+
+A language model that open_clip has among its own text towers becomes one; any other goes along in `language/`.
+"""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -11,13 +17,29 @@ from pipeline_lib import model
 from pipeline_lib.core import artifacts
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.export import card
-from pipeline_lib.export.subject import STAGE, Subject, refuse_to_overwrite
+from pipeline_lib.export.subject import SENTENCES, STAGE, Subject, refuse_to_overwrite
+from pipeline_lib.model.features import row_difference
 
 CARD = "README.md"
 _HUB_NAMES = ("hf_model_name", "hf_tokenizer_name")  # where open_clip looks up tower and tokenizer of an hf-hub: model
+SAME = 1e-5  # largest relative difference of a row of text features
 
 
-def write_hub_folder(subject: Subject, target: Path, *, repository: str = "", force: bool = False) -> str:
+class Written(NamedTuple):
+    """What was written."""
+
+    digest: str  # of the folder's manifest
+    other_captions: Sequence[str] | None = None  # which open_clip's text tower reads otherwise than the pipeline
+    # did; None: there was no language model to be made one
+
+    def lines(self, captions: int) -> list[str]:
+        """Return for the terminal how many of so many captions are read otherwise, where some are."""
+        if not self.other_captions:
+            return []
+        return [f"tokens:  {_share(self.other_captions, captions)}"]
+
+
+def write_hub_folder(subject: Subject, target: Path, *, repository: str = "", force: bool = False) -> Written:
     """Write `open_clip_config.json`, weights, tokenizer files, card and manifest to `target`, whole or not at all.
 
     Args:
@@ -26,24 +48,53 @@ def write_hub_folder(subject: Subject, target: Path, *, repository: str = "", fo
         repository: `ORG/NAME` on the hub: tower and tokenizer are then looked up there, and the card says how to load.
         force: Replace an earlier export.
 
-    Returns:
-        Digest of the folder's manifest.
-
     Raises:
         UserError: `target` is not to be overwritten, or `repository` is no name of the hub.
         RuntimeError: What was written is not what was to be exported.
     """
     refuse_to_overwrite(target, force=force)
     check_repository(repository)
-    exported = _named(subject.clip, repository) if repository else subject.clip
     with artifacts.output_directory(target, STAGE) as place:
         work = place()
+        subject, others = _as_open_clip(subject, work)
+        exported = _named(subject.clip, repository) if repository else subject.clip
         model.save(exported, work)
-        artifacts.write_text(place(CARD), card.render_card(subject, target.resolve().name, repository))
+        note = f"{_share(others, len(subject.captions))}." if others else ""
+        artifacts.write_text(place(CARD), card.render_card(subject, target.resolve().name, repository, note=note))
         written = model.load(work)
         check_folder(subject, written)
         place(model={**subject.facts, **written.facts}, origin=subject.origin)
-    return artifacts.read_manifest(target)["digest"]
+    return Written(artifacts.read_manifest(target)["digest"], others)
+
+
+def _as_open_clip(subject: Subject, work: Path) -> tuple[Subject, list[str] | None]:
+    """Give a language model that open_clip has for a text tower to open_clip; anything else stays as it is.
+
+    Returns:
+        What is to be written, and of the captions those that are then read otherwise (see `Written`).
+
+    Raises:
+        RuntimeError: Its features are others there.
+    """
+    clip = subject.clip
+    if not isinstance(clip, model.JoinedClip) or model.foreign_text_side(clip):
+        return subject, None
+    made = model.with_text_tower(clip, work)
+    others = model.read_otherwise(clip, made, subject.captions)
+    texts = [*SENTENCES, *subject.sample.texts]
+    texts = [text for text in texts if text not in set(model.read_otherwise(clip, made, texts))]
+    with torch.no_grad():
+        difference = row_difference(*(one.encode_text(one.tokenize(texts)) for one in (made, clip)))
+    if not difference <= SAME:  # also where it is NaN
+        raise RuntimeError(
+            f"{work}: text features differ by {difference:.2g} (relative) from those of {clip.directory}"
+        )
+    made.facts = {**subject.facts, **model.compute_facts(made)}
+    return dataclasses.replace(subject, clip=made), others
+
+
+def _share(others: Sequence[str], captions: int) -> str:
+    return f"{len(others):,} of {captions:,} captions get other token ids in open_clip, such as {others[0][:60]!r}"
 
 
 def check_repository(repository: str) -> None:
@@ -71,7 +122,9 @@ def check_folder(subject: Subject, written: model.Clip) -> None:
 
 
 def _named(clip: model.Clip, repository: str) -> model.Clip:
-    """Return the same model, with its text tower and tokenizer looked up in `repository`."""
+    """Return the same model, with its text tower and tokenizer looked up in `repository`; a joined one has none."""
+    if isinstance(clip, model.JoinedClip):
+        return clip
     settings = copy.deepcopy(dict(clip.config))
     text_config = settings["model_cfg"]["text_cfg"]
     text_config |= {name: repository for name in _HUB_NAMES if text_config.get(name)}

@@ -25,8 +25,9 @@ from PIL import Image, ImageDraw
 
 from pipeline_lib.core import config
 from pipeline_lib.core.errors import UserError
-from pipeline_lib.export import hub
+from pipeline_lib.export import hub, without_package
 from pipeline_lib.export.subject import Subject
+from pipeline_lib.model import JoinedClip
 from pipeline_lib.model.features import l2_normalize, row_difference
 from pipeline_lib.report import run as report
 from pipeline_lib.results.parameters import dotted_keys
@@ -209,7 +210,8 @@ def signature(prompt: str) -> Any:
 def requirements(subject: Subject) -> list[str]:
     """Return what the model needs, pinned to what it was checked with (without build tags such as `+cpu`)."""
     text_config = subject.clip.config["model_cfg"]["text_cfg"]
-    more = ("transformers",) if text_config.get("hf_model_name") or text_config.get("hf_tokenizer_name") else ()
+    foreign = text_config.get("hf_model_name") or text_config.get("hf_tokenizer_name")
+    more = ("transformers",) if foreign or isinstance(subject.clip, JoinedClip) else ()
     return [f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in (*PACKAGES, *more)]
 
 
@@ -255,7 +257,11 @@ def _options(subject: Subject) -> dict[str, Any]:
         "input_example": pd.DataFrame({"image": [example_image()], "text": ["a red circle on white"]}),
         "pip_requirements": requirements(subject),
         "metadata": subject.origin,
-        "model_config": {"max_image_bytes": shard.max_image_bytes, "max_image_pixels": shard.max_image_pixels},
+        "model_config": {
+            "max_image_bytes": shard.max_image_bytes,
+            "max_image_pixels": shard.max_image_pixels,
+            **({"texts": without_package.reading(subject.clip)} if isinstance(subject.clip, JoinedClip) else {}),
+        },
         "params": {label: flat[label] for label in LABELS} | ({} if subject.mix is None else {"mix": subject.mix}),
         "tags": {**_labels(subject), "mlflow.note.content": model_note(subject)},
     }

@@ -2,10 +2,12 @@
 
     image.onnx       normalised pixels, float32 [batch, 3, H, W] -> features, float32 [batch, D]
     text.onnx        token ids, int64 [batch, context length] -> features, float32 [batch, D]
+    adapter.onnx     in its place, where a language model reads the texts: its features, float32 [batch, W] -> features
     manifest.json    opset, preprocessing, logit scale, differences from torch, digests, provenance
 
 The tokenizer's files and `open_clip_config.json` lie beside them. Pixels are normalised outside: mean and deviation
-stand in the manifest.
+stand in the manifest. A language model stays outside as well: the manifest says which it is and how it is pooled, and
+`language/` of the hub's folder holds it.
 """
 
 from __future__ import annotations
@@ -31,11 +33,11 @@ log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-4  # largest relative difference of the features of a batch
 LARGEST_FILE = 1_500_000_000  # bytes of weights above which they lie beside the .onnx file, which may hold 2 GB
-INPUTS = {"image": "pixels", "text": "token_ids"}
+INPUTS = {"image": "pixels", "text": "token_ids", "adapter": "language_features"}
 
 
 class Tower(nn.Module):
-    """One tower: inputs as they come from transform or tokenizer -> features [B, D]."""
+    """One tower, or an adapter: inputs as they come from transform, tokenizer or language model -> features [B, D]."""
 
     def __init__(self, clip: model.Clip, side: str, *, normalize: bool) -> None:
         super().__init__()
@@ -70,7 +72,7 @@ def write_onnx(subject: Subject, target: Path, *, normalize: bool = False, force
     facts: dict[str, Any] = {}
     with artifacts.output_directory(target, STAGE) as place:
         for side, inputs in _inputs(subject).items():
-            log.info("exporting the %s tower (takes ten seconds and more)", side)
+            log.info("exporting %s.onnx (takes ten seconds and more)", side)
             tower = Tower(subject.clip, side, normalize=normalize).eval()
             opset = _export(tower, inputs, place(f"{side}.onnx"))
             difference = check_tower(tower, inputs, place(f"{side}.onnx"))
@@ -105,10 +107,12 @@ def check_tower(tower: Tower, inputs: torch.Tensor, path: Path) -> float:
 
 def _inputs(subject: Subject) -> dict[str, torch.Tensor]:
     """Return what the towers take, made from the sample."""
-    return {
-        "image": subject.clip.normalize(subject.pixels(subject.clip)),
-        "text": subject.clip.tokenize(subject.sample.texts),
-    }
+    clip = subject.clip
+    images, texts = clip.normalize(subject.pixels(clip)), clip.tokenize(subject.sample.texts)
+    if not isinstance(clip, model.JoinedClip):
+        return {"image": images, "text": texts}
+    with torch.no_grad():
+        return {"image": images, "adapter": clip.language().encode(texts)}
 
 
 def _export(tower: Tower, inputs: torch.Tensor, path: Path) -> int:

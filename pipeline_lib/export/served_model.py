@@ -1,7 +1,8 @@
 """The script inside the MLflow model: images and texts in, embeddings or class probabilities out.
 
 MLflow copies this file into the model and runs it wherever the model is loaded, so it needs nothing of this package:
-open_clip, torch, Pillow, pandas and mlflow. Weights are safetensors beside it; nothing is pickled.
+open_clip, torch, Pillow, pandas and mlflow, and transformers where a language model reads the texts. Weights are
+safetensors beside it; nothing is pickled.
 
 Input    columns `image` (bytes of an image file, or base64 of them) and/or `text`; a row may leave one of them empty or
          null. JSON comes in any of MLflow's forms: dataframe_split, dataframe_records, instances, inputs.
@@ -27,6 +28,7 @@ import pandas as pd
 import torch
 from mlflow.exceptions import MlflowException
 from PIL import Image
+from safetensors.torch import load_file
 
 LIMITS = {"batch_size": 64, "max_image_bytes": 50_000_000, "max_image_pixels": 100_000_000}  # `model_config` overrides
 
@@ -42,9 +44,15 @@ class ServedClip(mlflow.pyfunc.PythonModel):
         self.model, self.preprocess = _load(folder)
         self.model.to(self.device).eval()
         self.size = self.model.visual.preprocess_cfg["size"]
+        if "text_side" in _config(folder):
+            self.encode_texts: Callable[[Sequence[str]], torch.Tensor] = LanguageTexts(
+                folder, context.model_config["texts"], self.device
+            )
+            return
         self.tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
         if _conventions(folder) and hasattr(self.tokenizer, "clean_fn"):
             self.tokenizer.clean_fn = str
+        self.encode_texts = lambda some: self.model.encode_text(self.tokenizer(list(some)).to(self.device))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Embed or classify the rows of `model_input`; see the top of this file.
@@ -77,7 +85,7 @@ class ServedClip(mlflow.pyfunc.PythonModel):
 
     def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
         """Embed texts: raw features [N, D]."""
-        return self._batched(texts, lambda some: self.model.encode_text(self.tokenizer(list(some)).to(self.device)))
+        return self._batched(texts, self.encode_texts)
 
     def class_directions(self, classes: Sequence[str], templates: Sequence[str]) -> torch.Tensor:
         """Return unit vectors [K, D]: the mean of each class's unit prompt features."""
@@ -145,10 +153,75 @@ class ServedClip(mlflow.pyfunc.PythonModel):
             raise _refuse(f"image: {width}x{height} pixels are too many (limit {self.limits['max_image_pixels']})")
 
 
+class LanguageTexts:
+    """Texts through a language model and an adapter: raw features [N, D]; see pipeline_lib.model.joined."""
+
+    def __init__(self, folder: str, reading: dict[str, Any], device: torch.device) -> None:
+        """Load both from `folder`; `reading` is what pipeline_lib.export.without_package says of it."""
+        import transformers
+
+        place = str(Path(folder, "language"))
+        self.reading, self.device = reading, device
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(place)
+        self.module = transformers.AutoModel.from_pretrained(place, dtype=torch.float32).to(device).eval()
+        if reading["bidirectional"]:
+            self.module.config.is_causal = False
+        self.weights = {name: tensor.to(device) for name, tensor in _weights(folder).items()}
+
+    def __call__(self, texts: Sequence[str]) -> torch.Tensor:
+        """Embed texts, those of a call in one batch."""
+        read = self.reading
+        own = [ids[: read["room"]] for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+        rows = [[*read["before"], *ids, *read["after"]] for ids in own]
+        pooled = [[*read["pools_before"], *[True] * len(ids), *read["pools_after"]] for ids in own]
+        if not all(map(any, pooled)):
+            raise _refuse("text: one of them gives no token")
+        ids = self._padded(rows, read["padding"])
+        mask = self._padded([[1] * len(row) for row in rows], 0)
+        states = self.module(input_ids=ids, attention_mask=mask).last_hidden_state
+        return self._adapt(self._pool(states, self._padded(pooled, False)))
+
+    def _padded(self, rows: list[list[Any]], padding: Any) -> torch.Tensor:
+        length = max(map(len, rows))
+        return torch.tensor([[*row, *[padding] * (length - len(row))] for row in rows], device=self.device)
+
+    def _pool(self, states: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
+        if self.reading["pooling"] == "cls":
+            return states[:, 0]
+        kept = [row[own] for row, own in zip(states, pooled, strict=True)]
+        return torch.stack([row[-1] if self.reading["pooling"] == "last" else row.mean(0) for row in kept])
+
+    def _adapt(self, x: torch.Tensor) -> torch.Tensor:
+        depth = self.reading["depth"]
+        if not depth:
+            return torch.nn.functional.linear(x, self.weights["text.adapter.proj.weight"])
+        x = _unit(x)
+        for block in range(depth):
+            inner = self._linear(self._norm(x, f"blocks.{block}.norm"), f"blocks.{block}.widen")
+            x = x + self._linear(torch.nn.functional.gelu(inner), f"blocks.{block}.narrow")
+        return self._linear(self._norm(x, "norm"), "proj")
+
+    def _linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        return torch.nn.functional.linear(x, *self._part(name))
+
+    def _norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        return torch.nn.functional.layer_norm(x, x.shape[-1:], *self._part(name))
+
+    def _part(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.weights[f"text.adapter.{name}.weight"], self.weights[f"text.adapter.{name}.bias"]
+
+
+def _weights(folder: str) -> dict[str, torch.Tensor]:
+    return load_file(Path(folder, "open_clip_model.safetensors"))
+
+
 def _conventions(folder: str) -> str | None:
     """Return whose conventions the folder follows if not open_clip's (see pipeline_lib.model.preprocess)."""
-    found = json.loads(Path(folder, "open_clip_config.json").read_text(encoding="utf-8")).get("preprocess_cfg") or {}
-    return found.get("conventions")
+    return (_config(folder).get("preprocess_cfg") or {}).get("conventions")
+
+
+def _config(folder: str) -> dict[str, Any]:
+    return json.loads(Path(folder, "open_clip_config.json").read_text(encoding="utf-8"))
 
 
 def _as_transformers(preprocess: Any) -> Callable[[Image.Image], torch.Tensor]:
@@ -174,10 +247,16 @@ def _crop(image: Image.Image, height: int, width: int) -> Image.Image:
 
 def _load(folder: str) -> tuple[Any, Any]:
     """Load model and evaluation transform; a Hugging Face text tower finds its configuration here, not on the hub."""
-    text_config = json.loads(Path(folder, "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]["text_cfg"]
+    config = _config(folder)
+    text_config = config["model_cfg"]["text_cfg"]
     own = {"hf_model_name": folder, "hf_model_pretrained": False} if text_config.get("hf_model_name") else None
     options = {"text_cfg": {**text_config, **own}} if own else {}
-    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}", **options)
+    whole = "text_side" not in config
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}", load_weights=whole, **options)
+    if not whole:
+        weights = _weights(folder)
+        model.visual.load_state_dict({name[7:]: weights[name] for name in weights if name.startswith("visual.")})
+        model.logit_scale.data = weights["logit_scale"].reshape(())
     return model, _as_transformers(preprocess) if _conventions(folder) else preprocess
 
 

@@ -25,6 +25,7 @@ from pipeline_lib.shard.settings import ShardSettings
 from pipeline_lib.tracking.text import public
 
 STAGE = "export"
+MOST_CAPTIONS = 10_000
 SENTENCES = ("a photo of a cat", "two red circles on white", "the sea at night")  # where a set has no captions
 
 Headlines = Mapping[str, Mapping[str, float]]  # {set: {headline: share}}
@@ -101,6 +102,14 @@ class Subject:
             [shard.read_image(entry) for entry in entries], list(itertools.islice(itertools.cycle(captions), 3))
         )
 
+    @cached_property
+    def captions(self) -> list[str]:
+        """Return the first captions of the evaluated sets, at most `MOST_CAPTIONS`: whose token ids are compared."""
+        parts = (self.inputs.parts[name] for name in self.inputs.sets)
+        entries = (entry for part in parts for shard in part.shards for entry in shard.samples())
+        captions = (caption for entry in entries for caption in entry.captions)
+        return list(itertools.islice(captions, MOST_CAPTIONS))
+
     def features(self, clip: model.Clip) -> dict[str, torch.Tensor]:
         """Return raw features [3, D] of the sample's images and texts by `clip`, which reads them by its own means."""
         with torch.no_grad():
@@ -123,7 +132,8 @@ def open_subject(params_file: Path, which: str = "refined", mix: float | None = 
         mix: Share of the refined weights, strictly between 0 and 1; the rest is the base model's.
 
     Raises:
-        UserError: A stage has not run, its output was changed, or `mix` is out of range.
+        UserError: A stage has not run, its output was changed, `mix` is out of range, or there is nothing between the
+            two models.
     """
     if mix is not None and not 0 < mix < 1:
         raise UserError(f"--mix: {mix:g} is not between 0 and 1; 0 is --model base, 1 is --model refined (the default)")
@@ -134,7 +144,10 @@ def open_subject(params_file: Path, which: str = "refined", mix: float | None = 
     inputs = dataclasses.replace(inputs, parameters=_public(inputs.parameters))  # what is exported is shown to others
     clip, base_weights = open_model(which, paths, torch.device("cpu"))
     name = which
-    if mix is not None and base_weights is not None:
+    if mix is not None:
+        if base_weights is None:
+            raise UserError("--mix: a language model reads the refined model's texts and not the base's, so there is "
+                            "nothing between the two; leave --mix away")  # fmt: skip
         _mix(clip, base_weights, mix)
         name = f"mix-{mix:g}"
     return Subject(name, mix, clip, inputs, params_file, shard.max_image_pixels)

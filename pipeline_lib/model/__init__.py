@@ -9,6 +9,7 @@ adapter      the trained map from a language model's features to raw text featur
 language     a frozen language model as an encoder of texts
 probe        tries out what its attention really is
 joined       an image tower whose texts go through a language model and an adapter
+text_tower   such a model as an ordinary one of open_clip, where that has a text tower of the same kind
 features     the tuples that travel between model, losses, recipes and metrics
 files        names of a folder's files; tensors as safetensors, and their digest
 folder       open_clip directories: load, create, save
@@ -54,6 +55,7 @@ from pipeline_lib.model.published import (
     standard_merges,
     standard_vocabulary,
 )
+from pipeline_lib.model.text_tower import foreign_text_side, read_otherwise, with_text_tower
 from pipeline_lib.model.towers import checkpoint_activations, image_layers, lock_image, lock_text, projection_names
 
 __all__ = [
@@ -78,6 +80,7 @@ __all__ = [
     "create",
     "describe_native",
     "download",
+    "foreign_text_side",
     "image_layers",
     "imagenet_templates",
     "join",
@@ -90,6 +93,7 @@ __all__ = [
     "pretrained_tags",
     "projection_names",
     "read_config",
+    "read_otherwise",
     "recorded_facts",
     "save",
     "save_weights",
@@ -97,5 +101,6 @@ __all__ = [
     "standard_vocabulary",
     "weights_digest",
     "weights_file",
+    "with_text_tower",
     "write_config",
 ]

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -47,6 +47,15 @@ class Reading:
         return before, after
 
 
+class Frame(NamedTuple):
+    """The tokens around those of a text: the special ones and the prompt's."""
+
+    before: list[int]
+    after: list[int]
+    pools_before: list[bool]  # which of them are pooled with the text's own
+    pools_after: list[bool]
+
+
 class LanguageModel:
     """A loaded language model. N texts, L = `reading.max_length` tokens, W = `width` of its hidden states."""
 
@@ -58,7 +67,7 @@ class LanguageModel:
         self.directory = directory
         config: Any = module.config
         self.width: int = config.hidden_size
-        self._padding: int = config.pad_token_id or 0
+        self.padding: int = config.pad_token_id or 0
         self._special = _special_tokens(tokenizer)
         self._prompt = tuple(self._ids([text])[0] if text else [] for text in reading.around)
         try:
@@ -81,6 +90,17 @@ class LanguageModel:
     def room(self) -> int:
         """Return how many tokens of a text itself are read."""
         return self.reading.max_length - sum(map(len, (*self._special, *self._prompt)))
+
+    @property
+    def frame(self) -> Frame:
+        """Return what stands around the tokens of a text."""
+        (first, last), (before, after), special = self._special, self._prompt, self._pools_special
+        return Frame(
+            [*first, *before],
+            [*after, *last],
+            [special] * len(first) + [False] * len(before),
+            [False] * len(after) + [special] * len(last),
+        )
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         return self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
@@ -116,7 +136,7 @@ class LanguageModel:
     def encode(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Return the features [n, W], at least float32, of token ids [n, L'], cut anywhere behind the longest text."""
         mask = token_ids != PADDING
-        ids = token_ids.masked_fill(~mask, self._padding)
+        ids = token_ids.masked_fill(~mask, self.padding)
         hidden = self.module(input_ids=ids, attention_mask=mask.long()).last_hidden_state
         hidden = hidden.float() if hidden.dtype in (torch.bfloat16, torch.float16) else hidden
         return pool(hidden, self._pooled(mask), self.reading.pooling)

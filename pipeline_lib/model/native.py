@@ -15,6 +15,7 @@ import open_clip.transformer
 from torch import nn
 
 from pipeline_lib.model.clip import Clip
+from pipeline_lib.model.joined import JoinedClip
 
 
 class Tower(NamedTuple):
@@ -77,6 +78,8 @@ def _foreign_image_tower(visual: Any) -> str:
 
 def _foreign_text_tower(clip: Clip) -> str:
     text = clip.text_tower
+    if isinstance(clip, JoinedClip):
+        return "the text side, a language model with an adapter"
     if isinstance(text, open_clip.hf_model.HFTextEncoder):
         return f"the text tower, transformers' {type(text.transformer).__name__}"
     if clip.text_cut_refusal:

@@ -15,7 +15,7 @@ from PIL import Image
 from pipeline_lib import model
 from pipeline_lib.report import __main__ as command
 from pipeline_lib.report import use
-from tests.tiny_model import write_tiny_clip, write_tiny_hf_clip, write_tiny_timm_clip
+from tests.tiny_model import write_tiny_clip, write_tiny_hf_clip, write_tiny_joined, write_tiny_timm_clip
 from tests.tiny_project import ROOT
 
 
@@ -40,7 +40,10 @@ def as_a_transformers_model(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("write", [write_tiny_clip, write_tiny_hf_clip, write_tiny_timm_clip, as_a_transformers_model])
+@pytest.mark.parametrize(
+    "write",
+    [write_tiny_clip, write_tiny_hf_clip, write_tiny_timm_clip, as_a_transformers_model, write_tiny_joined],
+)
 def test_the_printed_lines_run_on_every_kind_of_result(write, tmp_path, monkeypatch):
     """From another folder, with no network; the probabilities are those of the pipeline's own features."""
     folder = write(tmp_path / "result")

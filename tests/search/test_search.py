@@ -20,11 +20,15 @@ from tests.tiny_project import draw
 QUERY = "a red circle"
 
 
+def places(project):
+    """Where a project's models lie, as absolute paths."""
+    found = config.load(project / "params.yaml", Paths)
+    return Paths(**{name: project / getattr(found, name) for name in Paths.__slots__})
+
+
 @pytest.fixture(scope="module")
 def paths(chosen):
-    """Where the tiny project's models lie, as absolute paths."""
-    found = config.load(chosen / "params.yaml", Paths)
-    return Paths(**{name: chosen / getattr(found, name) for name in Paths.__slots__})
+    return places(chosen)
 
 
 def by_hand(folder, images, query=QUERY):
@@ -57,6 +61,18 @@ def test_a_set_that_was_evaluated_has_its_features(paths):
     images = [pictures._read(row) for row in range(len(pictures))]
     found = pictures.search(QUERY, len(pictures))
     assert [hit.row for hit in found["refined"]] == by_hand(paths.refined, images)
+
+
+def test_each_model_reads_a_query_by_its_own_text_side(joined_project, tmp_path):
+    """The base by its text tower, the refined one by a language model; as by hand, of a set and of a folder."""
+    paths = places(joined_project)
+    for number in range(6):
+        draw(tmp_path / f"{number:02d}.png", number)
+    for pictures in (Pictures.of_set(paths, "eval"), Pictures.of_folder(paths, tmp_path)):
+        images = [pictures._read(row) for row in range(len(pictures))]
+        found = pictures.search(QUERY, len(pictures))
+        for one, folder in (("base", paths.base), ("refined", paths.refined)):
+            assert [hit.row for hit in found[one]] == by_hand(folder, images)
 
 
 def test_an_unknown_set_and_an_empty_folder_are_refused(tmp_path, paths):
