@@ -11,6 +11,7 @@ import webdataset
 from pipeline_lib.core import artifacts, config, shards
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.shard.set_writer import SetWriter
+from pipeline_lib.shard.settings import ShardSettings
 from pipeline_lib.shard.triage import Rules
 from pipeline_lib.sources.formats import open_source
 from pipeline_lib.sources.parts import Splitter, split
@@ -51,6 +52,41 @@ def left_behind() -> list[Path]:
 def evaluation(kind, path, **more) -> DataSettings:
     sets = {"other": EvaluationSet(format=kind, path=path, **more)}
     return data(coco(Path("coco")), "coco", parts={"refine": 1.0}, evaluation=sets)
+
+
+def test_long_captions_pass_the_default_limit_and_one_beyond_it_is_counted_and_named():
+    """DOCCI's 136 words (and twice as many) pass; the manifest counts the image whose description is too long."""
+    path = small_sets.docci(Path("docci")) / "docci_descriptions.jsonlines"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[1]["description"] = " ".join([rows[1]["description"]] * 2)
+    limit = config.load(Path(__file__).parents[2] / "params.yaml", ShardSettings).max_caption_chars
+    rows[3]["description"] = (limit - 4) * "x" + " end"
+    rows[4]["description"] = (limit - 3) * "x" + " end"
+    write(path, "".join(json.dumps(row) + "\n" for row in rows))
+    parts = {"refine": "train", "eval": "test"}
+    write_shards(data("docci", "docci", parts=parts), max_caption_chars=limit, max_bad_share=0.25)
+    part = shards.read_part(Path("shards/refine"))
+    assert {entry.key: entry.captions for entry in part.entries()} == {
+        row["image_file"][:-4]: (row["description"],) for n, row in enumerate(rows) if n in (0, 1, 3)
+    }
+    assert part.manifest["counts"] == {"read": 4, "used": 3, "filtered": 0, "quarantined": 1}
+    reason = "a caption is longer than shard.max_caption_chars"
+    assert listed("quarantine.jsonl") == [{"part": "refine", "key": "train_00004", "reason": reason}]
+
+
+def test_which_of_the_published_captions_were_taken_stands_in_the_manifest():
+    small_sets.xm3600(Path("xm"))
+    small_sets.urban1k(Path("urban"))
+    sets = {"de": {"format": "xm3600", "path": "xm", "language": "de"}, "urban": {"format": "urban1k", "path": "urban"}}
+    chosen = {name: EvaluationSet(**one) for name, one in sets.items()}
+    write_shards(data(coco(Path("coco"), count=1), "coco", parts={"eval": 1.0}, evaluation=chosen))
+    found = {name: shards.read_part(Path("shards", name)).manifest for name in sets}
+    assert found["de"]["source"] == {"format": "xm3600", "language": "de", "captions": "all of each image"}
+    assert found["urban"]["source"] == {"format": "urban1k", "captions": "first line", "files_with_more_lines": 4}
+    assert {name: (one["num_samples"], one["num_captions"]) for name, one in found.items()} == {
+        "de": (6, 12),
+        "urban": (12, 12),
+    }
 
 
 def test_coco_and_its_captions():
