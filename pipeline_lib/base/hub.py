@@ -17,8 +17,8 @@ from huggingface_hub import errors
 
 from pipeline_lib import model
 from pipeline_lib.core.errors import UserError, first_lines
+from pipeline_lib.model.licence import CARD, licence_of
 
-CARD = "README.md"
 _FILES = (model.CONFIG, model.TOWER_CONFIG, *model.TOKENIZER_FILES, CARD)
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _WEIGHTS = (  # the first that is there; with its shards where it is their index
@@ -83,20 +83,6 @@ def licence(repository: str, revision: str | None = None) -> str:
     except Exception:  # every HTTP and network error, or no card
         return f"see {place}"
     return licence_of(card, place) or f"see {place}"
-
-
-def licence_of(card: Path, place: str = "") -> str | None:
-    """Return the licence that a model card states in its metadata, and where it is found; None without one."""
-    try:
-        said = huggingface_hub.ModelCard.load(card).data.to_dict()
-    except Exception:  # no card, or its YAML cannot be read
-        return None
-    name, link = said.get("license"), str(said.get("license_link") or place)
-    if not isinstance(name, str) or name == "other":
-        name = said.get("license_name")
-    if not isinstance(name, str):
-        return f"see {link}" if "://" in link else None
-    return f"{name} ({link})" if "://" in link else name
 
 
 def revision_of(file: Path) -> str | None:

@@ -21,6 +21,7 @@ from pipeline_lib.base.settings import BaseSettings
 from pipeline_lib.core import artifacts
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.model.features import row_difference
+from pipeline_lib.model.licence import CARD, licence_of
 from pipeline_lib.sources import formats
 from pipeline_lib.sources.parts import split
 from pipeline_lib.sources.settings import DataSettings
@@ -234,7 +235,7 @@ def _open_clip_folder(folder: Path, work: Path) -> Made:
 
 
 def _licence_beside(folder: Path) -> str:
-    return hub.licence_of(folder / hub.CARD) or "that of the checkpoint"
+    return licence_of(folder / CARD) or "that of the checkpoint"
 
 
 _SOURCES = {"open_clip": _open_clip, "hub": _hub, "checkpoint": _checkpoint, "local_dir": _local_dir}

@@ -79,7 +79,7 @@ def _hub(options: argparse.Namespace) -> str:
     again = "" if options.repository else "  (export with --repository ORG/NAME first: the card then says how to load)"
     lines = [
         f"{options.to}: {subject.title}, digest {written.digest[:12]}; read back, features equal bit by bit",
-        *written.lines(len(subject.captions)),
+        *(written.tower.lines() if written.tower else ()),
         f"card:    {options.to / hub.CARD}",
         f"publish: {upload}{again}",
     ]
@@ -127,6 +127,8 @@ def _onnx(options: argparse.Namespace) -> str:
         f"{tower}.onnx: largest relative difference from torch {found['difference']:.1e} (batches of 1 and 3)"
         for tower, found in facts["towers"].items()
     ]
+    if "adapter" in facts["towers"]:
+        lines.append("texts:   adapter.onnx takes the language model's features; the card of `export hub` makes them")
     return "\n".join([*lines, f'load:    onnxruntime.InferenceSession("{options.to}/image.onnx")'])
 
 

@@ -6,6 +6,7 @@ The YAML on top is huggingface_hub's own.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -82,23 +83,28 @@ def loading(text_config: Mapping[str, Any], folder: str) -> str:
 
 def licence(subject: Subject) -> dict[str, Any]:
     """Return the hub's `license` (and name and link where it has no word for it), from what the stages recorded."""
-    said = str(subject.facts.get("license", "unknown"))
     language = subject.facts.get(LANGUAGE)
-    if language and language.get("license", "unknown") != said:
-        return {
-            "license": "other",
-            "license_name": "those-of-the-base-and-the-language-model",
-            "license_link": "README.md",
-        }
-    known = next((name for name in LICENCES if re.match(rf"{re.escape(name)}(?![\w-])", said.lower())), "")
-    if known:
-        return {"license": known}
-    link = re.search(r"https?://[^\s)]+", said)
+    said = [str(facts.get("license", "unknown")) for facts in (subject.facts, language) if facts]
+    known = {
+        next((name for name in LICENCES if re.match(rf"{re.escape(name)}(?![\w-])", one.lower())), "") for one in said
+    }
+    if len(known) == 1 and "" not in known:
+        return {"license": known.pop()}
+    link = re.search(r"https?://[^\s)]+", said[0]) if not language else None
     return {
         "license": "other",
-        "license_name": "that-of-the-base-model",
+        "license_name": "those-of-the-base-and-the-language-model" if language else "that-of-the-base-model",
         "license_link": link[0] if link else "README.md",
     }
+
+
+def both_licences(subject: Subject) -> dict[str, str]:
+    """Return `license` in words where a language model has one of its own; nothing where there is none."""
+    language = subject.facts.get(LANGUAGE)
+    if not language:
+        return {}
+    both = subject.facts.get("license", "unknown"), language.get("license", "unknown")
+    return {"license": "{} (base model), {} (language model)".format(*both)}
 
 
 def _front_matter(subject: Subject, title: str, library: str) -> str:
@@ -155,11 +161,13 @@ def _language(subject: Subject) -> str:
         return ""
     source = ", ".join(f"{name} {value}" for name, value in facts.get("source", {}).items()) or "unknown"
     attention = "causal" if facts["causal"] else "bidirectional"
+    settings = subject.inputs.parameters.get("language") or {}
+    tuned = ", which was tuned on pairs of captions," if settings.get("tune") else ""
     return (
-        f" Texts go through no text tower of the base model but through a frozen language model (source: {source}; "
-        f"licence: {facts.get('license', 'unknown')}) and an adapter that was trained with the image tower. It reads "
-        f"{facts['max_length']} tokens of a text, special ones included, with {attention} attention and the prompt "
-        f"`{facts['prompt']}`; pooling: {facts['pooling']}."
+        f" Texts go through no text tower of the base model but through a language model (source: {source}; "
+        f"licence: {facts.get('license', 'unknown')}){tuned} and an adapter that was trained with the image tower. It "
+        f"reads {facts['max_length']} tokens of a text, special ones included, with {attention} attention and the "
+        f"prompt `{json.dumps(facts['prompt'], ensure_ascii=False)}`; pooling: {facts['pooling']}."
     )
 
 

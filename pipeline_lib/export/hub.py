@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,18 +24,33 @@ _HUB_NAMES = ("hf_model_name", "hf_tokenizer_name")  # where open_clip looks up 
 SAME = 1e-5  # largest relative difference of a row of text features
 
 
+class Tower(NamedTuple):
+    """What was found when a language model became a text tower of open_clip."""
+
+    difference: float  # the largest of a row of text features, relative
+    captions: int  # that were tokenized
+    other_captions: list[str]  # those that open_clip reads otherwise
+
+    @property
+    def note(self) -> str:
+        """Say how many captions are read otherwise; nothing if none are."""
+        if not self.other_captions:
+            return ""
+        share = f"{len(self.other_captions):,} of {self.captions:,} captions"
+        return f"{share} get other token ids in open_clip, such as {self.other_captions[0][:60]!r}"
+
+    def lines(self) -> list[str]:
+        """Return what is to be said on the terminal."""
+        found = f"largest relative difference of features {self.difference:.1e}"
+        tokens = [f"tokens:  {self.note}"] if self.note else []
+        return [f"texts:   the language model is open_clip's own text tower now; {found}", *tokens]
+
+
 class Written(NamedTuple):
     """What was written."""
 
     digest: str  # of the folder's manifest
-    other_captions: Sequence[str] | None = None  # which open_clip's text tower reads otherwise than the pipeline
-    # did; None: there was no language model to be made one
-
-    def lines(self, captions: int) -> list[str]:
-        """Return for the terminal how many of so many captions are read otherwise, where some are."""
-        if not self.other_captions:
-            return []
-        return [f"tokens:  {_share(self.other_captions, captions)}"]
+    tower: Tower | None  # None: there was no language model to be made one
 
 
 def write_hub_folder(subject: Subject, target: Path, *, repository: str = "", force: bool = False) -> Written:
@@ -56,22 +70,19 @@ def write_hub_folder(subject: Subject, target: Path, *, repository: str = "", fo
     check_repository(repository)
     with artifacts.output_directory(target, STAGE) as place:
         work = place()
-        subject, others = _as_open_clip(subject, work)
+        subject, tower = _as_open_clip(subject, work)
         exported = _named(subject.clip, repository) if repository else subject.clip
         model.save(exported, work)
-        note = f"{_share(others, len(subject.captions))}." if others else ""
+        note = f"{tower.note}." if tower and tower.note else ""
         artifacts.write_text(place(CARD), card.render_card(subject, target.resolve().name, repository, note=note))
         written = model.load(work)
         check_folder(subject, written)
-        place(model={**subject.facts, **written.facts}, origin=subject.origin)
-    return Written(artifacts.read_manifest(target)["digest"], others)
+        place(model={**subject.facts, **written.facts, **card.both_licences(subject)}, origin=subject.origin)
+    return Written(artifacts.read_manifest(target)["digest"], tower)
 
 
-def _as_open_clip(subject: Subject, work: Path) -> tuple[Subject, list[str] | None]:
+def _as_open_clip(subject: Subject, work: Path) -> tuple[Subject, Tower | None]:
     """Give a language model that open_clip has for a text tower to open_clip; anything else stays as it is.
-
-    Returns:
-        What is to be written, and of the captions those that are then read otherwise (see `Written`).
 
     Raises:
         RuntimeError: Its features are others there.
@@ -86,15 +97,9 @@ def _as_open_clip(subject: Subject, work: Path) -> tuple[Subject, list[str] | No
     with torch.no_grad():
         difference = row_difference(*(one.encode_text(one.tokenize(texts)) for one in (made, clip)))
     if not difference <= SAME:  # also where it is NaN
-        raise RuntimeError(
-            f"{work}: text features differ by {difference:.2g} (relative) from those of {clip.directory}"
-        )
+        raise RuntimeError(f"{work}: text features differ by {difference:.2g} (relative) from {clip.directory}")
     made.facts = {**subject.facts, **model.compute_facts(made)}
-    return dataclasses.replace(subject, clip=made), others
-
-
-def _share(others: Sequence[str], captions: int) -> str:
-    return f"{len(others):,} of {captions:,} captions get other token ids in open_clip, such as {others[0][:60]!r}"
+    return dataclasses.replace(subject, clip=made), Tower(difference, len(subject.captions), others)
 
 
 def check_repository(repository: str) -> None:

@@ -25,7 +25,7 @@ from PIL import Image, ImageDraw
 
 from pipeline_lib.core import config
 from pipeline_lib.core.errors import UserError
-from pipeline_lib.export import hub, without_package
+from pipeline_lib.export import card, hub, without_package
 from pipeline_lib.export.subject import Subject
 from pipeline_lib.model import JoinedClip
 from pipeline_lib.model.features import l2_normalize, row_difference
@@ -269,7 +269,8 @@ def _options(subject: Subject) -> dict[str, Any]:
 
 def _labels(subject: Subject) -> dict[str, str]:
     """Return tags of the model and of its registered version."""
-    return {"weights_digest": subject.facts["weights_digest"], "license": subject.facts.get("license", "unknown")}
+    license = {"license": subject.facts.get("license", "unknown")} | card.both_licences(subject)
+    return {"weights_digest": subject.facts["weights_digest"], **license}
 
 
 def _tags(subject: Subject, row: Record | None, producer: Record | None) -> dict[str, str]:

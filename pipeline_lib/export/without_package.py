@@ -10,6 +10,7 @@ import textwrap
 from typing import Any
 
 from pipeline_lib.model import JoinedClip
+from pipeline_lib.model.joined import TEXT_SIDE
 
 START = """\
 import open_clip, torch, transformers
@@ -59,7 +60,7 @@ def reading(clip: JoinedClip) -> dict[str, Any]:
         "pooling": language.reading.pooling,
         "bidirectional": by_itself and not causal,
         "padding": language.padding,
-        "depth": len(clip.module.text["adapter"].blocks),
+        "depth": clip.config[TEXT_SIDE]["adapter"]["depth"],
     }
 
 

@@ -23,6 +23,7 @@ from pipeline_lib.language.sources import read_source
 from pipeline_lib.language.tuning import Tuning, described
 from pipeline_lib.model.features import row_difference
 from pipeline_lib.model.language import LanguageModel, Reading, load_language, save_language
+from pipeline_lib.model.licence import copy_licences
 
 log = logging.getLogger(__name__)
 TEXTS = ("a photo of a cat", "two red circles on a white ground, and beside them a smaller green one")
@@ -59,6 +60,8 @@ def run(job: Job) -> dict[str, Any]:
         language, tuned = _tune(job, language, work)
     folder = work / LANGUAGE
     save_language(language, folder)
+    if source.folder:
+        copy_licences(source.folder, folder)
     facts = {**check_written(language, folder), "source": source.origin, "license": source.license}
     parameters = {LANGUAGE: dataclasses.asdict(settings)}
     digest = artifacts.write_manifest(folder, LANGUAGE, language=facts, parameters=parameters, tuning=dict(tuned))

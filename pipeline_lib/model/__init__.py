@@ -11,6 +11,7 @@ probe        tries out what its attention really is
 joined       an image tower whose texts go through a language model and an adapter
 text_tower   such a model as an ordinary one of open_clip, where that has a text tower of the same kind
 features     the tuples that travel between model, losses, recipes and metrics
+licence      what lies beside a model about its licence
 files        names of a folder's files; tensors as safetensors, and their digest
 folder       open_clip directories: load, create, save
 native       what decides the forward pass of OpenAI's kind of CLIP, read from its modules

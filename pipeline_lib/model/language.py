@@ -20,6 +20,7 @@ import torch
 from pipeline_lib.core import artifacts
 from pipeline_lib.core.errors import UserError, first_lines
 from pipeline_lib.model.files import TOKENIZER_FILES, TOWER_CONFIG, save_weights, weights_digest
+from pipeline_lib.model.licence import copy_licences
 from pipeline_lib.model.probe import Attention, probe_attention
 
 READING = "language.json"
@@ -321,10 +322,11 @@ def save_language(language: LanguageModel, directory: Path) -> None:
 
 
 def copy_language(source: Path, target: Path) -> None:
-    """Copy the files of a language model's folder, whatever else lies beside them."""
+    """Copy the files of a language model's folder and its licence, whatever else lies beside them."""
     target.mkdir(parents=True, exist_ok=True)
     names = [TOWER_CONFIG, READING, "tokenizer.model", "chat_template.jinja", *TOKENIZER_FILES]
     names += [path.name for path in source.glob("*.safetensors*")]
     for name in dict.fromkeys(names):
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
+    copy_licences(source, target)

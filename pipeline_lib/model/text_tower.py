@@ -15,6 +15,7 @@ from pipeline_lib.model.files import CONFIG, WEIGHTS, copy_files, save_weights
 from pipeline_lib.model.folder import create, load_weights
 from pipeline_lib.model.joined import ADAPTER, LANGUAGE, TEXT_SIDE, JoinedClip
 from pipeline_lib.model.language import PADDING
+from pipeline_lib.model.licence import copy_licences
 
 KINDS = ("bert", "roberta", "xlm-roberta")  # open_clip's text towers of one stack
 
@@ -59,9 +60,10 @@ def with_text_tower(clip: JoinedClip, directory: Path) -> Clip:
     directory.mkdir(parents=True, exist_ok=True)
     artifacts.write_json(directory / CONFIG, {**others, "model_cfg": model_config})
     copy_files(clip.language_directory, directory)
+    copy_licences(clip.language_directory, directory)
     made = create(directory)
-    tensors = {name: tensor for name, tensor in clip.module.state_dict().items() if not name.startswith(ADAPTER)}
-    tensors["text.proj.weight"] = clip.module.text["adapter"].proj.weight.detach()
+    tensors = clip.module.state_dict()
+    tensors["text.proj.weight"] = tensors.pop(f"{ADAPTER}proj.weight")
     tower = clip.language().module.state_dict()
     load_weights(made, tensors | {f"text.transformer.{name}": tower[name] for name in tower}, str(clip.directory))
     save_weights(made.module.state_dict(), directory / WEIGHTS)

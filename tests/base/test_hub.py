@@ -120,24 +120,6 @@ def test_weights_are_fetched_once_and_without_pickles_where_that_is_possible(wei
     assert hub.needed(names) == sorted([*TOKENIZER, *REST, *expected])
 
 
-@pytest.mark.parametrize(
-    ("card", "expected"),
-    [
-        ("license: apache-2.0", "apache-2.0 (https://huggingface.co/me/x)"),
-        ("license: other\nlicense_name: research\nlicense_link: https://a.org/l", "research (https://a.org/l)"),
-        ("license: other\nlicense_name: research\nlicense_link: LICENSE", "research"),
-        ("license: other", "see https://huggingface.co/me/x"),
-        ("tags: [clip]", "see https://huggingface.co/me/x"),
-        ("license: [", None),
-        ("license: [mit, apache-2.0]", "see https://huggingface.co/me/x"),
-    ],
-)
-def test_the_licence_is_what_the_card_states(card, expected, tmp_path):
-    (tmp_path / "README.md").write_text(f"---\n{card}\n---\n# x\n")
-    assert hub.licence_of(tmp_path / "README.md", "https://huggingface.co/me/x") == expected
-    assert hub.licence_of(tmp_path / "none.md", "https://huggingface.co/me/x") is None
-
-
 def test_a_folder_s_own_card_names_its_licence(tmp_path):
     hugging_face_model(tmp_path / "hf")
     (tmp_path / "hf/README.md").write_text(CARD)

@@ -27,6 +27,7 @@ def make_joined(folder):
     asked = {**ASKED, "refine__adapter": adapter, "language__prompt": "a picture of {} near"}
     project = tiny_project.make_project(folder, num_samples=48, **asked, evaluate__wise_ft=WISE_FT)
     write_tiny_language(project / "llama")
+    (project / "llama/LICENSE").write_text("terms")
     for stage in ("base", "shard", "language", "cache_teacher", "refine", "evaluate"):
         run_stage(stage, project)
     return project

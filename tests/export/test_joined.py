@@ -109,9 +109,10 @@ def test_the_folder_is_that_of_the_refined_model_and_its_card_says_what_reads_th
     written, refined = model.load(tmp_path / "out"), model.load(Path("data/refined"))
     assert torch.equal(features(written), features(refined))
     text = (tmp_path / "out/README.md").read_text()
-    assert "a frozen language model (source: kind folder, folder llama; licence: that of the model)" in text
+    assert "a language model (source: kind folder, folder llama; licence: see LICENSE beside the model)" in text
     assert "20 tokens of a text, special ones included, with causal attention" in text
-    assert "That of the language model: that of the model." in text
+    assert "That of the language model: see LICENSE beside the model." in text
+    assert (tmp_path / "out/language/LICENSE").read_text() == "terms"
     assert artifacts.read_manifest(Path("data/language"))["language"]["weights_digest"] in text
     assert 'folder = huggingface_hub.snapshot_download("me/my-clip")' in text
     assert "create_model_and_transforms(f" in text
@@ -119,23 +120,49 @@ def test_the_folder_is_that_of_the_refined_model_and_its_card_says_what_reads_th
     assert (data.library_name, "open_clip" in data.tags) == (None, False)  # whose one line does not load it
 
 
+def test_the_card_says_that_the_language_model_was_tuned(project):
+    found = subject()
+    settings = {**found.inputs.parameters["language"], "tune": {"epochs": 1}}
+    inputs = dataclasses.replace(found.inputs, parameters={**found.inputs.parameters, "language": settings})
+    said = ", which was tuned on pairs of captions, and an adapter"
+    assert said in card.render_card(dataclasses.replace(found, inputs=inputs), "my-clip")
+    assert said not in card.render_card(found, "my-clip")
+
+
+def test_the_base_beside_it_is_exported_as_ever(project, tmp_path):
+    run("hub", "--to", tmp_path / "out", "--model", "base")
+    assert not isinstance(model.load(tmp_path / "out"), model.JoinedClip)
+    assert "language model (source" not in (tmp_path / "out/README.md").read_text()
+
+
+BOTH = {"license": "other", "license_name": "those-of-the-base-and-the-language-model", "license_link": "README.md"}
+
+
 @pytest.mark.parametrize(
-    ("said", "license"),
-    [("that of the checkpoint", "other"), ("llama3", "other"), (None, "other")],
+    ("base", "language", "expected"),
+    [
+        ("Apache-2.0 (both towers)", "Apache-2.0", {"license": "apache-2.0"}),
+        ("MIT", "llama3", BOTH),
+        ("MIT", "apache-2.0", BOTH),
+        ("see https://a.org/l", "see https://a.org/l", BOTH),
+    ],
 )
-def test_two_licences_are_not_one(project, said, license, tmp_path):
-    found = holding(tmp_path / "made", license=said or "unknown")
-    front = card.licence(found)
-    assert front["license"] == license
-    assert f"That of the language model: {said or 'unknown'}." in card.render_card(found, "my-clip")
-    found.clip.facts |= {"license": "MIT", "language": {**found.facts["language"], "license": "MIT"}}
-    assert card.licence(found) == {"license": "mit"}
+def test_the_card_states_two_licences_as_one_only_where_they_are_the_same(project, base, language, expected, tmp_path):
+    found = holding(tmp_path / "made", license=language)
+    found.clip.facts["license"] = base
+    assert card.licence(found) == expected
+    text = card.render_card(found, "my-clip")
+    assert f"That of the base model: {base}. That of the language model: {language}." in text
 
 
 def test_an_encoder_that_open_clip_knows_becomes_its_text_tower(project, tmp_path):
     found = holding(tmp_path / "made", kind="bert", license="apache-2.0")
     written = hub.write_hub_folder(found, tmp_path / "out", repository="me/my-clip")
-    assert written.other_captions == []
+    assert written.tower.other_captions == []
+    assert written.tower.lines()[1:] == []
+    assert artifacts.read_manifest(tmp_path / "out")["model"]["license"].endswith(
+        " (base model), apache-2.0 (language model)"
+    )
     assert not (tmp_path / "out/language").exists()
     loaded = model.load(tmp_path / "out")
     assert not isinstance(loaded, model.JoinedClip)
@@ -153,7 +180,7 @@ def test_captions_that_open_clip_reads_otherwise_are_counted(project, tmp_path, 
     found = holding(tmp_path / "made", kind="bert")
     written = hub.write_hub_folder(found, tmp_path / "out")
     said = "1 of 2 captions get other token ids in open_clip, such as 'a cat &amp; a dog'"
-    assert written.lines(2) == [f"tokens:  {said}"]
+    assert written.tower.lines()[1:] == [f"tokens:  {said}"]
     assert said in (tmp_path / "out/README.md").read_text()
 
 
