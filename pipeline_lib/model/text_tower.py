@@ -61,7 +61,7 @@ def with_text_tower(clip: JoinedClip, directory: Path) -> Clip:
     copy_files(clip.language_directory, directory)
     made = create(directory)
     tensors = {name: tensor for name, tensor in clip.module.state_dict().items() if not name.startswith(ADAPTER)}
-    tensors["text.proj.weight"] = clip.module.text["adapter"].proj.weight.detach()
+    tensors["text.proj.weight"] = clip.module.state_dict()[f"{ADAPTER}proj.weight"]
     tower = clip.language().module.state_dict()
     load_weights(made, tensors | {f"text.transformer.{name}": tower[name] for name in tower}, str(clip.directory))
     save_weights(made.module.state_dict(), directory / WEIGHTS)
