@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline_lib import tracking
 from pipeline_lib.core import artifacts, config, work_folders
-from pipeline_lib.core.paths import Paths
+from pipeline_lib.core.paths import LANGUAGE, Paths
 from pipeline_lib.params import check
 from pipeline_lib.report import run as report
 from pipeline_lib.report.inputs import read_inputs
@@ -29,7 +29,8 @@ def main(params_file: Path = Path("params.yaml")) -> None:
     inputs = read_inputs(params_file)
     paths = config.load(params_file, Paths)
     target, folders = paths.report, paths.folders()
-    upstream = artifacts.digests({stage: folder for stage, folder in folders.items() if stage != "report"})
+    others = folders.keys() - {"report", LANGUAGE}
+    upstream = artifacts.digests({stage: folder for stage, folder in folders.items() if stage in others})
     took = tracking.time_taken(params_file, upstream)
     alone, scratch = work_folders.only_writer(target), tempfile.TemporaryDirectory()
     with alone, tracking.stage_run("report", params_file, upstream=upstream) as run, scratch:

@@ -171,7 +171,8 @@ class LanguageTexts:
     def __call__(self, texts: Sequence[str]) -> torch.Tensor:
         """Embed texts, those of a call in one batch."""
         read = self.reading
-        own = [ids[: read["room"]] for ids in self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+        whole = self.tokenizer([read["lead"] + text for text in texts], add_special_tokens=False)["input_ids"]
+        own = [ids[: read["room"]] for ids in whole]
         rows = [[*read["before"], *ids, *read["after"]] for ids in own]
         pooled = [[*read["pools_before"], *[True] * len(ids), *read["pools_after"]] for ids in own]
         if not all(map(any, pooled)):
@@ -179,6 +180,8 @@ class LanguageTexts:
         ids = self._padded(rows, read["padding"])
         mask = self._padded([[1] * len(row) for row in rows], 0)
         states = self.module(input_ids=ids, attention_mask=mask).last_hidden_state
+        if read["pooling"] == "last":
+            pooled = [[True] * len(row) for row in rows]
         return self._adapt(self._pool(states, self._padded(pooled, False)))
 
     def _padded(self, rows: list[list[Any]], padding: Any) -> torch.Tensor:

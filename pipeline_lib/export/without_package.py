@@ -26,13 +26,13 @@ BIDIRECTIONAL = "language.config.is_causal = False\n"
 TEXT = """
 @torch.no_grad()
 def encode_text(text):  # raw features [{embed_dim}]
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"][:{room}]
+    ids = tokenizer({text}, add_special_tokens=False)["input_ids"][:{room}]
     states = language(input_ids=torch.tensor([[{before}*ids{after}]])).last_hidden_state[0]
 {pool}{adapter}
 """
 POOL = {
     "mean": "    x = states[torch.tensor([{pools_before}*[True] * len(ids){pools_after}])].mean(0)\n",
-    "last": "    x = states[torch.tensor([{pools_before}*[True] * len(ids){pools_after}])][-1]\n",
+    "last": "    x = states[-1]\n",
     "cls": "    x = states[0]\n",
 }
 MATRIX = 'return linear(x, weights["text.adapter.proj.weight"])'
@@ -78,6 +78,7 @@ def lines(clip: JoinedClip, place: str) -> str:
     text = TEXT.format(
         embed_dim=clip.embed_dim,
         room=values["room"],
+        text=f"{values['lead']!r} + text" if values["lead"] else "text",
         pool=POOL[values["pooling"]].format(**around),
         adapter=textwrap.indent(BLOCKS.format(depth=depth) if depth else MATRIX, "    "),
         **around,

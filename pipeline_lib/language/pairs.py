@@ -10,7 +10,6 @@ import torch
 
 from pipeline_lib import metrics
 from pipeline_lib.core import shards
-from pipeline_lib.core.errors import UserError
 from pipeline_lib.model import Clip
 from pipeline_lib.model.embed import cut_length, embed_texts_by_length
 from pipeline_lib.model.language import LanguageModel, text_lengths
@@ -83,8 +82,7 @@ class PairEncoder(Clip):
 def read_captions(part: shards.Part, language: LanguageModel) -> Captions:
     """Read the captions of the images of a part that have two that differ, in their tokens.
 
-    Raises:
-        UserError: There is no such image.
+    There may be none.
     """
     ids, digests, starts = list[torch.Tensor](), list[bytes](), [0]
     for entry in part.entries():
@@ -94,12 +92,8 @@ def read_captions(part: shards.Part, language: LanguageModel) -> Captions:
             ids.append(distinct)
             digests.append(shards.text_digest(entry.key))
             starts.append(starts[-1] + len(distinct))
-    if not ids:
-        raise UserError(
-            f"language.tune: no image of part `{part.name}` has two captions that differ; write null, or take a set "
-            "with several captions an image"
-        )
-    return Captions(torch.cat(ids), digests, np.array(starts))
+    none = torch.empty(0, language.reading.max_length, dtype=torch.int64)
+    return Captions(torch.cat([none, *ids]), digests, np.array(starts))
 
 
 def equal_rows(queries: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pipeline_lib import tracking
+from pipeline_lib import model, tracking
 from pipeline_lib.core import artifacts, provenance, runtime, shards, work_folders
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.core.paths import LANGUAGE, Paths
@@ -80,9 +80,13 @@ def _reading(settings: LanguageSettings) -> Reading:
 
 def _fingerprint(job: Job, language: LanguageModel) -> str:
     """Name what a stopped run must have in common with the one that goes on."""
-    inputs = artifacts.read_manifest(job.paths.shards, stage=shards.STAGE)["digest"] if job.settings.tune else ""
+    if not job.settings.tune:
+        return artifacts.digest(dataclasses.asdict(job.settings))
+    inputs = artifacts.read_manifest(job.paths.shards, stage=shards.STAGE)["digest"]
+    read = language.tokenize(TEXTS).tolist()
+    origin = [model.weights_digest(language.module.state_dict()), len(language.tokenizer), read]
     code = [provenance.stage_digest(LANGUAGE), provenance.package_versions()]
-    return artifacts.digest([dataclasses.asdict(job.settings), language.width, inputs, code])
+    return artifacts.digest([dataclasses.asdict(job.settings), origin, inputs, code])
 
 
 def _tune(job: Job, language: LanguageModel, work: Path) -> tuple[LanguageModel, Mapping[str, float]]:
@@ -91,6 +95,7 @@ def _tune(job: Job, language: LanguageModel, work: Path) -> tuple[LanguageModel,
     parts = {part.name: part for part in shards.read_training_parts(job.paths.shards)}
     captions = read_captions(parts["refine"], language)
     held_out = read_captions(parts["val"], language) if "val" in parts else None
+    held_out = held_out if held_out and len(held_out) else None
     language.module.to(runtime.pick_device(job.runtime.device))
     before = measure_caption_retrieval(held_out, language, PASS_SIZE) if held_out else None
     tuning = Tuning.start(language, captions, job.settings.tune)

@@ -66,7 +66,9 @@ class LanguageSettings:
     """
 
     path: str | None
-    """The folder of `source: folder`, with config.json, *.safetensors and tokenizer; code in it is not run."""
+    """The folder of `source: folder`, with config.json, *.safetensors and tokenizer; code in it is not run. DVC does
+    not watch it: after a change there, `dvc repro -f language@make`.
+    """
 
     attention: Literal["own", "bidirectional"]
     """Which tokens see which: as the model was made (`own`), or all of them all, also in a decoder. That it is so is
@@ -74,8 +76,8 @@ class LanguageSettings:
     """
 
     pooling: Literal["mean", "last", "cls"]
-    """How the tokens' hidden states become one vector: their mean, the last one, or the first position. Special tokens
-    are in the mean of an encoder and not in that of a decoder.
+    """How the tokens' hidden states become one vector: their mean, the last one of all, or the first. Special tokens
+    are in the mean of an encoder and not in that of a decoder; the last one is the end-of-text token, if there is one.
     """
 
     max_length: AtLeastOne
@@ -84,7 +86,7 @@ class LanguageSettings:
     """
 
     prompt: str
-    """What is said around a text, which stands for `{}`. Its own tokens are seen by the model and not pooled."""
+    """What is said around a text, which stands for `{}`. Its own tokens are seen by the model and are in no mean."""
 
     tune: TuneSettings | None
     """Tuning on pairs of captions; null: the model as it is."""

@@ -65,6 +65,11 @@ class Tuning:
             import peft
         except ImportError as error:
             raise UserError(f"language.tune: peft is not there; {INSTALL}") from error
+        if not len(captions):
+            raise UserError(
+                "language.tune: no image of part `refine` has two captions that differ; write null, or take a set with "
+                "several captions an image"
+            )
         if len(captions) < settings.batch_size:
             raise UserError(
                 f"language.tune.batch_size: {settings.batch_size} is more than the {len(captions)} images with two "
@@ -74,6 +79,7 @@ class Tuning:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             lora = peft.get_peft_model(language.module, peft.LoraConfig(**options, target_modules="all-linear"))
+        _switch_dropout(lora, on=False)  # it is born switched on
         trained = [parameter for parameter in lora.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=0.0)
         return cls(language=language, lora=lora, captions=captions, settings=settings, optimizer=optimizer)
@@ -100,7 +106,7 @@ class Tuning:
         inputs = Inputs(*self.captions.draw(rows, seed=settings.seed, epoch=epoch))
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate()
-        self._switch_dropout(on=True)
+        _switch_dropout(self.lora, on=True)
         torch.manual_seed(settings.seed * 1_000_003 + self.step)
         self.optimizer.zero_grad(set_to_none=True)
         encoders = Encoders(student=PairEncoder(self.language, settings.scale), precision=settings.precision)
@@ -112,7 +118,7 @@ class Tuning:
         if not loss.isfinite():
             raise UserError(f"language.tune: the loss is not finite at step {self.step}; lower its learning_rate")
         self.optimizer.step()
-        self._switch_dropout(on=False)
+        _switch_dropout(self.lora, on=False)
         self.step += 1
         return float(loss)
 
@@ -122,12 +128,6 @@ class Tuning:
         if step < settings.warmup_steps:
             return settings.learning_rate * (step + 1) / settings.warmup_steps
         return settings.learning_rate * (self.num_steps - step) / max(1, self.num_steps - settings.warmup_steps)
-
-    def _switch_dropout(self, *, on: bool) -> None:
-        """Switch LoRA's own dropout; the model stays as it is when it reads."""
-        for name, layer in self.lora.named_modules():
-            if "lora_dropout" in name:
-                layer.train(on)
 
     def save(self, path: Path) -> None:
         """Write what a stopped run goes on from."""
@@ -183,6 +183,13 @@ class Tuning:
                 f"norm, more than {MERGED:.0e}; lower language.tune.alpha"
             )
         return merged, {"merge_difference": difference}
+
+
+def _switch_dropout(lora: Any, *, on: bool) -> None:
+    """Switch LoRA's own dropout; the model stays as it is when it reads."""
+    for name, layer in lora.named_modules():
+        if "lora_dropout" in name:
+            layer.train(on)
 
 
 def described(before: float, after: float, num_candidates: int) -> Mapping[str, float]:

@@ -28,7 +28,10 @@ LANGUAGE_WEIGHTS = "model.safetensors"
 PADDING = -1
 TRIED = ("a photo of a cat", "Two dogs, naïve & wet:  3 of №7", "house")
 INSTALL = "install the extra `language` (transformers >= 5.3, peft, gguf)"
-_HEADS = ("pooler.", "lm_head.", "cls.", "score.", "classifier.", "qa_outputs.")  # which no hidden state passes through
+_HEADS = (  # parts on top, which no hidden state passes through; `_` at the end: the beginning of a name
+    *("pooler.", "lm_head.", "cls.", "score.", "classifier.", "qa_outputs.", "decoder.", "head."),
+    *("predictions.", "discriminator_predictions.", "generator_", "vocab_"),
+)
 log = logging.getLogger(__name__)
 
 
@@ -38,14 +41,20 @@ class Reading:
 
     attention: Literal["own", "bidirectional"]
     pooling: Literal["mean", "last", "cls"]
-    prompt: str  # the text stands for {}; its own tokens are seen and not pooled
+    prompt: str  # the text stands for {}; its own tokens are seen and in no mean
     max_length: int  # tokens, with those of the prompt and the special ones
 
     @property
     def around(self) -> tuple[str, str]:
-        """Return what stands before and after the text."""
+        """Return what stands before and after the text; a space before it is read with it, see `lead`."""
         before, _, after = self.prompt.partition("{}")
-        return before, after
+        return before.rstrip(), after
+
+    @property
+    def lead(self) -> str:
+        """Return the space at the end of what stands before the text: words of byte pairs begin with theirs."""
+        before = self.prompt.partition("{}")[0]
+        return before[len(before.rstrip()) :]
 
 
 class Frame(NamedTuple):
@@ -53,8 +62,9 @@ class Frame(NamedTuple):
 
     before: list[int]
     after: list[int]
-    pools_before: list[bool]  # which of them are pooled with the text's own
+    pools_before: list[bool]  # which of them are in the mean with the text's own
     pools_after: list[bool]
+    lead: str  # is read with the text
 
 
 class LanguageModel:
@@ -66,19 +76,30 @@ class LanguageModel:
         self.tokenizer = tokenizer
         self.reading = reading
         self.directory = directory
-        config: Any = module.config
-        self.width: int = config.hidden_size
-        self.padding: int = config.pad_token_id or 0
         self._special = _special_tokens(tokenizer)
         self._prompt = tuple(self._ids([text])[0] if text else [] for text in reading.around)
         try:
+            config: Any = module.config
+            self.width: int = config.hidden_size
+            self.padding: int = config.pad_token_id or 0
             self.attention: Attention = probe_attention(module, reading.attention, reading.max_length)
+            self._check_prompt()
         except UserError as error:
             raise UserError(f"{directory}: {error}") from error
         except (RuntimeError, TypeError, AttributeError, ValueError, IndexError) as error:
             raise UserError(f"{directory}: cannot be run as a language model: {first_lines(error)}") from error
         if self.room < 1:
             raise UserError(f"language.max_length: {reading.max_length} leaves no token for a text; raise it")
+
+    def _check_prompt(self) -> None:
+        """Refuse a prompt that is read with other tokens in one piece than beside the text: they would merge."""
+        for text in TRIED:
+            apart = [*self._prompt[0], *self._ids([self.reading.lead + text])[0], *self._prompt[1]]
+            if self._ids([self.reading.prompt.replace("{}", text)])[0] != apart:
+                raise UserError(
+                    f"language.prompt: {self.reading.prompt!r}: its tokens merge with those of a text ({text!r}); end "
+                    "it before {} with a sign, or with a space behind one"
+                )
 
     def with_module(self, module: torch.nn.Module) -> LanguageModel:
         """Read texts in the same way with other weights; the attention is tried out anew."""
@@ -101,10 +122,14 @@ class LanguageModel:
             [*after, *last],
             [special] * len(first) + [False] * len(before),
             [False] * len(after) + [special] * len(last),
+            self.reading.lead,
         )
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         return self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+
+    def _text_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        return self._ids([self.reading.lead + text for text in texts]) if texts else []
 
     def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
         """Return the token ids of N texts, int64 [N, L], padded on the right with −1, too long ones truncated.
@@ -114,7 +139,7 @@ class LanguageModel:
         """
         found = torch.full((len(texts), self.reading.max_length), PADDING, dtype=torch.int64)
         (first, last), (before, after) = self._special, self._prompt
-        for row, ids in enumerate(self._ids(texts) if texts else ()):
+        for row, ids in enumerate(self._text_ids(texts)):
             if not ids and not self._pools_special:
                 raise UserError(f"the text {texts[row]!r} gives no token of {self.directory}; leave it out")
             whole = [*first, *before, *ids[: self.room], *after, *last]
@@ -125,7 +150,7 @@ class LanguageModel:
         """Return which texts have more tokens than are read, bool [N]; `token_ids` [N, L] are those that are."""
         found = token_ids[:, -1] != PADDING
         rows = found.nonzero()[:, 0].tolist()
-        for row, ids in zip(rows, self._ids([texts[row] for row in rows]) if rows else (), strict=True):
+        for row, ids in zip(rows, self._text_ids([texts[row] for row in rows]), strict=True):
             found[row] = len(ids) > self.room
         return found
 
@@ -140,10 +165,10 @@ class LanguageModel:
         ids = token_ids.masked_fill(~mask, self.padding)
         hidden = self.module(input_ids=ids, attention_mask=mask.long()).last_hidden_state
         hidden = hidden.float() if hidden.dtype in (torch.bfloat16, torch.float16) else hidden
-        return pool(hidden, self._pooled(mask), self.reading.pooling)
+        return pool(hidden, mask if self.reading.pooling == "last" else self._pooled(mask), self.reading.pooling)
 
     def _pooled(self, mask: torch.Tensor) -> torch.Tensor:
-        """Return which positions are pooled, bool [n, L']: the text's own and, see `_pools_special`, special ones."""
+        """Return which positions a mean is of, bool [n, L']: the text's own and, see `_pools_special`, special ones."""
         (first, last), (before, after) = self._special, self._prompt
         place, end = torch.arange(mask.shape[1], device=mask.device), mask.sum(1, keepdim=True)
         text = (place >= len(first) + len(before)) & (place < end - len(last) - len(after))
@@ -172,7 +197,8 @@ def text_lengths(token_ids: torch.Tensor) -> torch.Tensor:
 def pool(hidden: torch.Tensor, pooled: torch.Tensor, pooling: str) -> torch.Tensor:
     """Reduce hidden states [n, L, W] to features [n, W] over the positions `pooled`, bool [n, L].
 
-    `mean` of them, `last` of them, or `cls`, the very first position.
+    `mean` of them, `last` of them, or `cls`, the very first position. The last of a whole text is its end-of-text
+    token, where the tokenizer writes one, or the last of what a prompt says behind the text.
     """
     if pooling == "cls":
         return hidden[:, 0]
@@ -246,6 +272,8 @@ def _check_folder(folder: Path) -> None:
     if not config.is_file():
         raise UserError(f"{folder}: no {TOWER_CONFIG}; give the folder of a transformers model")
     found = artifacts.read_json(config)
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(f"{folder}: adapter_config.json: LoRA beside a model; merge it first")
     if found.get("auto_map"):
         raise UserError(
             f"{config}: `auto_map` asks for code of its own, which is not run here: transformers' class of that name "
@@ -271,7 +299,9 @@ def _read_module(
 
 
 def _check_loaded(folder: Path, module: torch.nn.Module, loaded: Mapping[str, Any], tokenizer: Any) -> None:
-    unexpected = [name for name in loaded.get("unexpected_keys", ()) if not name.startswith(_HEADS)]
+    prefix = f"{module.base_model_prefix}."
+    named = {name: str(name).removeprefix(prefix) for name in loaded.get("unexpected_keys", ())}
+    unexpected = [name for name, own in named.items() if not own.startswith(_HEADS)]
     groups = {
         "missing": loaded.get("missing_keys", ()),
         "unexpected": unexpected,
@@ -280,7 +310,10 @@ def _check_loaded(folder: Path, module: torch.nn.Module, loaded: Mapping[str, An
     }
     problems = [f"{len(names)} {kind} (first {min(map(str, names))})" for kind, names in groups.items() if names]
     if problems:
-        raise UserError(f"{folder}: weights do not fit the configuration: {'; '.join(problems)}")
+        raise UserError(
+            f"{folder}: weights do not fit the configuration: {'; '.join(problems)}; load it with AutoModel of "
+            "transformers and `save_pretrained` it again"
+        )
     _check_tokenizer(folder, tokenizer)
     rows: int = module.get_input_embeddings().num_embeddings  # type: ignore[operator]
     if len(tokenizer) > rows:
@@ -312,6 +345,7 @@ def save_language(language: LanguageModel, directory: Path) -> None:
     config: Any = language.module.config
     written = config.to_dict()
     written.pop("quantization_config", None)  # of a GGUF file, whose weights are plain numbers by now
+    written.pop("_name_or_path", None)  # of a machine
     if language.attention.causal_by_itself:
         written.pop("is_causal", None)  # `reading` says it
     written |= {"architectures": [type(language.module).__name__], "dtype": "float32"}

@@ -84,7 +84,8 @@ def _check_length(module: torch.nn.Module, max_length: int) -> None:
     if max_length > most:
         raise UserError(f"language.max_length: {max_length}, but the model reads {most}; lower it")
     try:
-        found = _hidden(module, torch.ones(max_length, dtype=torch.int64), 0)
+        padding = config.pad_token_id or 0  # which some models give no position
+        found = _hidden(module, torch.full((max_length,), 1 if padding != 1 else 2), 0)
     except (IndexError, RuntimeError) as error:
         raise UserError(
             f"language.max_length: {max_length} tokens cannot be read ({first_lines(error)}); lower it"

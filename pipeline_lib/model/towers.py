@@ -18,7 +18,7 @@ from pipeline_lib.model.joined import ADAPTER, JoinedClip
 
 
 def lock_image(clip: Clip, unlocked_groups: int) -> None:
-    """Freeze the image tower but its last groups, counted as open_clip does.
+    """Freeze the image tower, whole or but its last groups, counted as open_clip does.
 
     Its own ViTs have a group per layer, one of what comes before and one of the projection; timm's as timm counts.
 
@@ -26,16 +26,18 @@ def lock_image(clip: Clip, unlocked_groups: int) -> None:
         UserError: The tower can only be frozen whole, or has fewer groups.
     """
     visual = clip.module.visual
-    if unlocked_groups and isinstance(visual, open_clip.modified_resnet.ModifiedResNet):
+    if not unlocked_groups:
+        visual.requires_grad_(False)  # open_clip's `lock` leaves a head that timm's towers project with
+        return
+    if isinstance(visual, open_clip.modified_resnet.ModifiedResNet):
         raise UserError(
             f"refine.lock_image_unlocked_groups: {unlocked_groups}, but open_clip's ResNet towers lock whole; set 0"
         )
-    if unlocked_groups:
-        if isinstance(visual, open_clip.timm_model.TimmModel):
-            groups = 1 + max(timm.models.group_parameters(visual.trunk, visual.trunk.group_matcher()))
-        else:
-            groups = len(visual.transformer.resblocks) + 2
-        _check_unlocked("refine.lock_image_unlocked_groups", unlocked_groups, groups)
+    if isinstance(visual, open_clip.timm_model.TimmModel):
+        groups = 1 + max(timm.models.group_parameters(visual.trunk, visual.trunk.group_matcher()))
+    else:
+        groups = len(visual.transformer.resblocks) + 2
+    _check_unlocked("refine.lock_image_unlocked_groups", unlocked_groups, groups)
     visual.lock(unlocked_groups=unlocked_groups)
 
 

@@ -67,6 +67,8 @@ def _check_language(sections: Mapping[str, Any], params_file: Path) -> None:
             f"and a block refine.adapter together; {lacking} does not ask for it (without one: {{}}, the value of "
             "paths.base, and null)"
         )
+    if sections["language"].stages.keys() - {"make"}:
+        raise UserError(f"{params_file}: language.stages: there is one stage, `make`; write {{make: {{}}}}")
     if paths.has_language and paths.text != paths.language:
         raise UserError(f"{params_file}: paths.text: `{paths.text}` is neither paths.base nor paths.language")
     if paths.has_language and refine.lock_text:

@@ -82,12 +82,13 @@ def run(job: Job) -> dict[str, Any]:
     measured |= run_steps(state, setup, checkpoints, job.runtime, job.run)
     checks.check_weights(student)
     state.optimizer.zero_grad()
-    measured["weight_displacement"] = state.displacement(job.paths.base)
+    moved = state.displacement(job.paths.base)
+    measured |= {} if moved is None else {"weight_displacement": moved}
     measured |= measure_val_loss("after", student, val, setup)
-    checks.warn_if_still(measured["weight_displacement"])
+    if moved is not None:
+        checks.warn_if_still(moved)
     digest = ""
     if job.world.is_main:
-        moved = measured["weight_displacement"]
         facts = {"parameters": _made_with(job), "cache": cache_digest, "weight_displacement": moved}
         if "val_loss_after" in measured:
             facts["val_loss"] = {moment: measured[f"val_loss_{moment}"] for moment in ("before", "after")}
@@ -102,7 +103,8 @@ def _log_once(run: tracking.Run, values: dict[str, float]) -> None:
     for step, moment in ((0, "before"), (int(values["num_steps"]), "after")):
         if f"val_loss_{moment}" in values:
             run.log_metrics({"refine/val_loss": values.pop(f"val_loss_{moment}")}, step)
-    values["weight_displacement_percent"] = 100 * values.pop("weight_displacement")
+    if "weight_displacement" in values:
+        values["weight_displacement_percent"] = 100 * values.pop("weight_displacement")
     run.log_metrics({f"refine_run/{name}": value for name, value in values.items()})
 
 

@@ -13,7 +13,7 @@ import torch
 from pipeline_lib.cache_teacher.reader import CachedPart
 from pipeline_lib.cache_teacher.teacher import Teacher
 from pipeline_lib.core.distributed import World
-from pipeline_lib.model import WEIGHTS, Clip
+from pipeline_lib.model import SCALARS, WEIGHTS, Clip
 from pipeline_lib.model.embed import cut_length
 from pipeline_lib.model.features import Features, Inputs
 from pipeline_lib.refine.epochs import Plan, StepData
@@ -32,6 +32,7 @@ class State:
     encoders: Encoders  # of `student`, as it is trained
     optimizer: torch.optim.AdamW
     initial_logit_scale: float  # the parameter, a logarithm
+    sets_scale: bool  # not the base's
     step: int = 0
 
     @classmethod
@@ -52,23 +53,27 @@ class State:
             ),
             optimizer=make_optimizer(student, settings),
             initial_logit_scale=float(student.module.logit_scale.detach()),
+            sets_scale=settings.logit_scale is not None,
         )
 
     @torch.no_grad()
-    def displacement(self, base: Path) -> float:
+    def displacement(self, base: Path) -> float | None:
         """Return ‖w − w₀‖ / ‖w₀‖ over the trained weights w; w₀ are those in the folder `base`, read one by one.
 
-        Weights that the base does not have (an adapter's) count for nothing.
+        Weights that did not start there (an adapter's, a scale that `refine.logit_scale` sets) do not count; None where
+        no others are trained.
         """
         moved, norm = [], []
         with safetensors.safe_open(base / WEIGHTS, framework="pt") as starts:
             there = set(starts.keys())
             for name, parameter in named_trainable(self.student):
-                if name not in there:
+                if name not in there or (name in SCALARS and self.sets_scale):
                     continue
                 start = starts.get_tensor(name).to(parameter)
                 moved.append(float(torch.linalg.vector_norm(parameter - start, dtype=torch.float64)))
                 norm.append(float(torch.linalg.vector_norm(start, dtype=torch.float64)))
+        if not norm:
+            return None
         return math.hypot(*moved) / max(math.hypot(*norm), 1e-15)
 
 

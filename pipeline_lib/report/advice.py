@@ -36,7 +36,8 @@ def next_step(inputs: ReportInputs) -> str:
         return "keep it, and refine with more seeds before you trust the recipe: `make ablate SEEDS=0..2`."
     if any(row.verdict == "fell" for row in inputs.against_centring):
         return "prefer mean-centring: it costs nothing and is measurably ahead of the refined model."
-    if (inputs.manifests["refine"].get("weight_displacement") or 0) < LITTLE:
+    moved = inputs.manifests["refine"].get("weight_displacement")
+    if moved is not None and moved < LITTLE:
         return f"raise the rate (`refine.learning_rate: {GROWS * rate:g}`): the weights hardly moved."
     return _more_images(inputs)
 

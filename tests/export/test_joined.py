@@ -30,6 +30,7 @@ __all__ = ["clean_environment"]  # a fixture
 TEXTS = ["a red circle", "two dogs near the house on the hill and a bird " * 3, "a"]
 KINDS = {
     "decoder": ("llama", {"depth": 1, "prompt": "a picture of {} near"}),
+    "last token of a prompt": ("llama", {"pooling": "last", "prompt": "the photo {} in"}),
     "bidirectional": ("llama", {"attention": "bidirectional", "pooling": "last"}),
     "encoder with a prompt": ("bert", {"prompt": "the photo {} house"}),
     "first position": ("bert", {"pooling": "cls", "depth": 2}),

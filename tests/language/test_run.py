@@ -1,6 +1,7 @@
 """Stage `language` and all that rest on it: what is cached is what the finished model computes from a text."""
 
 import json
+import shutil
 
 import pytest
 import safetensors.torch
@@ -20,7 +21,7 @@ from tests.cached_project import open_cached
 from tests.conftest import run_stage
 from tests.refine.runs import QUIET, history, interrupt_at, weights
 from tests.step_case import gradients, largest_difference
-from tests.tiny_model import write_tiny_language
+from tests.tiny_model import write_tiny_language, write_tiny_timm_clip
 from tests.tiny_project import write_params
 
 ADAPTER = {"depth": 0, "expansion": 2, "dropout": 0.0, "learning_rate": 1e-2}
@@ -35,6 +36,7 @@ ASKED = {
     "refine__logit_scale": 14.3,
     "refine__train_logit_scale": True,
 }
+TWO_STAGES = {"language__stages": {"make": {}, "more": {}}}
 LOCKED = {"refine__lock_image": True}
 
 
@@ -115,6 +117,22 @@ def test_a_locked_tower_s_images_are_read_from_the_cache_and_train_the_same(with
         torch.testing.assert_close(cached[name], plain[name], atol=1e-5, rtol=1e-4)
     base = safetensors.torch.load_file(with_language / "data/base/open_clip_model.safetensors")
     assert all(torch.equal(cached[name], base[name]) for name in cached if name.startswith("visual."))
+    assert (
+        artifacts.read_manifest(with_language / "data/refined")["weight_displacement"] is None
+    )  # no weight of the base
+    assert "learning rate x steps is too small" not in caplog.text
+
+
+def test_a_tower_with_a_head_of_its_own_is_locked_with_it(sharded, tmp_path):
+    """timm's towers project by a head, which open_clip's own lock leaves free."""
+    shutil.rmtree(sharded / "clip")
+    write_tiny_timm_clip(sharded / "clip")
+    write_tiny_language(sharded / "llama")
+    write_params(sharded, **ASKED, **LOCKED)
+    for stage in ("base", "shard", "language", "cache_teacher", "refine"):
+        run_stage(stage, sharded)
+    found, base = weights(sharded), safetensors.torch.load_file(sharded / "data/base/open_clip_model.safetensors")
+    assert all(torch.equal(found[name], base[name]) for name in found if name.startswith("visual."))
 
 
 def test_the_adapter_learns_at_its_own_rate(with_language):
@@ -233,6 +251,7 @@ def test_a_language_folder_that_was_changed_is_refused_before_the_first_step(wit
         ({"refine__lock_text": True}, r"refine.lock_text: true, but a language model is never trained"),
         ({"cache_teacher__mode": "online"}, r"cache_teacher.mode: `online` reads token ids"),
         ({"language__prompt": "say"}, r"language.prompt: 'say' must hold \{\} once"),
+        (TWO_STAGES, r"language.stages: there is one stage, `make`"),
         ({"language__path": "nowhere"}, r"language.path: nowhere: no such folder"),
         ({"language__path": None}, r"language.path: missing; `source: folder` needs"),
     ],

@@ -3,6 +3,7 @@
 import json
 import shutil
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -85,11 +86,12 @@ def test_the_loss_falls(project, monkeypatch):
     assert sum(values[-6:]) < sum(values[:6])
 
 
-def test_nothing_changes_before_the_first_step(project):
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_nothing_changes_before_the_first_step(project, dropout):
     language, captions = opened(project)
     with torch.no_grad():
         before = language.encode(captions.token_ids)
-        Tuning.start(language, captions, TuneSettings(**TUNE))
+        Tuning.start(language, captions, TuneSettings(**{**TUNE, "dropout": dropout}))
         assert torch.equal(language.encode(captions.token_ids), before)
 
 
@@ -145,14 +147,17 @@ def test_a_pair_is_two_different_captions_of_one_image_and_each_epoch_draws_anew
     assert torch.equal(again[0].flip(0), drawn[0][0])  # of (seed, epoch, key), not of the place in a batch
 
 
-def test_a_stopped_run_goes_on_to_the_weights_of_one_that_was_not(project, monkeypatch):
+@pytest.mark.parametrize("stop", [3, None])
+def test_a_stopped_run_goes_on_to_the_weights_of_one_that_was_not(project, monkeypatch, stop):
+    """Also one that is stopped at its last step."""
     whole = tuned(project, dropout=0.1)
+    num_steps = artifacts.read_manifest(project / "data/language")["tuning"]["num_steps"]
     shutil.rmtree(project / "data/language")
     with monkeypatch.context() as patch:
         steps = []
         original = Tuning.take_step
         patch.setattr(Tuning, "take_step", lambda self: steps.append(1) or original(self))
-        patch.setattr(runtime, "stop_requested", lambda: len(steps) == 3)
+        patch.setattr(runtime, "stop_requested", lambda: len(steps) == (stop or num_steps))
         with pytest.raises(runtime.Stopped):
             tuned(project, dropout=0.1)
     assert not (project / "data/language").exists()
@@ -193,6 +198,32 @@ def test_a_real_decoder_is_made_bidirectional_tuned_and_merged(sharded):
         first = [m.module(input_ids=ids[:, :5]).last_hidden_state[:, 0] for m in (causal, tuned)]
     assert torch.equal(*first[0])
     assert not torch.allclose(*first[1])
+
+
+def test_another_source_does_not_go_on_from_the_checkpoint_of_one(project, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime, "stop_requested", lambda: True)
+        with pytest.raises(runtime.Stopped):
+            tuned(project)
+    write_tiny_language(project / "llama", seed=5)
+    fresh = tuned(project)
+    shutil.rmtree(project / "data/language")
+    shutil.rmtree(project / ".checkpoints")
+    assert equal(tuned(project), fresh)
+
+
+def test_without_pairs_in_val_it_is_tuned_and_not_measured(project):
+    index = project / "set/captions.jsonl"
+    held_out = {Path(entry.key).stem for entry in shards.read_part(project / "data/shards/val").entries()}
+    lines = [json.loads(line) for line in index.read_text().splitlines()]
+    for line in lines:
+        if Path(line["image"]).stem in held_out:
+            line["captions"] = line["captions"][:1]
+    index.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run_stage("shard", project)
+    assert all(len(entry.captions) == 1 for entry in shards.read_part(project / "data/shards/val").entries())
+    tuned(project, batch_size=2, epochs=1)
+    assert "caption_pair_candidates" not in artifacts.read_manifest(project / "data/language")["tuning"]
 
 
 def test_too_few_pairs_are_refused_in_one_sentence(project):

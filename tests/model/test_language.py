@@ -9,7 +9,7 @@ import transformers
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.model import language
 from pipeline_lib.model.language import LanguageModel, Reading, load_language, pool, read_transformers, save_language
-from tests.tiny_model import write_tiny_language
+from tests.tiny_model import write_tiny_language, write_word_tokenizer
 
 TEXTS = ["a red cat", "two birds near the green hill and the river", "house", "the photo of a blue dog in a house"]
 READING = Reading(attention="own", pooling="mean", prompt="{}", max_length=24)
@@ -66,6 +66,7 @@ def test_a_written_folder_gives_the_same_features_and_facts_that_change_with_eac
         assert torch.equal(again.encode(again.tokenize(TEXTS)), found.encode(found.tokenize(TEXTS)))
     facts = again.facts()
     assert facts == load_language(tmp_path / "written").facts()
+    assert str(tmp_path) not in (tmp_path / "written/config.json").read_text()
     for key, value in {"pooling": "last", "prompt": "say {}", "max_length": 20}.items():
         (tmp_path / "written/language.json").write_text(json.dumps({**READING.__dict__, key: value}))
         assert load_language(tmp_path / "written").facts() == {**facts, key: value}
@@ -84,7 +85,7 @@ def test_a_decoder_is_made_bidirectional_and_stays_so_when_loaded_again(tmp_path
         assert again.attention.causal is (attention == "own")
         ids = again.tokenize(["a red cat", "a red dog", TEXTS[1]])
         a, b, _ = again.encode(ids)
-        assert torch.equal(again.encode(ids[:1, :4])[0], again.encode(ids[:1, :4])[0])
+        torch.testing.assert_close(again.encode(ids[:1, :4])[0], a, atol=1e-6, rtol=1e-5)
         assert torch.equal(a, b) is (attention == "own")
         first.append(a)
     assert not torch.allclose(first[0], first[1])
@@ -96,6 +97,64 @@ def test_a_model_whose_switch_does_nothing_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(type(module.config), "is_causal", property(lambda self: True, lambda self, value: None), False)
     with pytest.raises(UserError, match=r"`bidirectional` has no effect on `llama` in transformers \d"):
         LanguageModel(module, tokenizer, Reading("bidirectional", "mean", "{}", 24), folder)
+
+
+def test_equal_sources_give_equal_bytes_wherever_they_lie(tmp_path):
+    written = []
+    for place in ("here", "there"):
+        found = opened(write_tiny_language(tmp_path / place))
+        save_language(found, tmp_path / f"of-{place}")
+        written.append({path.name: path.read_bytes() for path in (tmp_path / f"of-{place}").iterdir()})
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("kind", ["BertForMaskedLM", "RobertaForMaskedLM", "LlamaForCausalLM", "ElectraForPreTraining"])
+def test_a_folder_with_a_head_on_top_gives_the_features_of_the_model_below(tmp_path, kind):
+    """As most are published: names with a prefix, and weights that no hidden state passes through."""
+    plain = write_tiny_language(tmp_path / "plain", kind.split("For")[0].lower())
+    module = transformers.AutoModel.from_pretrained(plain)
+    whole = getattr(transformers, kind)(module.config)
+    setattr(whole, whole.base_model_prefix, module)
+    headed = write_tiny_language(tmp_path / "headed", kind.split("For")[0].lower())
+    whole.save_pretrained(headed)
+    with torch.no_grad():
+        first, second = (m.encode(m.tokenize(TEXTS)) for m in (opened(plain), opened(headed)))
+    assert torch.equal(first, second)
+
+
+@torch.no_grad()
+def test_the_last_position_is_the_end_of_text_token_where_there_is_one(tmp_path):
+    for template, place in (("<s> $A", 3), ("<s> $A </s>", 4)):
+        folder = write_tiny_language(tmp_path / str(place))
+        write_word_tokenizer(folder, template)
+        found = opened(folder, pooling="last")
+        ids = found.tokenize(["a red cat"])
+        hidden = found.module(input_ids=ids[:, : place + 1]).last_hidden_state[0]
+        torch.testing.assert_close(found.encode(ids)[0], hidden[place], atol=1e-6, rtol=1e-5)
+
+
+def write_byte_pairs(folder):
+    """A tokenizer in whose tokens a word has its space before it, as GPT-2's and Llama 3's have."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    vocabulary = {sign: row for row, sign in enumerate(sorted(alphabet))} | {"Ġa": 256, "ca": 257, "Ġca": 258}
+    inner = Tokenizer(models.BPE(vocabulary, [("Ġ", "a"), ("c", "a"), ("Ġ", "ca")]))
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=inner).save_pretrained(folder)
+
+
+def test_words_behind_a_prompt_are_those_of_the_whole_sentence(tmp_path):
+    """A space at the prompt's end is read with the text; a prompt that merges with it is refused."""
+    folder = write_tiny_language(tmp_path / "llama", vocab_size=300)
+    write_byte_pairs(folder)
+    found = opened(folder, prompt="say: {}", max_length=24)
+    [ids] = found.tokenize(["a cat"])
+    whole = found.tokenizer("say: a cat", add_special_tokens=False)["input_ids"]
+    assert ids[: len(whole)].tolist() == whole
+    assert 256 in whole
+    with pytest.raises(UserError, match=r"language.prompt: 'say c\{\}': its tokens merge with those of a text"):
+        opened(folder, prompt="say c{}", max_length=24)
 
 
 @torch.no_grad()
@@ -172,6 +231,10 @@ def _not_finite(folder):
             r"`auto_map` asks for code of its own.*not run",
         ),
         (lambda f: _edit_config(f, is_encoder_decoder=True), "only models of one stack"),
+        (
+            lambda f: (f / "adapter_config.json").write_text("{}"),
+            "LoRA beside a model; merge it first",
+        ),
         (lambda f: (f / "config.json").unlink(), r"no config.json; give the folder of a transformers model"),
         (_pickle, r"no \*.safetensors; load it and `save_pretrained` it again"),
         (_other_weights, r"weights do not fit the configuration: \d+ missing \(first .*layers.1"),
@@ -196,6 +259,14 @@ def test_a_tokenizer_of_more_tokens_than_the_model_knows_is_refused(tmp_path):
     folder = write_tiny_language(tmp_path / "llama", vocab_size=9)
     with pytest.raises(UserError, match=r"the tokenizer has 24 tokens, the model knows 9"):
         read_transformers(folder)
+
+
+def test_a_model_that_gives_padding_no_position_is_tried_with_real_tokens(tmp_path):
+    """RoBERTa's first position is behind its padding's: of 64 positions 62 can be read."""
+    folder = write_tiny_language(tmp_path / "roberta", "roberta")
+    assert opened(folder, max_length=62).reading.max_length == 62
+    with pytest.raises(UserError, match=r"language.max_length: 63 tokens cannot be read .*; lower it"):
+        opened(folder, max_length=63)
 
 
 @pytest.mark.parametrize(("length", "message"), [(99, "99, but the model reads 64"), (1, "leaves no token for a text")])
