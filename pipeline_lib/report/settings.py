@@ -21,4 +21,6 @@ class ReportSettings:
     """
 
     max_near_duplicate_share: Share
-    """The stage fails if a larger share of a set's images nearly repeats one that was trained on. 1 never fails."""
+    """The stage fails if a larger share of a set's images nearly repeats one that was trained on. At 1 it
+    never does: whether pictures that look alike are duplicates depends on the set, so look at the pairs first.
+    """
