@@ -57,6 +57,12 @@ def test_what_takes_too_long_or_too_much_is_stopped(monkeypatch, read, what):
     assert type(raised.value).__name__ == what
 
 
+@pytest.mark.parametrize("name", TARGETS)
+def test_the_example_of_every_target_is_taken(tmp_path, name):
+    found = campaign.fuzz(name, TARGETS[name], 0, tmp_path / "work", 0, tmp_path / "kept")
+    assert found.executions == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
 def test_every_reader_takes_or_refuses_what_is_mutated(tmp_path, name):

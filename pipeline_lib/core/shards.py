@@ -150,10 +150,19 @@ class Shard:
     def samples(self) -> list[IndexEntry]:
         """Return the entries in tar order, read at the first call and then kept."""
         if self._entries is None:
-            self._entries = list(read_index(self.index_path))
-            if len(self._entries) != self.num_samples:
-                raise UserError(f"{self.index_path}: {len(self._entries)} lines, the manifest says {self.num_samples}")
+            self._entries = self.read_samples()
         return self._entries
+
+    def read_samples(self) -> list[IndexEntry]:
+        """Read the entries in tar order, which are not kept here.
+
+        Raises:
+            UserError: The index is missing, damaged, or not as long as the manifest says.
+        """
+        entries = list(read_index(self.index_path))
+        if len(entries) != self.num_samples:
+            raise UserError(f"{self.index_path}: {len(entries)} lines, the manifest says {self.num_samples}")
+        return entries
 
     def read_image(self, entry: IndexEntry) -> bytes:
         """Return the bytes of the image file of `entry`.

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 RARE_SHARE = 0.2  # of the classes
 MIN_CLASSES = 10  # of a task that is divided
 GROUPS = ("rare", "common")
+Words = tuple[str, ...]  # of a class name
 
 
 def caption_counts(classnames: Sequence[str], captions: Iterable[str]) -> list[int]:
@@ -36,17 +37,22 @@ def caption_counts(classnames: Sequence[str], captions: Iterable[str]) -> list[i
     [1, 2, 1]
     """
     names = [_words(name) for name in classnames]
-    wanted = {name for name in names if name}
+    found = _occurrences(set(names), captions)
+    return [found[name] for name in names]
+
+
+def _occurrences(names: set[Words], captions: Iterable[str]) -> Counter[Words]:
+    wanted = names - {()}
     lengths = {len(name) for name in wanted}
-    found: Counter[tuple[str, ...]] = Counter()
+    found: Counter[Words] = Counter()
     for caption in captions:
         words = _words(caption)
         for length in lengths:
             found.update(filter(wanted.__contains__, zip(*(words[start:] for start in range(length)), strict=False)))
-    return [found[name] for name in names]
+    return found
 
 
-def _words(text: str) -> tuple[str, ...]:
+def _words(text: str) -> Words:
     return tuple(re.findall(r"[^\W_]+", text.casefold()))
 
 
@@ -72,13 +78,14 @@ def group_classes(sets: Sequence[EmbeddedSet], training: Part | None) -> dict[tu
     """
     if training is None or not training.num_captions:
         return {}
-    captions = [caption for entry in training.entries() for caption in entry.captions]
     tasks = {task.classnames: name for one in sets for name, task in one.tasks.items()}
+    tasks = {classnames: name for classnames, name in tasks.items() if len(classnames) >= MIN_CLASSES}
+    names = {_words(name) for classnames in tasks for name in classnames}
+    captions = (caption for entry in training.entries() for caption in entry.captions)
+    times_named = _occurrences(names, captions if tasks else ())  # of all tasks in one pass: there may be many captions
     found = {}
     for classnames, name in tasks.items():
-        if len(classnames) < MIN_CLASSES:
-            continue
-        counts = caption_counts(classnames, captions)
+        counts = [times_named[_words(classname)] for classname in classnames]
         if min(counts) == max(counts):
             times = f"the captions of `{training.name}` name each class {counts[0]} times"
             log.info("`%s`: %s, so there are no rare and common ones", name, times)

@@ -13,7 +13,7 @@ Notable:
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -96,11 +96,10 @@ class Embedder:
         Raises:
             UserError: See `embed`.
         """
-        places = _places(part)
-        rows = np.sort(np.random.default_rng(0).permutation(len(places))[:count]).tolist()
-        drawn = [places[row] for row in rows]
+        rows = np.sort(np.random.default_rng(0).permutation(part.num_samples)[:count]).tolist()
+        drawn = _places_at(part, set(rows))
         captions = [caption for _, entry in drawn for caption in entry.captions]
-        if len(rows) == len(places) or part.name in self._of_images:
+        if len(rows) == part.num_samples or part.name in self._of_images:
             raw_image_features = self.embed_images(part)[rows]
         else:
             raw_image_features = self._once(f"{part.name}.sample.images", lambda: self._embed_images(part, drawn))
@@ -272,6 +271,12 @@ class _Batches:
 def _places(part: Part) -> list[tuple[Shard, IndexEntry]]:
     """List every entry of a part in order, with the shard that its image lies in."""
     return [(shard, entry) for shard in part.shards for entry in shard.samples()]
+
+
+def _places_at(part: Part, rows: Collection[int]) -> list[tuple[Shard, IndexEntry]]:
+    """List the entries at `rows` like `_places`, of a part that may be large: only they are kept in memory."""
+    every = ((shard, entry) for shard in part.shards for entry in shard.read_samples())
+    return [place for row, place in enumerate(every) if row in rows]
 
 
 def _embedded_choices(

@@ -67,14 +67,14 @@ def training_data(embedder: Embedder, inputs: EvaluationInputs, selection: Embed
     part = inputs.training
     if part is None:
         return {}
-    entries = list(part.entries())
-    shared = {
+    alike = {
         name: task
         for name, task in selection.tasks.items()
         if tuple(part.tasks.get(name, {}).get("classnames", ())) == task.classnames
-        and any(name in entry.labels for entry in entries)
         and any(name in one.tasks for one in inputs.sets)
     }
+    entries = list(part.entries()) if alike else []
+    shared = {name: task for name, task in alike.items() if any(name in entry.labels for entry in entries)}
     if not shared:
         return {}
     images = embedder.embed_images(part)

@@ -11,6 +11,8 @@ from typing import Any
 from pipeline_lib.core import artifacts, config, shards
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.core.paths import MODELS, Paths
+from pipeline_lib.report import near_duplicates
+from pipeline_lib.report.near_duplicates import NearDuplicates
 from pipeline_lib.report.settings import ReportSettings
 from pipeline_lib.results.certainty import Certainty
 from pipeline_lib.results.folders import CENTRED, Evaluation, Variant
@@ -40,6 +42,10 @@ class ReportInputs:
     certainty: Certainty
     num_examples: int
     title: str
+    near_duplicate_cosine: float
+    max_near_duplicate_share: float
+    shards: Path
+    teacher: Path
 
     @property
     def sets(self) -> list[str]:
@@ -100,6 +106,15 @@ class ReportInputs:
         return {name: gap for name, gap in found.items() if gap}
 
     @cached_property
+    def near_duplicates(self) -> NearDuplicates:
+        """Find the evaluated images that nearly repeat one that was trained on.
+
+        Raises:
+            UserError: See `near_duplicates.find`.
+        """
+        return near_duplicates.find(self.base, self.parts, self.shards, self.teacher, self.near_duplicate_cosine)
+
+    @cached_property
     def against_centring(self) -> list[Paired]:
         """Compare refined with the mean-centred base."""
         sets = [name for name in self.sets if CENTRED in self.base.sets[name]["variants"]]
@@ -140,4 +155,8 @@ def read_inputs(params_file: Path) -> ReportInputs:
         certainty=config.load_some(params_file, Certainty),
         num_examples=shown.num_examples,
         title=shown.title,
+        near_duplicate_cosine=shown.near_duplicate_cosine,
+        max_near_duplicate_share=shown.max_near_duplicate_share,
+        shards=paths.shards,
+        teacher=paths.teacher,
     )

@@ -152,12 +152,14 @@ class Page:
     contents: bool = True
 
 
-def write_page(page: Page, target: Path, *, stage: str, html: str, markdown: str) -> None:
-    """Write `page` to the folder `target` as files `html` and `markdown`, the images of the latter beside them."""
+def write_page(
+    page: Page, target: Path, *, stage: str, html: str, markdown: str, more: Mapping[str, bytes] | None = None
+) -> None:
+    """Write `page` to the folder `target` as files `html` and `markdown`, its images and `more` beside them."""
     with artifacts.output_directory(target, stage) as place:
         artifacts.write_text(place(html), to_html(page))
         artifacts.write_text(place(markdown), to_markdown(page))
-        for name, data in image_files(page).items():
+        for name, data in {**image_files(page), **(more or {})}.items():
             artifacts.write_bytes(place(name), data)
 
 

@@ -9,7 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from pipeline_lib.core import artifacts
-from pipeline_lib.report import advice, alarms, choices, drawings, examples, few_shot, header, tables, verdict, wise_ft
+from pipeline_lib.report import (
+    advice,
+    alarms,
+    choices,
+    drawings,
+    examples,
+    few_shot,
+    header,
+    near_duplicates,
+    tables,
+    verdict,
+    wise_ft,
+)
 from pipeline_lib.report.inputs import ReportInputs
 from pipeline_lib.report.page import Fact, Page, Section, plain_text, to_html, to_markdown, to_terminal, write_page
 
@@ -48,9 +60,17 @@ def _before_and_after(inputs: ReportInputs) -> tuple[Any, ...]:
 
 
 def run(inputs: ReportInputs, target: Path) -> Page:
-    """Compose the page and write report.html, report.md and the images the latter shows to the folder `target`."""
+    """Compose the page and write it to the folder `target`: report.html, report.md, the images that the latter shows.
+
+    Beside them `near_duplicates.FILE`, where there is something to list.
+
+    Raises:
+        UserError: Too many evaluated images nearly repeat one that was trained on.
+    """
+    found = inputs.near_duplicates
+    near_duplicates.check(found, inputs.parts, inputs.max_near_duplicate_share)
     page = compose_page(inputs)
-    write_page(page, target, stage=STAGE, html=HTML, markdown=MARKDOWN)
+    write_page(page, target, stage=STAGE, html=HTML, markdown=MARKDOWN, more=near_duplicates.file(found))
     return page
 
 

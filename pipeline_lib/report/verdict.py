@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline_lib.report import advice, alarms, figures, page
+from pipeline_lib.report import advice, alarms, figures, near_duplicates, page
 from pipeline_lib.report.inputs import ReportInputs
 from pipeline_lib.report.page import Drawing, Points, Text, Tone
 from pipeline_lib.report.tables import signed
@@ -35,7 +35,9 @@ def section(inputs: ReportInputs) -> tuple[Any, ...]:
     warned, lost = [*alarms.breakdowns(inputs), *alarms.doubts(inputs)], alarms.lost_classes(inputs)
     warnings: list[tuple[str, Tone]] = [(text, "fell") for text in warned]
     losses: list[tuple[str, Tone]] = [(text, "fell") for text in lost]
-    notes: list[tuple[str, Tone]] = [(text, "still") for text in (*alarms.left_out(inputs), *alarms.truncated(inputs))]
+    near = near_duplicates.sentences(inputs.near_duplicates, inputs.near_duplicate_cosine)
+    said = *near, *alarms.left_out(inputs), *alarms.truncated(inputs)
+    notes: list[tuple[str, Tone]] = [(text, "still") for text in said]
     rows = [figures.Difference(row.before.name, _in_points(row.difference), row.verdict) for row in headlines]
     drawing = (Drawing(figures.differences(rows, confidence=page.level(inputs.certainty.confidence))),) if rows else ()
     return (

@@ -163,9 +163,7 @@ def test_plain_values_are_read_as_yaml_1_2(text, value):
 def test_an_empty_section_is_called_so(tmp_path):
     path = tmp_path / "params.yaml"
     path.write_text("report:\n")
-    with pytest.raises(
-        UserError, match=r"params.yaml: report: is empty; write its keys below .*\(num_examples, title\)$"
-    ):
+    with pytest.raises(UserError, match=r"params.yaml: report: is empty; write its keys below .*\(num_examples, "):
         config.load(path, ReportSettings)
 
 

@@ -102,6 +102,19 @@ def test_what_cannot_be_divided_is_left_out(caplog):
     assert class_groups.grouped(one, {}, {}) == ([], {}, {})
 
 
+def test_tasks_are_counted_each_as_alone_in_one_pass_over_the_captions():
+    one, read = with_classes(12), []
+    names = (*NAMES[:4], *(f"class{number} of" for number in range(8)))
+    tasks = {**one.tasks, "other": dataclasses.replace(one.tasks["kind"], classnames=names)}
+    captions = [*CAPTIONS, "class1 of class2", "class1"]
+    [entry] = part(captions).entries()
+    training = SimpleNamespace(name="refine", num_captions=1, entries=lambda: read.append(1) or [entry])
+    found = class_groups.group_classes([dataclasses.replace(one, tasks=tasks)], training)
+    alone = {task.classnames: class_groups.caption_counts(task.classnames, captions) for task in tasks.values()}
+    assert found == alone
+    assert len(read) == 1
+
+
 def test_a_group_without_images_is_said(caplog):
     one = with_classes(12)
     task = one.tasks["kind"]

@@ -629,6 +629,14 @@ def test_means_come_from_the_training_part_which_is_never_evaluated(evaluated):
             assert np.allclose(features[key], mean, atol=1e-6)
 
 
+def test_a_sample_of_a_large_part_keeps_no_other_entry_in_memory(inside):
+    part = read_part(inside, "refine")
+    embedder(inside).embed_sample(part, 12)
+    assert sum(isinstance(value, list) for shard in part.shards for value in vars(shard).values()) == 0
+    part.shards[0].samples()
+    assert sum(isinstance(value, list) for shard in part.shards for value in vars(shard).values()) == 1
+
+
 def test_of_a_large_training_part_a_fixed_sample_is_embedded(inside, monkeypatch, caplog):
     part = read_part(inside, "refine")
     whole, sample = embedder(inside).embed(part), embedder(inside).embed_sample(part, 12)
