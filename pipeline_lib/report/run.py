@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline_lib.core import artifacts
+from pipeline_lib.core import artifacts, runtime
 from pipeline_lib.report import advice, alarms, choices, drawings, examples, few_shot, header, tables, verdict, wise_ft
 from pipeline_lib.report.inputs import ReportInputs
 from pipeline_lib.report.page import Fact, Page, Section, plain_text, to_html, to_markdown, to_terminal, write_page
@@ -20,19 +20,7 @@ P_VALUE = "_adjusted_p"  # ending of a name in `summary`
 
 def compose_page(inputs: ReportInputs) -> Page:
     """Compose the page: verdict, tables, figures, examples, provenance."""
-    sections = [
-        Section("Verdict", verdict.section(inputs)),
-        Section("Before and after", _before_and_after(inputs)),
-        Section("The modality gap", tables.gap_tables(inputs)),
-        Section("Figures", drawings.draw_figures(inputs)),
-        Section("Examples", examples.show_examples(inputs)),
-        Section(
-            "What was forgotten",
-            (*tables.probe_tables(inputs), *few_shot.show_curves(inputs), *wise_ft.show_curve(inputs)),
-        ),
-        Section("What was measured on", tables.data_table(inputs)),
-        Section("Provenance", tables.provenance_tables(inputs)),
-    ]
+    sections = [Section(title, compose(inputs)) for title, compose in runtime.until_stopped(_SECTIONS)]
     shown = tuple(section for section in sections if section.blocks)
     return Page(inputs.title or inputs.sets[0], "", shown, header.run_facts(inputs))
 
@@ -47,9 +35,30 @@ def _before_and_after(inputs: ReportInputs) -> tuple[Any, ...]:
     )
 
 
+def _forgotten(inputs: ReportInputs) -> tuple[Any, ...]:
+    return *tables.probe_tables(inputs), *few_shot.show_curves(inputs), *wise_ft.show_curve(inputs)
+
+
+_SECTIONS: tuple[tuple[str, Callable[[ReportInputs], tuple[Any, ...]]], ...] = (
+    ("Verdict", verdict.section),
+    ("Before and after", _before_and_after),
+    ("The modality gap", tables.gap_tables),
+    ("Figures", drawings.draw_figures),
+    ("Examples", examples.show_examples),
+    ("What was forgotten", _forgotten),
+    ("What was measured on", tables.data_table),
+    ("Provenance", tables.provenance_tables),
+)
+
+
 def run(inputs: ReportInputs, target: Path) -> Page:
-    """Compose the page and write report.html, report.md and the images the latter shows to the folder `target`."""
+    """Compose the page and write report.html, report.md and the images the latter shows to the folder `target`.
+
+    Raises:
+        Stopped: A signal asked for it; nothing is left.
+    """
     page = compose_page(inputs)
+    runtime.stop_if_asked()
     write_page(page, target, stage=STAGE, html=HTML, markdown=MARKDOWN)
     return page
 
