@@ -6,9 +6,10 @@ imported, so it is set before.
 
 Ctrl-C while a command is still being imported ends it in one line, as it does later (`terminal`); so does a Python
 that lacks a package, as one outside the project's environment does. The garbage collector waits meanwhile: importing
-makes no garbage, and looking for some is a sixth of it.
+makes no garbage, and looking for some is a sixth of it. Nor does it look through everything once more at the end.
 """
 
+import atexit
 import gc
 import os
 import sys
@@ -30,4 +31,5 @@ def _end_in_one_line(kind: type[BaseException], error: BaseException, trace: Tra
 if sys.argv[0] == "-m":  # what Python calls a command until it has found its module: this is no library's import
     sys.excepthook = _end_in_one_line
     gc.disable()  # until `terminal.one_line_errors`
+    atexit.register(gc.freeze)
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

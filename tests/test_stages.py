@@ -6,6 +6,8 @@ import os
 import re
 import runpy
 import shutil
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -176,6 +178,38 @@ def test_a_mistake_is_one_line_exit_1_and_changes_nothing(whole, tmp_path, monke
     assert digests(project) == before
 
 
+SIGNALLED = """
+import os, runpy, signal
+from {module} import {name} as original
+import {module} as module
+def signalled(*arguments):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return original(*arguments)
+module.{name} = signalled
+runpy.run_module("stages.{stage}", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("stage", "module", "name"),
+    [("base", "pipeline_lib.model", "save"), ("report", "pipeline_lib.report.drawings", "draw_figures")],
+)
+def test_sigterm_in_a_stage_without_checkpoints_is_one_line_and_leaves_nothing(whole, tmp_path, stage, module, name):
+    """The signal comes while it writes weights, or draws. Those of the other stages are tested with them."""
+    project = shutil.copytree(whole[0], tmp_path / "project")
+    for output in (project / "data").glob(f"{stage}*"):
+        shutil.rmtree(output) if output.is_dir() else output.unlink()
+    code = SIGNALLED.format(stage=stage, module=module, name=name)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=project, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 128 + signal.SIGTERM
+    assert re.fullmatch(r".* signal SIGTERM: stopping at the next step .*\n", done.stderr)
+    assert not done.stdout
+    assert not list((project / "data").glob(f"*{stage}*"))
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_help_says_what_a_stage_reads_and_writes(name, monkeypatch, capsys):
     assert command(name, monkeypatch, "--help") == 0
@@ -239,13 +273,15 @@ def test_there_is_no_wide_except():
             assert not re.match(r"\s*except\s*:", line), f"{path}:{number}"
 
 
-@pytest.mark.parametrize("stage", ["shard", "cache_teacher", "evaluate"])
+@pytest.mark.parametrize("stage", ["base", "shard", "cache_teacher", "evaluate"])
 def test_a_disk_without_room_is_refused_before_the_work(cached, monkeypatch, stage):
-    """That of `refine` is tested with it."""
+    """That of `refine` is tested with it; `base` keeps nothing across a kill, and so builds beside its output."""
     usage = shutil.disk_usage(cached)._replace(free=10)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
-    folder = {"shard": "shards", "cache_teacher": "teacher", "evaluate": "eval"}[stage]
+    folder = {"shard": "shards", "cache_teacher": "teacher", "evaluate": "eval"}.get(stage, stage)
     shutil.rmtree(cached / "data" / folder, ignore_errors=True)
-    with pytest.raises(UserError, match=rf"^\.checkpoints/{stage}-\w+: 0\.\d+ GB will be needed there, 0\.00 are free"):
+    place = "data" if stage == "base" else rf"\.checkpoints/{stage}-\w+"
+    with pytest.raises(UserError, match=rf"^{place}: 0\.\d+ GB will be needed there, 0\.00 are free"):
         run_stage(stage, cached)
     assert not (cached / "data" / folder).exists()
+    assert not list((cached / "data").glob(".*"))

@@ -18,7 +18,7 @@ import torch
 from pipeline_lib import model
 from pipeline_lib.base import agreement, checkpoints, demo, hub, hugging_face
 from pipeline_lib.base.settings import BaseSettings
-from pipeline_lib.core import artifacts
+from pipeline_lib.core import artifacts, runtime, work_folders
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.model.features import row_difference
 from pipeline_lib.model.licence import CARD, licence_of
@@ -58,7 +58,9 @@ def run(
         What was made; `Made.clip.facts` is the `model` block of `target/manifest.json`.
 
     Raises:
-        UserError: A setting is wrong, or the weights cannot be had, read, or fitted to the architecture.
+        UserError: A setting is wrong, there is no room, or the weights cannot be had, read, or fitted to the
+            architecture.
+        Stopped: A signal asked for it; nothing is left.
     """
     with artifacts.output_directory(target, "base") as place:
         work = place()
@@ -66,10 +68,14 @@ def run(
             made = _demo(settings, data, work, device, progress)
         else:
             made = _SOURCES[settings.source](settings, work)
+        num_bytes = sum(tensor.nbytes for tensor in made.clip.module.state_dict().values())
+        work_folders.check_room(target.parent, num_bytes)
+        runtime.stop_if_asked()
         model.save(made.clip, work)
         artifacts.write_jsonl(work / artifacts.TRAINED_ON, made.trained_on)
         made.clip.facts = {**model.compute_facts(made.clip), "source": dict(made.source), "license": made.license}
         check_written(made.clip, work)
+        runtime.stop_if_asked()
         place(model=made.clip.facts)
     return made
 

@@ -185,8 +185,7 @@ def fill(
                 for group, chunks in decoded:
                     write_group(group, chunks, student, teacher, cuts, settings)
                     bar.update(count_images(group))
-                    if runtime.stop_requested():
-                        raise runtime.Stopped
+                    runtime.stop_if_asked()
     world.barrier()
     return cuts
 

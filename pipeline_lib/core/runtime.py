@@ -102,9 +102,18 @@ def until_stopped(items: Iterable[T]) -> Iterator[T]:
         Stopped: A signal did.
     """
     for item in items:
-        if stop_requested():
-            raise Stopped
+        stop_if_asked()
         yield item
+
+
+def stop_if_asked() -> None:
+    """End here if a signal asked this process to: between parts of work that leave nothing half done.
+
+    Raises:
+        Stopped: A signal did.
+    """
+    if stop_requested():
+        raise Stopped
 
 
 def leave_ctrl_c_to_parent(_worker: int = 0) -> None:

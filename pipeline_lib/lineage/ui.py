@@ -1,6 +1,8 @@
 """MLflow's pages on this project's store: the addresses of its views, and MLflow's server where it needs one.
 
-MLflow itself would make or upgrade the store where it lies; here it is whole before MLflow's server opens it.
+MLflow itself would make or upgrade the store where it lies; here it is whole before MLflow's server opens it. One
+process serves one person: of MLflow's four, and of eight more for jobs that nobody gives, a busy machine replaces the
+servers before they have started, for ever.
 """
 
 from __future__ import annotations
@@ -34,5 +36,7 @@ def serve(params_file: Path, port: int) -> None:
     if not is_server:
         print("MLflow's server takes half a minute to start; Ctrl-C ends it.", flush=True)
         os.chdir(root)
-        command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", str(port)]
+        os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
+        options = ["--backend-store-uri", uri, "--port", str(port), "--workers", "1"]
+        command = [sys.executable, "-m", "mlflow", "ui", *options]
         os.execv(sys.executable, command)  # noqa: S606 - no shell

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline_lib.core import artifacts
+from pipeline_lib.core import artifacts, runtime
 from pipeline_lib.report import (
     advice,
     alarms,
@@ -32,19 +32,7 @@ P_VALUE = "_adjusted_p"  # ending of a name in `summary`
 
 def compose_page(inputs: ReportInputs) -> Page:
     """Compose the page: verdict, tables, figures, examples, provenance."""
-    sections = [
-        Section("Verdict", verdict.section(inputs)),
-        Section("Before and after", _before_and_after(inputs)),
-        Section("The modality gap", tables.gap_tables(inputs)),
-        Section("Figures", drawings.draw_figures(inputs)),
-        Section("Examples", examples.show_examples(inputs)),
-        Section(
-            "What was forgotten",
-            (*tables.probe_tables(inputs), *few_shot.show_curves(inputs), *wise_ft.show_curve(inputs)),
-        ),
-        Section("What was measured on", tables.data_table(inputs)),
-        Section("Provenance", tables.provenance_tables(inputs)),
-    ]
+    sections = [Section(title, compose(inputs)) for title, compose in runtime.until_stopped(_SECTIONS)]
     shown = tuple(section for section in sections if section.blocks)
     return Page(inputs.title or inputs.sets[0], "", shown, header.run_facts(inputs))
 
@@ -59,6 +47,22 @@ def _before_and_after(inputs: ReportInputs) -> tuple[Any, ...]:
     )
 
 
+def _forgotten(inputs: ReportInputs) -> tuple[Any, ...]:
+    return *tables.probe_tables(inputs), *few_shot.show_curves(inputs), *wise_ft.show_curve(inputs)
+
+
+_SECTIONS: tuple[tuple[str, Callable[[ReportInputs], tuple[Any, ...]]], ...] = (
+    ("Verdict", verdict.section),
+    ("Before and after", _before_and_after),
+    ("The modality gap", tables.gap_tables),
+    ("Figures", drawings.draw_figures),
+    ("Examples", examples.show_examples),
+    ("What was forgotten", _forgotten),
+    ("What was measured on", tables.data_table),
+    ("Provenance", tables.provenance_tables),
+)
+
+
 def run(inputs: ReportInputs, target: Path) -> Page:
     """Compose the page and write it to the folder `target`: report.html, report.md, the images that the latter shows.
 
@@ -66,10 +70,12 @@ def run(inputs: ReportInputs, target: Path) -> Page:
 
     Raises:
         UserError: Too many evaluated images nearly repeat one that was trained on.
+        Stopped: A signal asked for it; nothing is left.
     """
     found = inputs.near_duplicates
     near_duplicates.check(found, inputs.parts, inputs.max_near_duplicate_share)
     page = compose_page(inputs)
+    runtime.stop_if_asked()
     write_page(page, target, stage=STAGE, html=HTML, markdown=MARKDOWN, more=near_duplicates.file(found))
     return page
 

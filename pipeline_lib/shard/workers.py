@@ -46,8 +46,7 @@ class Workers:
 
         def next_result() -> Result:
             result = waiting.popleft().result()
-            if runtime.stop_requested():
-                raise runtime.Stopped
+            runtime.stop_if_asked()
             return result
 
         for job in jobs:

@@ -128,14 +128,16 @@ def test_a_python_without_the_packages_is_told_the_environment(command):
     )
 
 
-def test_the_garbage_collector_waits_for_the_imports_of_a_command_and_no_longer():
-    """Off while they run; on again in the shell that every command enters."""
+def test_the_garbage_collector_works_in_a_command_and_not_while_it_is_imported_or_ends():
+    """Off while imports run; on again in the shell that every command enters; with nothing to look through at last."""
     code = (
-        "import gc, sys\nsys.argv[0] = '-m'\nimport pipeline_lib\nfrom pipeline_lib import terminal\n"
-        "before = gc.isenabled()\nwith terminal.one_line_errors():\n    print(before, gc.isenabled())"
+        "import atexit, gc, sys\nsys.argv[0] = '-m'\natexit.register(lambda: print(len(gc.get_objects()) < 100))\n"
+        "import pipeline_lib\nfrom pipeline_lib import terminal\n"
+        "before = gc.isenabled()\nwith terminal.one_line_errors():\n    print(before, gc.isenabled())\n"
+        "made = [[] for _ in range(1000)]"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, **CAPTURED)
-    assert (done.stdout, done.stderr) == ("False True\n", "")
+    assert (done.stdout, done.stderr) == ("False True\nTrue\n", "")
     commands = [*ROOT.glob("stages/[!_]*.py"), *ROOT.glob("pipeline_lib/**/__main__.py")]
     assert len(commands) >= 12
     assert all(re.search(r"run_stage\(main|one_line_errors\(", path.read_text()) for path in commands)

@@ -16,6 +16,8 @@ from tests.tracked_project import CLOSED, client_of, do, make_project
 def started(monkeypatch):
     """The commands that this process would have become."""
     commands = []
+    monkeypatch.setenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "true")
+    monkeypatch.delenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION")  # after the test it is as it was before
     monkeypatch.setattr(os, "execv", lambda _, command: commands.append(command))
     return commands
 
@@ -34,6 +36,8 @@ def test_a_project_without_a_store_gets_a_whole_one_before_the_server_starts(tmp
     [command] = started
     assert command[:4] == [sys.executable, "-m", "mlflow", "ui"]
     assert f"sqlite:///{tmp_path}/mlflow.db" in command
+    assert command[-2:] == ["--workers", "1"]
+    assert os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
 
 
 def test_views_of_an_earlier_version_become_current_and_keep_their_columns(tmp_path, monkeypatch, started):

@@ -17,6 +17,7 @@ from tests.peers.table import Table
 from tests.tiny_project import ROOT
 
 PARTS = {
+    "whole": training.whole,
     "agreement": training.agreement,
     "distillation": training.distillation,
     "contrastive": training.contrastive,
@@ -29,7 +30,7 @@ PARTS = {
 
 
 def main() -> None:
-    """Measure; `whole` runs first, for its outputs are what all others read."""
+    """Measure; all parts read the outputs of the first stages, which `whole` makes anew."""
     parser = argparse.ArgumentParser(prog="python -m tests.peers", description=what)
     for one in dataclasses.fields(inputs.Sizes):
         parser.add_argument(f"--{one.name}", type=int, default=one.default, metavar="N", help="(default: %(default)s)")
@@ -50,8 +51,8 @@ def main() -> None:
         world = inputs.World((kept or Path(temporary)).resolve() / "project", sizes)
         if not world.root.exists():
             inputs.make(world.root, sizes)
-        if "stages" not in table.facts or not world.paths.refined.is_dir():
-            training.whole(table, world)
+        if "whole" not in parts and not world.paths.teacher.is_dir():
+            training.make_inputs(world)
         os.chdir(world.root)  # the evaluation sets are read where they lie, as params.yaml names them
         for name in parts:
             PARTS[name](table, world)
