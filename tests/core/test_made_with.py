@@ -25,7 +25,7 @@ def test_what_is_written_is_params_yaml_with_what_it_leaves_out(folder):
     assert found["shard"] == written["shard"]
     assert found["data"]["parts"] == written["data"]["parts"]
     assert found["data"]["evaluation"]["naming"] == {
-        "images": None, "limit": None, "shift_of": None, **written["data"]["evaluation"]["naming"]
+        "images": None, "language": None, "limit": None, "shift_of": None, **written["data"]["evaluation"]["naming"]
     }  # fmt: skip
 
 

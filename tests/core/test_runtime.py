@@ -112,7 +112,8 @@ def test_a_terminal_without_a_sign_shows_a_plain_one(encoding, shown):
 @pytest.mark.parametrize("command", ["stages.refine", "pipeline_lib.calibrate"])
 def test_ctrl_c_while_a_command_is_imported_is_one_line(command, tmp_path):
     """A torch that takes its time, and a key pressed meanwhile."""
-    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    slow = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(30)\n"
+    (tmp_path / "torch.py").write_text(slow)
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     done = subprocess.run([sys.executable, "-m", command], env=environment, capture_output=True, timeout=60)
     assert (done.returncode, done.stderr) == (-signal.SIGINT, b"interrupted\n")

@@ -39,7 +39,7 @@ def test_minilm_with_the_demo_base_s_own_projection_is_the_demo_base(tmp_path):
     """The whole new path against the old one: tokenizer, tower, pooling, projection; same order of all texts."""
     base = demo.join_towers(SETTINGS, tmp_path / "base")
     reading = Reading(attention="own", pooling="mean", prompt="{}", max_length=base.context_length)
-    settings = LanguageSettings(stages={}, source="minilm", path=None, **reading.__dict__)
+    settings = LanguageSettings(stages={}, source="minilm", path=None, tune=None, **reading.__dict__)
     module, tokenizer, *_ = read_source(settings)
     save_language(LanguageModel(module, tokenizer, reading, tmp_path), tmp_path / "language")
     new = joined(base, tmp_path / "language")
