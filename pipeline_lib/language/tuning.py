@@ -28,7 +28,7 @@ from pipeline_lib.refine.sampling import Draws, epoch_order
 
 log = logging.getLogger(__name__)
 CHECKPOINT = "tuning.pt"
-MERGED = 1e-4  # relative difference of features up to which the merged model counts as the tuned one
+MERGED = 1e-3  # relative difference of features up to which the merged model counts as the tuned one: rounding in fp32
 
 
 @dataclass(frozen=True)

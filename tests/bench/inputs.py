@@ -144,7 +144,7 @@ def quiet(stage: str, root: Path) -> None:
 
 def paths_of(root: Path) -> Paths:
     """The outputs of the project `root`."""
-    return Paths(**{name: root / "data" / name for name in Paths.__dataclass_fields__})
+    return Paths(**{name: root / "data" / name for name in Paths.__dataclass_fields__} | {"text": root / "data/base"})
 
 
 def write_small_set(directory: Path, count: int) -> None:

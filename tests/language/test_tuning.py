@@ -184,7 +184,10 @@ def test_a_real_decoder_is_made_bidirectional_tuned_and_merged(sharded):
     causal = load_language(sharded / "data/language")
     assert causal.attention.causal
     write_params(
-        sharded, **values, language__attention="bidirectional", language__tune={**TUNE, "epochs": 1, "batch_size": 16}
+        sharded,
+        **values,
+        language__attention="bidirectional",
+        language__tune={**TUNE, "epochs": 1, "batch_size": 16, "learning_rate": 2e-4},
     )
     run_stage("language", sharded)
     found = artifacts.read_manifest(sharded / "data/language")
