@@ -193,7 +193,7 @@ def test_a_real_decoder_is_made_bidirectional_tuned_and_merged(sharded):
     found = artifacts.read_manifest(sharded / "data/language")
     assert found["language"]["causal"] is False
     assert found["language"]["width"] == 576
-    assert found["tuning"]["merge_difference"] < 1e-5
+    assert found["tuning"]["merge_difference"] < 1e-4
     assert found["tuning"]["num_steps"] == 3
     tuned = load_language(sharded / "data/language")
     ids = causal.tokenize(["a red circle on white", "a red circle on black"])
