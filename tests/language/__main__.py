@@ -125,7 +125,7 @@ def line(name: str, runs: list[list[float]], seconds: float) -> str:
     return f"| {name} | {' | '.join(cells)} | {seconds:.0f} |"
 
 
-def own_rows(study: Study, seeds: range) -> None:
+def own_rows(study: Study, seeds: range, recipes: list[str]) -> None:
     """The base, and what refining it with its own text tower gives."""
     base = model.load(study.paths().base)
     texts = study.embed(base)
@@ -133,7 +133,7 @@ def own_rows(study: Study, seeds: range) -> None:
     print(f"retrieval of captions by captions, own text tower: {caption_retrieval(texts['eval']):.1f}")
     print(line("base", [scores(images, texts, lambda x: x)], 0), flush=True)
     study.run("cache_teacher")
-    for recipe in ("contrastive", "clip_refine"):
+    for recipe in recipes:
         runs, seconds = [], 0.0
         for seed in seeds:
             seconds += study.run("refine", refine__recipe=recipe, refine__seed=seed, **_keys(TRAINED))
@@ -196,6 +196,7 @@ def main() -> None:
     parser.add_argument("--labelled", type=Path, help="folder of classes")
     parser.add_argument("--seeds", type=int, default=3, help="(default: %(default)s)")
     parser.add_argument("--sources", default="minilm,smollm2", help="(default: %(default)s)")
+    parser.add_argument("--recipes", default="contrastive,clip_refine", help="on the own tower (default: %(default)s)")
     options = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     seeds, started = range(options.seeds), time.time()
@@ -203,7 +204,7 @@ def main() -> None:
         study = Study(Path(top), options.photographs, options.labelled)
         print(f"base and shards: {study.run('base', 'shard'):.0f} CPU s")
         print("| | i→t R@1 | R@5 | R@10 | t→i R@1 | R@5 | R@10 | top-1 | CPU s a run |")
-        own_rows(study, seeds)
+        own_rows(study, seeds, [name for name in options.recipes.split(",") if name])
         if "minilm" in options.sources:
             language_rows(study, Text("minilm"), seeds, (0, 4), trains=True)
             language_rows(study, Text("minilm", tuned=True), seeds, (0,), trains=False)
