@@ -76,12 +76,14 @@ def open_set(place: Place) -> Source:
         return karpathy.open_file(place, path, IMAGE_FOLDERS)
     folder = place.find_image_folder(IMAGE_FOLDERS)
     rows = Rows(path)
-    captions: dict[str, list[str]] = {}
+    named: dict[str, list[str]] = {}
     for name, caption in read_captions(rows, folder):
-        captions.setdefault(name, []).append(caption)
+        named.setdefault(name, []).append(caption)
     rows.check()
-    _refuse_tags(path, captions)
-    captions = {_image_file(place, folder, name): texts for name, texts in captions.items()}
+    _refuse_tags(path, named)
+    captions: dict[str, list[str]] = {}
+    for name, texts in named.items():
+        captions.setdefault(_image_file(place, folder, name), []).extend(texts)
 
     def make() -> Iterator[Sample]:
         return (make_file_sample(folder, name, texts) for name, texts in captions.items())

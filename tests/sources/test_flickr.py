@@ -186,6 +186,13 @@ def test_coco_cn_joins_names_without_extension_by_the_folder_of_their_split(tmp_
     assert [sample.image.read() for sample in samples] == [image_file(0), image_file(1)]
 
 
+def test_an_image_that_rows_name_with_and_without_its_extension_keeps_all_its_captions(tmp_path):
+    write(tmp_path / "images/1.jpg", image_file(1))
+    write(tmp_path / "captions.token", "1.jpg#0\tOne .\n1#0\tTwo .\n1.jpg#1\tThree .\n")
+    [sample] = open_source(data(tmp_path, "flickr")).samples
+    assert sorted(sample.captions) == ["One .", "Three .", "Two ."]
+
+
 def test_a_name_without_extension_is_one_file_or_refused(tmp_path):
     write(tmp_path / "images/a.png", image_file(0, "PNG"))
     write(tmp_path / "images/b", image_file(1))
