@@ -194,7 +194,7 @@ def test_a_real_decoder_is_made_bidirectional_tuned_and_merged(sharded):
     assert found["language"]["causal"] is False
     assert found["language"]["width"] == 576
     assert found["tuning"]["merge_difference"] < 1e-4
-    assert found["tuning"]["num_steps"] == 3
+    assert found["tuning"]["num_steps"] == found["tuning"]["num_images"] // 16 >= 2
     tuned = load_language(sharded / "data/language")
     ids = causal.tokenize(["a red circle on white", "a red circle on black"])
     with torch.no_grad():
