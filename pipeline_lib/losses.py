@@ -130,7 +130,9 @@ def caption_pair_loss(logits: torch.Tensor, equal: torch.Tensor) -> torch.Tensor
 
 
 def alignment_loss(image_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
-    """Mean squared distance of the pairs, mean ‖f̂ − ĝ‖². Source: Wang & Isola 2020 (arXiv 2005.10242).
+    """Mean squared distance of the pairs, mean ‖f̂ − ĝ‖², twice the mean of 1 − f̂·ĝ.
+
+    Source: Wang & Isola 2020 (arXiv 2005.10242).
 
     Args:
         image_features: [B, D], L2-normalised.
@@ -141,20 +143,6 @@ def alignment_loss(image_features: torch.Tensor, text_features: torch.Tensor) ->
     """
     _check_pairs(image_features, text_features)
     return (image_features - text_features).square().sum(dim=-1).mean()
-
-
-def anchor_loss(features: torch.Tensor, anchor_features: torch.Tensor) -> torch.Tensor:
-    """Mean of 1 − cosine between features and what they shall stay near, row by row; the anchor is detached.
-
-    Args:
-        features: [B, D], L2-normalised.
-        anchor_features: [B, D], L2-normalised.
-
-    Raises:
-        ValueError: Shapes differ.
-    """
-    _check_pairs(features, anchor_features)
-    return (1 - (features * anchor_features.detach()).sum(dim=-1)).mean()
 
 
 def mixup_contrastive_loss(

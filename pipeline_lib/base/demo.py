@@ -11,7 +11,6 @@ equals the logit scale, as in OpenAI's CLIP, because losses on raw dot products 
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import math
 import zipfile
@@ -29,6 +28,7 @@ from pipeline_lib.base import checkpoints
 from pipeline_lib.base.settings import DemoSettings
 from pipeline_lib.core import artifacts, images, runtime
 from pipeline_lib.core.errors import UserError
+from pipeline_lib.core.packages import package_file
 from pipeline_lib.losses import contrastive_loss
 from pipeline_lib.model.embed import embed_images, embed_texts_by_length
 from pipeline_lib.sources.samples import Sample
@@ -98,12 +98,8 @@ def join_towers(settings: DemoSettings, directory: Path) -> model.Clip:
 
 
 def _package_file(package: str, name: str) -> Path:
-    """Find a data file of an installed package without importing the package."""
-    try:
-        path = Path(str(importlib.metadata.distribution(package).locate_file(name)))
-    except importlib.metadata.PackageNotFoundError:
-        path = None
-    if path is None or not path.is_file():
+    path = package_file(package, name)
+    if path is None:
         raise UserError(f"base.source: `demo` needs the package {package}; pip install '.[demo]'")
     return path
 

@@ -35,7 +35,10 @@ def load_student(
     """
     base = model.load(paths.base, device=device)
     if paths.has_language:
-        facts = read_language(paths)["language"]
+        manifest = read_language(paths)
+        for name in manifest["files"]:
+            artifacts.check_file(paths.text, name, manifest)
+        facts = manifest["language"]
         return base, model.join(base, paths.text, facts, adapter, seed=seed, logit_scale=logit_scale)
     if logit_scale is not None:
         base.module.logit_scale.data.fill_(logit_scale).log_()
@@ -43,12 +46,9 @@ def load_student(
 
 
 def read_language(paths: Paths) -> dict[str, Any]:
-    """Return the manifest of the language model, whose files are compared with it.
+    """Return the manifest of the language model; `load_student` compares its files with it.
 
     Raises:
-        UserError: The folder is missing, or was changed after it was written.
+        UserError: The folder is missing or unfinished.
     """
-    manifest = artifacts.read_manifest(paths.text, stage=LANGUAGE)
-    for name in manifest["files"]:
-        artifacts.check_file(paths.text, name, manifest)
-    return manifest
+    return artifacts.read_manifest(paths.text, stage=LANGUAGE)

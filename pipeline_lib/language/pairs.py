@@ -98,7 +98,9 @@ def read_captions(part: shards.Part, language: LanguageModel) -> Captions:
 
 def equal_rows(queries: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
     """Return which documents are no negatives of which pair, bool [n, n]: equal to its own document or its query."""
-    same = (documents[:, None] == documents[None]).all(-1) | (queries[:, None] == documents[None]).all(-1)
+    _, text = torch.cat([queries, documents]).unique(dim=0, return_inverse=True)
+    query, document = text.chunk(2)
+    same = (document[:, None] == document) | (query[:, None] == document)
     return same.fill_diagonal_(False)
 
 

@@ -20,7 +20,7 @@ from pipeline_lib.core.runtime import RuntimeSettings
 from pipeline_lib.language.pairs import measure_caption_retrieval, read_captions
 from pipeline_lib.language.settings import LanguageSettings
 from pipeline_lib.language.sources import read_source
-from pipeline_lib.language.tuning import Tuning, described
+from pipeline_lib.language.tuning import CHECKPOINT, Tuning
 from pipeline_lib.model.features import row_difference
 from pipeline_lib.model.language import LanguageModel, Reading, load_language, save_language
 from pipeline_lib.model.licence import copy_licences
@@ -99,12 +99,13 @@ def _tune(job: Job, language: LanguageModel, work: Path) -> tuple[LanguageModel,
     language.module.to(runtime.pick_device(job.runtime.device))
     before = measure_caption_retrieval(held_out, language, PASS_SIZE) if held_out else None
     tuning = Tuning.start(language, captions, job.settings.tune)
-    tuning.resume(work / "tuning.pt")
+    tuning.resume(work / CHECKPOINT)
     tuning.run(work, job.runtime, job.run)
     merged, found = tuning.merge()
     if held_out and before is not None:
         after = measure_caption_retrieval(held_out, merged, PASS_SIZE)
-        found |= described(before, after, len(held_out))
+        found |= {"caption_pair_recall_at_1_before": before, "caption_pair_recall_at_1_after": after}
+        found["caption_pair_candidates"] = float(len(held_out))
         log.info(
             "captions of val that find another caption of their image first, of %d: %.1f %% before, %.1f %% after",
             *(len(held_out), 100 * before, 100 * after),

@@ -16,6 +16,7 @@ import torch
 
 from pipeline_lib.core import artifacts
 from pipeline_lib.core.errors import UserError
+from pipeline_lib.core.packages import package_file
 from pipeline_lib.language.settings import LanguageSettings
 from pipeline_lib.model.language import INSTALL, read_transformers
 from pipeline_lib.model.licence import licence_beside
@@ -82,11 +83,8 @@ def _folder(settings: LanguageSettings) -> Source:
 
 
 def _package_file(package: str, name: str, remedy: str) -> Path:
-    try:
-        path = Path(str(importlib.metadata.distribution(package).locate_file(name)))
-    except importlib.metadata.PackageNotFoundError:
-        path = None
-    if path is None or not path.is_file():
+    path = package_file(package, name)
+    if path is None:
         raise UserError(f"language.source: needs the package {package}; {remedy}")
     return path
 

@@ -8,7 +8,6 @@ the end LoRA is merged in fp32, and the merged model compared with the unmerged 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -190,12 +189,3 @@ def _switch_dropout(lora: Any, *, on: bool) -> None:
     for name, layer in lora.named_modules():
         if "lora_dropout" in name:
             layer.train(on)
-
-
-def described(before: float, after: float, num_candidates: int) -> Mapping[str, float]:
-    """Name what tuning did to the retrieval of captions by captions, with the number of candidates."""
-    return {
-        "caption_pair_recall_at_1_before": before,
-        "caption_pair_recall_at_1_after": after,
-        "caption_pair_candidates": float(num_candidates),
-    }

@@ -274,9 +274,11 @@ def llm2clip(
     """L = InfoNCE + λ₁ mean(1 − f̂·F̂) + λ₂ mean(1 − ĝ·Ĝ): LLM2CLIP's loss, with anchors in the old space."""
     terms = contrastive(student, teacher, draws)
     if image_anchor:
-        terms["image_anchor_loss"] = image_anchor * losses.anchor_loss(student.image_features, teacher.image_features)
+        distance = losses.alignment_loss(student.image_features, teacher.image_features)
+        terms["image_anchor_loss"] = image_anchor * distance / 2
     if text_anchor:
-        terms["text_anchor_loss"] = text_anchor * losses.anchor_loss(student.text_features, teacher.text_features)
+        distance = losses.alignment_loss(student.text_features, teacher.text_features)
+        terms["text_anchor_loss"] = text_anchor * distance / 2
     return terms
 
 

@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline_lib.sources.jsonl import values
+from pipeline_lib.sources.jsonl import good_values
 from pipeline_lib.sources.place import Place
 from pipeline_lib.sources.samples import Sample, Source, is_inside, make_file_sample
 from pipeline_lib.sources.tables import Rows
@@ -45,12 +45,8 @@ def open_set(place: Place) -> Source:
     folder = place.find_image_folder(("images", "."))
     rows = Rows(path)
     found: list[tuple[str, str, str]] = []
-    for number, value, fault in values(path):
-        rows.read += 1
-        if fault or not _is_good(value):
-            rows.leave_out(number, fault or EXPECTED)
-        else:
-            found.append((value["image_file"], value["description"], value["split"]))
+    for _, value in good_values(rows, _is_good, EXPECTED):
+        found.append((value["image_file"], value["description"], value["split"]))
     rows.check()
 
     def make() -> Iterator[Sample]:

@@ -28,7 +28,7 @@ from __future__ import annotations
 import json
 import os
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -160,6 +160,16 @@ def read_values(path: Path) -> Iterator[tuple[int, Any]]:
         if fault:
             raise UserError(f"{path}: line {number}: {fault}")
         yield number, value
+
+
+def good_values(rows: Rows, is_good: Callable[[Any], bool], expected: str) -> Iterator[tuple[int, Any]]:
+    """Yield (number, value) of what `is_good` in the file of `rows`, which counts all and leaves out the rest."""
+    for number, value, fault in values(rows.path):
+        rows.read += 1
+        if fault or not is_good(value):
+            rows.leave_out(number, fault or expected)
+        else:
+            yield number, value
 
 
 def values(path: Path) -> Iterator[tuple[int, Any, str]]:

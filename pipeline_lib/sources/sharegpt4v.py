@@ -32,7 +32,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from pipeline_lib.sources.jsonl import values
+from pipeline_lib.sources.jsonl import good_values
 from pipeline_lib.sources.place import Place
 from pipeline_lib.sources.samples import FileImage, Sample, Source, extension_of, is_inside, make_sample
 from pipeline_lib.sources.tables import Rows
@@ -53,13 +53,9 @@ def open_set(place: Place) -> Source:
     splits = ("test", "train") if path.name.startswith(PUBLISHED) else ()
     rows = Rows(path, unit="entry")
     found: list[tuple[str, str, str]] = []
-    for number, value, fault in values(path):
-        rows.read += 1
-        if fault or not _is_good(value):
-            rows.leave_out(number, fault or EXPECTED)
-        else:
-            split = splits[number > HEAD] if splits else ""
-            found.append((value["image"], value["conversations"][1]["value"], split))
+    for number, value in good_values(rows, _is_good, EXPECTED):
+        split = splits[number > HEAD] if splits else ""
+        found.append((value["image"], value["conversations"][1]["value"], split))
     rows.check()
 
     def make() -> Iterator[Sample]:

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline_lib.core.errors import UserError
-from pipeline_lib.sources.jsonl import values
+from pipeline_lib.sources.jsonl import good_values
 from pipeline_lib.sources.place import Place
 from pipeline_lib.sources.samples import Sample, Source, is_inside, make_file_sample
 from pipeline_lib.sources.tables import Rows
@@ -42,11 +42,7 @@ def open_set(place: Place) -> Source:
     folder = place.find_image_folder(("images",))
     rows, languages = Rows(path), set[str]()
     captions: list[tuple[str, list[Any]]] = []
-    for number, value, fault in values(path):
-        rows.read += 1
-        if fault or not isinstance(value, dict) or not is_inside(".", value.get(KEY)):
-            rows.leave_out(number, fault or EXPECTED)
-            continue
+    for number, value in good_values(rows, _names_an_image, EXPECTED):
         texts = {name: block["caption"] for name, block in value.items() if _is_good(block)}
         languages |= texts.keys()
         if place.language in texts:
@@ -63,6 +59,10 @@ def open_set(place: Place) -> Source:
 
     facts = {LANGUAGE: place.language, "captions": "all of each image"}
     return place.make_source(make, image_folder=folder, captioned=True, rows=rows, facts=facts)
+
+
+def _names_an_image(value: Any) -> bool:
+    return isinstance(value, dict) and is_inside(".", value.get(KEY))
 
 
 def _is_good(block: Any) -> bool:

@@ -126,6 +126,15 @@ def test_self_kd_is_zero_at_the_teacher_and_contrastive_uses_cosines():
     torch.testing.assert_close(run("contrastive_raw", s)["contrastive_loss"], losses.contrastive_loss(100 * raw))
 
 
+def test_llm2clip_is_contrastive_with_one_minus_the_cosine_to_each_anchor():
+    s, t = features(1), features(2)
+    found = run("llm2clip", s, t, image_anchor=0.3, text_anchor=0.2)
+    far = [1 - F.cosine_similarity(a, b).mean() for a, b in zip(s[:2], t[:2], strict=True)]
+    torch.testing.assert_close(found["image_anchor_loss"], 0.3 * far[0])
+    torch.testing.assert_close(found["text_anchor_loss"], 0.2 * far[1])
+    assert torch.equal(found["contrastive_loss"], run("contrastive", s)["contrastive_loss"])
+
+
 def prior(**changes):
     return {**BLOCKS["rafa"]["prior"], **changes}
 
