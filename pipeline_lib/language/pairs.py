@@ -1,9 +1,16 @@
-"""Pairs of captions of one image: who is the other of whom is a pure function of (seed, epoch, key)."""
+"""Pairs of captions of one image, or of texts of a file that say the same, such as a short and a long one.
+
+Which two are drawn, and which of them is the query, is a pure function of (seed, epoch, key).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,11 +21,18 @@ from pipeline_lib.model import Clip
 from pipeline_lib.model.embed import cut_length, embed_texts_by_length
 from pipeline_lib.model.language import LanguageModel, text_lengths
 from pipeline_lib.refine.sampling import caption_choice
+from pipeline_lib.sources.jsonl import good_values
+from pipeline_lib.sources.samples import encodable
+from pipeline_lib.sources.tables import Rows
+
+log = logging.getLogger(__name__)
+EXPECTED = 'expected {"captions": ["short", "long and more exact"]}, two or more that differ'
+NAMED = 3  # lines that the log names
 
 
 @dataclass(frozen=True)
 class Captions:
-    """The different captions of N images that have at least two, as token ids [M, L]."""
+    """The different captions of N images (or lines of a file) that have at least two, as token ids [M, L]."""
 
     token_ids: torch.Tensor
     key_digests: Sequence[bytes]  # N
@@ -84,16 +98,57 @@ def read_captions(part: shards.Part, language: LanguageModel) -> Captions:
 
     There may be none.
     """
+    return _tokenized(((shards.text_digest(entry.key), entry.captions) for entry in part.entries()), language)
+
+
+def read_pairs(path: Path, language: LanguageModel, held_out: Collection[str]) -> tuple[Captions, dict[str, float]]:
+    """Read lines `{"captions": ["short", "long and more exact"]}` of a file; return them, and what became of the lines.
+
+    Args:
+        path: JSON Lines, or a JSON list, plain or packed by gzip; other keys of a line are not looked at.
+        language: The model in whose tokens texts are equal.
+        held_out: Captions that a model is judged by; a line with one of them is left out.
+
+    Returns:
+        The captions; `pair_lines`, `pair_lines_bad` and `pair_lines_held_out`, which are logged too.
+
+    Raises:
+        UserError: The file cannot be read, or no line is of this form.
+    """
+    rows, groups, known = Rows(path), list[tuple[bytes, list[str]]](), 0
+    for _, value in good_values(rows, _is_group, EXPECTED):
+        texts = [encodable(text.strip()) for text in value["captions"]]
+        if any(text in held_out for text in texts):
+            known += 1
+        else:
+            groups.append((shards.text_digest("\n".join(texts)), texts))
+    rows.check()
+    for name, reason in islice(rows.named(), NAMED):
+        log.warning("language.tune.pairs: %s: left out: %s", name, reason)
+    captions = _tokenized(groups, language)
+    found = {"pair_lines": rows.read, "pair_lines_bad": len(rows.bad), "pair_lines_held_out": known}
+    log.info("%s: %d lines, %d not of their form, %d with a caption that is held out", path, *found.values())
+    return captions, {name: float(count) for name, count in found.items()}
+
+
+def _tokenized(groups: Iterable[tuple[bytes, Sequence[str]]], language: LanguageModel) -> Captions:
     ids, digests, starts = list[torch.Tensor](), list[bytes](), [0]
-    for entry in part.entries():
-        tokens = language.tokenize(list(dict.fromkeys(entry.captions)))
+    for digest, texts in groups:
+        tokens = language.tokenize(list(dict.fromkeys(texts)))
         distinct = torch.stack([*{tuple(row.tolist()): row for row in tokens}.values()])
         if len(distinct) > 1:
             ids.append(distinct)
-            digests.append(shards.text_digest(entry.key))
+            digests.append(digest)
             starts.append(starts[-1] + len(distinct))
     none = torch.empty(0, language.reading.max_length, dtype=torch.int64)
     return Captions(torch.cat([none, *ids]), digests, np.array(starts))
+
+
+def _is_group(value: Any) -> bool:
+    texts = value.get("captions") if isinstance(value, dict) else None
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        return False
+    return len({text.strip() for text in texts} - {""}) > 1 and all(text.strip() for text in texts)
 
 
 def equal_rows(queries: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from pipeline_lib.core import artifacts, provenance, runtime, shards, work_folde
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.core.paths import LANGUAGE, Paths
 from pipeline_lib.core.runtime import RuntimeSettings
-from pipeline_lib.language.pairs import measure_caption_retrieval, read_captions
+from pipeline_lib.language.pairs import measure_caption_retrieval, read_captions, read_pairs
 from pipeline_lib.language.settings import LanguageSettings
 from pipeline_lib.language.sources import read_source
 from pipeline_lib.language.tuning import CHECKPOINT, Tuning
@@ -85,15 +86,23 @@ def _fingerprint(job: Job, language: LanguageModel) -> str:
     inputs = artifacts.read_manifest(job.paths.shards, stage=shards.STAGE)["digest"]
     read = language.tokenize(TEXTS).tolist()
     origin = [model.weights_digest(language.module.state_dict()), len(language.tokenizer), read]
+    if file := job.settings.tune.pairs:
+        if not os.path.isfile(file):
+            raise UserError(f"language.tune.pairs: {file} is no file; name one of JSON Lines, or write null")
+        origin.append(artifacts.sha256_file(Path(file)))
     code = [provenance.stage_digest(LANGUAGE), provenance.package_versions()]
     return artifacts.digest([dataclasses.asdict(job.settings), origin, inputs, code])
 
 
 def _tune(job: Job, language: LanguageModel, work: Path) -> tuple[LanguageModel, Mapping[str, float]]:
-    """Tune on part `refine`; measure before and after on part `val`, where there is one with pairs."""
+    """Tune on part `refine` or a file of pairs; measure before and after on part `val`, where it has pairs."""
     assert job.settings.tune is not None
     parts = {part.name: part for part in shards.read_training_parts(job.paths.shards)}
-    captions = read_captions(parts["refine"], language)
+    counts: Mapping[str, float] = {}
+    if file := job.settings.tune.pairs:
+        captions, counts = read_pairs(Path(file), language, _held_out(job.paths.shards))
+    else:
+        captions = read_captions(parts["refine"], language)
     held_out = read_captions(parts["val"], language) if "val" in parts else None
     held_out = held_out if held_out and len(held_out) else None
     language.module.to(runtime.pick_device(job.runtime.device))
@@ -111,7 +120,14 @@ def _tune(job: Job, language: LanguageModel, work: Path) -> tuple[LanguageModel,
             *(len(held_out), 100 * before, 100 * after),
         )
     merged.module.cpu()
-    return merged, {**found, "num_images": float(len(captions)), "num_steps": float(tuning.num_steps)}
+    return merged, {**found, **counts, "num_images": float(len(captions)), "num_steps": float(tuning.num_steps)}
+
+
+def _held_out(folder: Path) -> set[str]:
+    """Collect the captions of all parts and sets on which nothing is trained."""
+    names = artifacts.read_manifest(folder, stage=shards.STAGE)["parts"]
+    parts = [shards.read_part(folder / name) for name in names if name not in shards.LEARNED_FROM]
+    return {caption for part in parts for entry in part.entries() for caption in entry.captions}
 
 
 @torch.no_grad()

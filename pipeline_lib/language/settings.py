@@ -15,10 +15,16 @@ class Wanted:
 
 @block
 class TuneSettings:
-    """Tuning on pairs of captions of one image of part `refine`, by LoRA on all linear layers, merged at the end."""
+    """Tuning on pairs of texts that say the same, by LoRA on all linear layers, merged at the end."""
+
+    pairs: str | None
+    """A file of such texts, `{"captions": ["short", "long and more exact"]}` a line (JSON Lines, a JSON list, packed by
+    gzip or not); lines with a caption of a held-out part or set are left out and counted. null: the captions of each
+    image of part `refine`. DVC does not watch the file: after a change in it, `dvc repro -f language@make`.
+    """
 
     epochs: AtLeastOne
-    """Passes over the images that have two captions that differ; each shows another pair."""
+    """Passes over the images (or lines) that have two captions that differ; each shows another pair."""
 
     batch_size: Annotated[int, Range(at_least=2)]
     """Pairs in an optimiser step: a query's negatives are the other pairs' documents, equal texts left out."""

@@ -65,14 +65,15 @@ class Tuning:
         except ImportError as error:
             raise UserError(f"language.tune: peft is not there; {INSTALL}") from error
         if not len(captions):
+            of = f"line of {settings.pairs} without a held-out caption" if settings.pairs else "image of part `refine`"
             raise UserError(
-                "language.tune: no image of part `refine` has two captions that differ; write null, or take a set with "
-                "several captions an image"
+                f"language.tune: no {of} has two captions that differ; write null, or take a set with several captions "
+                "an image"
             )
         if len(captions) < settings.batch_size:
             raise UserError(
-                f"language.tune.batch_size: {settings.batch_size} is more than the {len(captions)} images with two "
-                "captions; lower it"
+                f"language.tune.batch_size: {settings.batch_size} is more than the {len(captions)} images "
+                "(or lines) with two captions; lower it"
             )
         options = {"r": settings.rank, "lora_alpha": settings.alpha, "lora_dropout": settings.dropout, "bias": "none"}
         with torch.random.fork_rng(devices=[]):

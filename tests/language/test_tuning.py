@@ -25,6 +25,7 @@ from tests.tiny_model import write_tiny_language
 from tests.tiny_project import write_params
 
 TUNE = {
+    "pairs": None,
     "epochs": 2,
     "batch_size": 8,
     "micro_batch": None,
@@ -229,8 +230,30 @@ def test_without_pairs_in_val_it_is_tuned_and_not_measured(project):
     assert "caption_pair_candidates" not in artifacts.read_manifest(project / "data/language")["tuning"]
 
 
+def test_pairs_of_a_file_are_learned_and_what_is_left_out_is_counted(project):
+    groups = [[f"number {number}", f"this is the number {number} and no other one"] for number in range(20)]
+    [known, *_] = shards.read_part(project / "data/shards/val").entries()
+    bad = [{"captions": ["one", " one "]}, {"captions": "one"}, {"captions": ["one", ""]}, {"captions": [1, 2]}, [1]]
+    lines = [{"captions": group, "source": "made"} for group in groups]
+    lines = [*bad, *lines, {"captions": ["something long and new", f" {known.captions[0]} "]}]
+    file = project / "pairs.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines) + "no JSON\n")
+    first = tuned(project, pairs="pairs.jsonl")
+    found = artifacts.read_manifest(project / "data/language")["tuning"]
+    assert found["num_images"] == len(groups)
+    assert [found[f"pair_lines{name}"] for name in ("", "_bad", "_held_out")] == [len(lines) + 1, len(bad) + 1, 1]
+    assert not equal(first, tuned(project))
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines[: len(bad)]))
+    with pytest.raises(UserError, match=r'pairs.jsonl: line 1: expected {"captions": \["short".*and so are all its 5'):
+        tuned(project, pairs="pairs.jsonl")
+    with pytest.raises(UserError, match=r"language.tune.pairs: nothing.jsonl is no file"):
+        tuned(project, pairs="nothing.jsonl")
+
+
 def test_too_few_pairs_are_refused_in_one_sentence(project):
-    with pytest.raises(UserError, match=r"language.tune.batch_size: 999 is more than the \d+ images with two captions"):
+    with pytest.raises(
+        UserError, match=r"language.tune.batch_size: 999 is more than the \d+ images \(or lines\) with two captions"
+    ):
         tuned(project, batch_size=999)
     index = project / "set/captions.jsonl"
     lines = [json.loads(line) for line in index.read_text().splitlines()]
