@@ -126,6 +126,8 @@ def _become(project: Path, module: object, end: int, before: Callable[[], None] 
         terminal.run_stage(module.main, None)  # type: ignore[attr-defined]
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 1
+    except KeyboardInterrupt:  # before `run_stage` listens; a command ends in one line there too, see `pipeline_lib`
+        code = 128 + signal.SIGINT
     except BaseException:
         import traceback
 
