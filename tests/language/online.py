@@ -26,7 +26,7 @@ class Online:
     def __post_init__(self) -> None:
         """Compute what is cached, and put LoRA into the language model where it is asked."""
         size = self.clip.preprocess.image_size
-        self.images = torch.randn(NUM_PAIRS, 3, *size, generator=torch.Generator().manual_seed(0))
+        self.images = torch.randint(256, (NUM_PAIRS, 3, *size), dtype=torch.uint8)
         self.language = self.clip.language()
         self.language.module.requires_grad_(False)
         with torch.no_grad():
