@@ -7,6 +7,7 @@ mlflow is imported when it is used; stages leave that to `tracking`.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import importlib.metadata
 import io
@@ -225,13 +226,13 @@ def model_note(subject: Subject) -> str:
     )
 
 
-def example_image() -> bytes:
-    """Draw an image, as PNG: what an input looks like, owned by nobody."""
+def example_image() -> str:
+    """Draw an image, the base64 of a PNG: what an input looks like in JSON, owned by nobody."""
     image = Image.new("RGB", (64, 64), "white")
     ImageDraw.Draw(image).ellipse((12, 12, 52, 52), fill="red")
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
-    return buffer.getvalue()
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _log_folder(subject: Subject) -> Any:

@@ -422,6 +422,15 @@ def test_the_model_folder_holds_no_pickle_and_says_what_it_needs(logged):
     assert "cloudpickle" not in str(described["flavors"]["python_function"].get("python_model"))
 
 
+def test_the_example_beside_the_model_is_a_request_that_is_answered(served, logged):
+    """As MLflow tries it out when the model is logged, and as a person who looks for an example sends it."""
+    folder, made = logged
+    [place] = (folder / "mlartifacts").rglob(f"*{made.uri.rpartition('/')[2]}*/**/serving_input_example.json")
+    request = json.loads(place.read_text())["dataframe_split"]
+    answer = served.predict(pd.DataFrame(request["data"], columns=request["columns"]))
+    assert np.isfinite([answer[f"{side}_embedding"][0] for side in ("image", "text")]).all()
+
+
 def test_the_run_hangs_below_the_row_and_names_the_run_that_made_the_weights(logged):
     from mlflow import MlflowClient
 
