@@ -28,6 +28,7 @@ TEXT_SIDE = "text_side"  # a key of open_clip_config.json
 LANGUAGE = "language"  # the folder inside
 ORIGIN = ("source", "license")  # facts of a language model that decide nothing
 ADAPTER = "text.adapter."  # the names of its weights begin so
+OTHER_SIDE = ("custom_text", "multimodal_cfg")  # keys of a configuration that are about the text tower, CoCa's decoder
 NO_TEXT = {"vocab_size": 1, "width": 8, "heads": 1, "layers": 1}  # the smallest text tower that open_clip makes
 
 
@@ -44,7 +45,8 @@ class JoinedModel(nn.Module):
 
     def encode_image(self, images: torch.Tensor, normalize: bool = False) -> torch.Tensor:
         """Return the features [B, D] of normalised images [B, 3, H, W]."""
-        features = self.visual(images)
+        found = self.visual(images)
+        features = found[0] if isinstance(found, tuple) else found  # CoCa's tower gives its tokens too
         return F.normalize(features, dim=-1) if normalize else features
 
     def encode_text(self, texts: torch.Tensor, normalize: bool = False) -> torch.Tensor:
@@ -132,8 +134,9 @@ def join(
         logit_scale: Multiplier on cosines to begin with: the space of the language model is not yet aligned.
     """
     config = copy.deepcopy(dict(base.config))
-    config["model_cfg"] = {key: value for key, value in config["model_cfg"].items() if key != "custom_text"}
+    config["model_cfg"] = {key: value for key, value in config["model_cfg"].items() if key not in OTHER_SIDE}
     config["model_cfg"]["text_cfg"] = {**NO_TEXT, "context_length": facts["max_length"]}
+    config["model_cfg"]["vision_cfg"].pop("output_tokens", None)
     origin = {key: facts[key] for key in ORIGIN if key in facts}
     computed = {key: value for key, value in facts.items() if key not in ORIGIN}
     config[TEXT_SIDE] = {"adapter": None if shape is None else asdict(shape), LANGUAGE: computed, "origin": origin}

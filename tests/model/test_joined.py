@@ -17,6 +17,7 @@ from pipeline_lib.model.embed import embed_texts, embed_texts_by_length
 from pipeline_lib.model.features import row_difference
 from pipeline_lib.model.language import LanguageModel, Reading, load_language, read_transformers, save_language
 from tests.base.test_demo import SETTINGS
+from tests.model.test_model import COCA, custom
 from tests.tiny_model import write_tiny_language, write_tiny_timm_clip
 
 TEXTS = ["a photo of a cat", "two dogs on a hill near a river, seen from the other side", "a", "a red bird"]
@@ -56,20 +57,30 @@ def test_minilm_with_the_demo_base_s_own_projection_is_the_demo_base(tmp_path):
 
 @torch.no_grad()
 @pytest.mark.parametrize("depth", [0, 2])
-@pytest.mark.parametrize("image_tower", ["native", "timm"])
+@pytest.mark.parametrize("image_tower", ["native", "timm", "coca"])
 def test_a_saved_folder_loads_back_with_the_same_features_and_survives_a_move(
     tiny_clip, language, tmp_path, depth, image_tower
 ):
     """From token ids, and from the language model's features, which training reads from a cache."""
-    folder = tiny_clip if image_tower == "native" else write_tiny_timm_clip(tmp_path / "timm")
+    folder = tiny_clip if image_tower == "native" else tmp_path / "base"
+    if image_tower == "timm":
+        write_tiny_timm_clip(folder)
+    if image_tower == "coca":
+        coca = custom(tmp_path / "made", **COCA)
+        coca.module.float()
+        model.save(coca, folder)
     clip = joined(model.load(folder), language, Shape(depth, 2, 0.0), seed=3, logit_scale=14.3)
     expected = clip.encode_text(clip.tokenize(TEXTS))
+    images = torch.randint(0, 256, (2, 3, *clip.image_size), dtype=torch.uint8)
+    seen = clip.encode_image(images)
+    assert torch.equal(seen, model.load(folder).encode_image(images))
     model.save(clip, tmp_path / "saved")
     (tmp_path / "saved").rename(tmp_path / "moved")
     language.rename(tmp_path / "gone")
     again = model.load(tmp_path / "moved")
     ids = again.tokenize(TEXTS)
     assert torch.equal(again.encode_text(ids), expected)
+    assert torch.equal(again.encode_image(images), seen)
     features = again.language().encode(ids)
     assert torch.equal(again.encode_text(features), expected)
     assert float(again.logit_scale) == pytest.approx(14.3)
