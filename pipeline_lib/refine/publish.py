@@ -49,7 +49,7 @@ def publish_refined(
     student, target = state.student, checkpoints.work / "refined"
     model.save(student, target)
     saved = model.load(target, device=student.device)
-    check_saved(student, saved, setup.part, setup.teacher.chunk_size)
+    check_saved(student, saved, setup.part)
     shutil.copyfile(checkpoints.history, target / artifacts.HISTORY)
     write_csv(checkpoints.history, target / HISTORY_CSV)
     _write_trained_on(setup.part, paths.base / artifacts.TRAINED_ON, target / artifacts.TRAINED_ON)
