@@ -156,8 +156,17 @@ def _read_weights(folder: Path) -> Tensors:
     raise UserError(f"{folder}: no {' or '.join(_WEIGHTS[::2])}, whole or in shards with their index")
 
 
-def is_named_so(tensors: Mapping[str, Any]) -> bool:
-    """Tell whether tensors go by CLIPModel's names."""
+def is_named_so(tensors: Mapping[str, Any], origin: Path | str) -> bool:
+    """Tell whether tensors go by CLIPModel's names; `origin` is where they come from, for the message.
+
+    Raises:
+        UserError: They go by SiglipModel's, whose configuration says more than the name of an architecture.
+    """
+    if {"text_model.head.weight", "vision_model.head.probe"} <= tensors.keys():
+        raise UserError(
+            f"{origin}: the tensors are those of transformers' SiglipModel, whose form of GELU only its config.json "
+            "says; give the folder of both as base.path, with `source: checkpoint` and `model: null`"
+        )
     return {"text_model.embeddings.token_embedding.weight", "visual_projection.weight"} <= tensors.keys()
 
 

@@ -234,7 +234,7 @@ def _open_clip_folder(folder: Path, work: Path) -> Made:
     tensors = checkpoints.read(checkpoints.shard_index(weights) or weights)
     model.copy_files(folder, work)
     clip = _assemble(work, found["model_cfg"], found.get("preprocess_cfg") or {}, tensors, str(folder))
-    if hugging_face.is_named_so(tensors) and (folder / model.TOWER_CONFIG).is_file():
+    if hugging_face.is_named_so(tensors, str(folder)) and (folder / model.TOWER_CONFIG).is_file():
         reference = agreement.make_reference(hugging_face.read_config(folder), tensors)
         named = "hf_tokenizer_name" in found["model_cfg"]["text_cfg"]
         agreement.check_features(clip, reference, None, agreement.read_tokenizer(folder) if named else None, folder)
@@ -265,9 +265,10 @@ def _assemble(
 
     The tensors may go by open_clip's names or by those of transformers' CLIPModel.
     """
+    theirs = hugging_face.is_named_so(tensors, origin)
     model.write_config(work, model_config, preprocess)
     clip = model.create(work)
-    named = hugging_face.convert_weights(tensors, origin) if hugging_face.is_named_so(tensors) else tensors
+    named = hugging_face.convert_weights(tensors, origin) if theirs else tensors
     model.load_weights(clip, named, origin, remedy)
     return clip
 

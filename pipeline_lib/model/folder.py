@@ -31,6 +31,7 @@ from pipeline_lib.model.clip import Clip
 from pipeline_lib.model.facts import compare_facts, compute_facts, recorded_facts
 from pipeline_lib.model.files import (
     CONFIG,
+    DESCRIBED,
     TOKENIZER_FILES,
     TOWER_CONFIG,
     WEIGHTS,
@@ -126,9 +127,13 @@ def _open_clip_module(directory: Path, config: Mapping[str, Any], *, with_weight
         if not (directory / TOWER_CONFIG).is_file():
             raise UserError(f"{directory / TOWER_CONFIG}: no such file; the text tower's configuration belongs there")
         text_config |= {"hf_model_name": place, "hf_model_pretrained": False}
-    towers = {"text_cfg": text_config}
-    if is_described(config["model_cfg"]["vision_cfg"], directory):
-        towers["vision_cfg"] = config["model_cfg"]["vision_cfg"] | {"timm_model_name": f"local-dir:{place}"}
+    towers, image_config = {"text_cfg": text_config}, config["model_cfg"]["vision_cfg"]
+    if is_described(image_config, directory):
+        towers["vision_cfg"] = image_config | {"timm_model_name": f"local-dir:{place}"}
+    elif image_config.get("timm_model_name") == DESCRIBED:
+        raise UserError(
+            f"{directory / TOWER_CONFIG}: describes no image tower of timm's; that of the model belongs there"
+        )
     try:
         with _quiet():
             return open_clip.create_model(

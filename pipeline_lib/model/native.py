@@ -80,12 +80,19 @@ def _foreign_image_tower(visual: Any) -> str:
     return "" if isinstance(visual.ln_pre, nn.LayerNorm) else "the image tower without its first layer norm"
 
 
-def _foreign_text_tower(clip: Clip) -> str:
-    text = clip.text_tower
+def foreign_texts(clip: Clip) -> str:
+    """Say what reads the texts where that is no text tower of open_clip's own; empty where it is."""
     if isinstance(clip, JoinedClip):
         return "the text side, a language model with an adapter"
-    if isinstance(text, open_clip.hf_model.HFTextEncoder):
-        return f"the text tower, transformers' {type(text.transformer).__name__}"
+    if isinstance(clip.text_tower, open_clip.hf_model.HFTextEncoder):
+        return f"the text tower, transformers' {type(clip.text_tower.transformer).__name__}"
+    return ""
+
+
+def _foreign_text_tower(clip: Clip) -> str:
+    text = clip.text_tower
+    if foreign := foreign_texts(clip):
+        return foreign
     if clip.text_cut_refusal:
         return f"the text tower: {clip.text_cut_refusal}"
     if not isinstance(text.text_projection, nn.Parameter):

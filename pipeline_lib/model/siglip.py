@@ -15,7 +15,7 @@ import timm.models
 from torch import nn
 
 from pipeline_lib.model.clip import Clip
-from pipeline_lib.model.native import Tower, activation_name, describe_transformer
+from pipeline_lib.model.native import Tower, activation_name, describe_transformer, foreign_texts
 
 
 class Siglip(NamedTuple):
@@ -41,6 +41,8 @@ def pools_by_attention(clip: Clip) -> bool:
 def describe_siglip(clip: Clip) -> Siglip | str:
     """Describe `clip`, whose image tower pools by attention, or say which part of it is of another kind."""
     trunk, text = clip.module.visual.trunk, clip.text_tower
+    if foreign := foreign_texts(clip):
+        return foreign
     if not isinstance(text, open_clip.transformer.TextTransformer):
         return f"the text tower, a {type(text).__name__}"
     if text.attn_mask is not None or text.pool_type != "last":

@@ -153,6 +153,24 @@ def test_what_open_clip_s_siglip_cannot_express_is_refused_by_file_and_key(spoil
     assert_left_nothing(tmp_path)
 
 
+@pytest.mark.parametrize("spoil", [lambda path: path.unlink(), lambda path: path.write_text("{}")])
+def test_without_its_image_tower_s_description_the_model_is_not_loaded(spoil, folder, tmp_path, monkeypatch):
+    """Also where timm would find another one, in the working directory."""
+    materialise(tmp_path / "base", path=str(folder))
+    shutil.copyfile(tmp_path / "base" / model.TOWER_CONFIG, tmp_path / model.TOWER_CONFIG)
+    monkeypatch.chdir(tmp_path)
+    spoil(tmp_path / "base" / model.TOWER_CONFIG)
+    with pytest.raises(UserError, match=r"base/config.json: describes no image tower"):
+        model.load(tmp_path / "base")
+
+
+def test_weights_alone_are_refused_for_the_folder(folder, tmp_path):
+    """open_clip's tags of SigLIP have another form of GELU."""
+    weights = str(folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"base.model `ViT-B-16-SigLIP`: .* SiglipModel.*; give the folder of both"):
+        materialise(tmp_path / "base", path=weights, model="ViT-B-16-SigLIP")
+
+
 @pytest.mark.skipif(importlib.util.find_spec("sentencepiece") is not None, reason="sentencepiece is installed")
 def test_a_tokenizer_of_a_package_that_is_missing_names_it(folder, tmp_path):
     """SiglipTokenizer, which published folders name, is sentencepiece's."""

@@ -22,6 +22,7 @@ from pipeline_lib.export.served_model import ServedClip
 from tests.base.made import hugging_face_model, siglip_model
 from tests.conftest import run_stage
 from tests.export.evaluated import inside, make_evaluated
+from tests.model.test_big_vision import DEPTH, HEADS, WIDTH, vit_test_siglip
 from tests.tiny_model import tiny_config, write_tiny_clip, write_tiny_hf_clip, write_tiny_timm_clip
 
 transformers = pytest.importorskip("transformers")
@@ -273,19 +274,27 @@ def test_captions_that_the_other_tokenizer_reads_otherwise_are_counted_and_shown
 
 
 def write_siglip(folder, *, clean=None, **changes):
-    """A model of SigLIP's architecture in open_clip's words, with a tokenizer of its own; `changes` to its text_cfg."""
+    """A model of SigLIP's architecture in open_clip's words, with a tokenizer of its own; `changes` to its text_cfg.
+
+    With `clean` it is as open_clip publishes them: it cleans texts itself, and its image tower has a name in timm.
+    """
     source = folder.with_name("source")
-    siglip_model(source, num_hidden_layers=1)
+    named = {"hidden_size": WIDTH, "num_attention_heads": HEADS, "num_hidden_layers": DEPTH}
+    named |= {"patch_size": 16, "intermediate_size": 4 * WIDTH, "hidden_act": "gelu"}
+    siglip_model(source, **({"vision": named, "text": {"projection_size": WIDTH}} if clean else {}))
     converted = hugging_face.read_folder(source)
     config = converted.model_config
     config["text_cfg"] |= {"hf_tokenizer_name": "nobody/tokens", **changes}
     model.copy_files(source, folder)
-    if clean:  # as open_clip publishes them: it cleans texts, the tokenizer does not
+    (folder / model.TOWER_CONFIG).unlink()
+    if clean:
+        config["vision_cfg"]["timm_model_name"] = vit_test_siglip.__name__
         config["text_cfg"]["tokenizer_kwargs"] = {"clean": clean}
         bare = json.loads((folder / "tokenizer.json").read_text()) | {"normalizer": None}
         (folder / "tokenizer.json").write_text(json.dumps(bare))
         converted.preprocess.pop("conventions")
-    artifacts.write_json(folder / model.TOWER_CONFIG, converted.image_tower)
+    else:
+        artifacts.write_json(folder / model.TOWER_CONFIG, converted.image_tower)
     model.write_config(folder, config, converted.preprocess)
     clip = model.create(folder)
     model.load_weights(clip, converted.tensors, "made")
