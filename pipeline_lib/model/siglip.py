@@ -12,6 +12,7 @@ import open_clip.timm_model
 import open_clip.transformer
 import timm.layers
 import timm.models
+from timm.models.vision_transformer import Block
 from torch import nn
 
 from pipeline_lib.model.clip import Clip
@@ -71,13 +72,16 @@ def _image_tower(trunk: Any) -> Tower | str:
     if type(trunk) is not timm.models.VisionTransformer:
         return f"kind, a {type(trunk).__name__}"
     blocks, pool = list(trunk.blocks), trunk.attn_pool
-    activations = {activation_name(part.mlp.act) for part in (*blocks, pool)}
+    parts = [*blocks, pool]
     norms = [trunk.norm, pool.norm, *(norm for block in blocks for norm in (block.norm1, block.norm2))]
-    eps = {norm.eps for norm in norms if isinstance(norm, nn.LayerNorm)}
+    kinds = {type(part) for part in (*blocks, *(part.mlp for part in parts), *norms)}
+    kinds = {kind for kind in kinds if not issubclass(kind, (Block, timm.layers.Mlp, nn.LayerNorm))}
+    kinds |= {type(part.mlp.act) for part in parts if not kinds and activation_name(part.mlp.act) is None}
+    if kinds:
+        return f"layers of kind {kinds.pop().__name__}"
     heads = {pool.num_heads, *(block.attn.num_heads for block in blocks)}
-    widths = {part.mlp.fc1.out_features for part in (*blocks, pool)}
-    if len(activations) > 1 or None in activations or not all(isinstance(norm, nn.LayerNorm) for norm in norms):
-        return f"layers, of activation {type(blocks[0].mlp.act).__name__} and norm {type(norms[-1]).__name__}"
-    if len(eps) > 1 or len(heads) > 1 or len(widths) > 1:
+    widths, eps = {part.mlp.fc1.out_features for part in parts}, {norm.eps for norm in norms}
+    activations = {str(activation_name(part.mlp.act)) for part in parts}
+    if any(len(values) > 1 for values in (heads, widths, eps, activations)):
         return "layers, which differ"
-    return Tower(trunk.embed_dim, len(blocks), heads.pop(), widths.pop(), str(activations.pop()), eps.pop())
+    return Tower(trunk.embed_dim, len(blocks), heads.pop(), widths.pop(), activations.pop(), eps.pop())

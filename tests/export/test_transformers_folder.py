@@ -346,7 +346,7 @@ def with_another_activation(clip):
         ({}, without_bias, "a model without 'logit_bias'"),
         ({}, with_class_token, "the tensor `visual.trunk.cls_token`"),
         ({}, with_another_norm, "the image tower's layers, which differ"),
-        ({}, with_another_activation, "the image tower's layers, of activation GELUTanh"),
+        ({}, with_another_activation, "the image tower's layers of kind ReLU"),
     ],
 )
 def test_what_a_siglip_model_cannot_hold_is_refused_by_its_part(changes, spoil, part, tmp_path):
