@@ -20,49 +20,60 @@ from pipeline_lib.core import artifacts, config, runtime
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.params import check
 from tests.conftest import run_stage
-from tests.tiny_model import write_tiny_clip
+from tests.language.test_run import ASKED
+from tests.tiny_model import write_tiny_clip, write_tiny_language
 from tests.tiny_project import ROOT, STAGES, make_project, write_params
 
 FOLDERS = ("base", "shards", "teacher", "pixels", "refined", "eval/base", "eval/refined", "report")
+
+
+def run_recorded(name, project):
+    """Run a stage; return the sections that it read but for those of `check_params`, which decides no result."""
+    sections = set()
+    original, check_params = config.raw_section, check.check_params
+
+    def recording(params_file, section):
+        sections.add(section)
+        return original(params_file, section)
+
+    def unrecorded(params_file):
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(config, "raw_section", original)
+            check_params(params_file)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(config, "raw_section", recording)
+        patch.setattr(check, "check_params", unrecorded)
+        run_stage(name, project)
+    return sections
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A project in which all stages ran, with the sections each of them read."""
     project = make_project(tmp_path_factory.mktemp("whole") / "project", evaluate__wise_ft=[0.5])
-    sections = {}
-    original, check_params = config.raw_section, check.check_params
-    for name in STAGES:
-        sections[name] = set()
+    return project, {name: run_recorded(name, project) for name in STAGES}
 
-        def recording(params_file, section, into=sections[name]):
-            into.add(section)
-            return original(params_file, section)
 
-        def unrecorded(params_file):
-            with pytest.MonkeyPatch.context() as inner:
-                inner.setattr(config, "raw_section", original)
-                check_params(params_file)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(config, "raw_section", recording)
-            patch.setattr(check, "check_params", unrecorded)
-            run_stage(name, project)
-    return project, sections
+@pytest.fixture(scope="module")
+def optional(tmp_path_factory):
+    """The sections that the optional stage read."""
+    project = make_project(tmp_path_factory.mktemp("optional") / "project", num_samples=48, **ASKED)
+    write_tiny_language(project / "llama")
+    for name in ("base", "shard"):
+        run_stage(name, project)
+    return run_recorded("language", project)
 
 
 def digests(project):
     return {name: artifacts.read_manifest(project / "data" / name)["digest"] for name in FOLDERS}
 
 
-@pytest.mark.parametrize("name", STAGES)
-def test_a_stage_reads_the_sections_it_declares(whole, name):
-    """With tests/test_pipeline_graph.py: a stage that read an undeclared parameter would leave stale results.
-
-    What `check_params` reads changes no result, so it does not count.
-    """
+@pytest.mark.parametrize("name", [*STAGES, "language"])
+def test_a_stage_reads_the_sections_it_declares(name, request):
+    """With tests/test_pipeline_graph.py: a stage that read an undeclared parameter would leave stale results."""
     declared = set(importlib.import_module(f"stages.{name}").SECTIONS)
-    read = whole[1][name]
+    read = request.getfixturevalue("optional") if name == "language" else request.getfixturevalue("whole")[1][name]
     assert read <= declared
     assert declared - read <= {"tracking"}  # read by tracking itself where it is switched on
 

@@ -137,10 +137,15 @@ def write_tiny_language(directory: Path, kind: str = "llama", seed: int = 0, **s
 
 
 def write_tiny_joined(
-    directory: Path, kind: str = "llama", depth: int = 0, license: str = "that of a test", **reading
+    directory: Path,
+    kind: str = "llama",
+    depth: int = 0,
+    license: str = "that of a test",
+    base: Path | None = None,
+    **reading,
 ) -> Path:
     """A tiny image tower joined with a tiny language model, all with random weights; `reading` is how that is read."""
-    base = model.load(write_tiny_clip(directory.with_name(f"{directory.name}_base"), seed=1))
+    image_side = model.load(base or write_tiny_clip(directory.with_name(f"{directory.name}_base"), seed=1))
     source = write_tiny_language(directory.with_name(f"{directory.name}_{kind}"), kind)
     how = Reading(**{"attention": "own", "pooling": "mean", "prompt": "{}", "max_length": 24, **reading})
     save_language(LanguageModel(*read_transformers(source), how, source), directory / "language")
@@ -148,7 +153,7 @@ def write_tiny_joined(
         "source": {"kind": "folder", "folder": kind},
         "license": license,
     }
-    model.save(model.join(base, directory / "language", facts, Shape(depth, 2, 0.0), seed=3), directory)
+    model.save(model.join(image_side, directory / "language", facts, Shape(depth, 2, 0.0), seed=3), directory)
     return directory
 
 

@@ -7,6 +7,7 @@ that rounds otherwise, no text that open_clip mends first.
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import os
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from PIL import Image
 
 from pipeline_lib import model
 from pipeline_lib.base.checkpoints import Tensors
+from pipeline_lib.base.kinds import KINDS
 from pipeline_lib.core.errors import UserError, first_lines
 from pipeline_lib.model.features import row_difference
 from pipeline_lib.model.preprocess import CONVENTIONS
@@ -82,6 +84,8 @@ def check_texts(clip: model.Clip, tokenizer: Any, origin: Path | str, remedy: st
 def different_ids(clip: model.Clip, tokenizer: Any, texts: Sequence[str]) -> torch.Tensor:
     """Return where the token ids of `clip` and of transformers' tokenizer differ, bool [N, L]; padding is padding."""
     found, given = clip.tokenize(list(texts)), tokenize(tokenizer, texts, clip.context_length)
+    if "attention_mask" not in given:  # of SigLIP, to which padding is a token like others
+        return found != given["input_ids"]
     padding = clip.tokenize([""])[0, -1]
     return found != given["input_ids"].where(given["attention_mask"].bool(), padding)
 
@@ -94,7 +98,7 @@ def check_features(
     origin: Path | str,
     remedy: str = NOT_TAKEN,
 ) -> float:
-    """Compare raw features of `clip` with those of a transformers.CLIPModel, each on its own pixels and token ids.
+    """Compare raw features of `clip` with those of transformers' model, each on its own pixels and token ids.
 
     Args:
         clip: The model of open_clip.
@@ -117,13 +121,18 @@ def check_features(
     token_ids = clip.tokenize(texts)
     inputs = tokenize(tokenizer, texts, clip.context_length) if tokenizer else {"input_ids": token_ids}
     with torch.no_grad():
-        expected_image = reference.visual_projection(reference.vision_model(pixel_values=given).pooler_output)
-        expected_text = reference.text_projection(reference.text_model(**inputs).pooler_output)
+        expected_image = reference.vision_model(pixel_values=given).pooler_output
+        expected_text = reference.text_model(**inputs).pooler_output
+        if hasattr(reference, "visual_projection"):  # a CLIPModel; SigLIP's towers project themselves
+            expected_image = reference.visual_projection(expected_image)
+            expected_text = reference.text_projection(expected_text)
         differences = {
             "image features": row_difference(clip.encode_image(pixels), expected_image),
             "text features": row_difference(clip.encode_text(token_ids), expected_text),
             "the logit scale": _relative(clip.logit_scale, reference.logit_scale.exp().reshape(())),
         }
+        if clip.logit_bias is not None:
+            differences["the logit bias"] = _relative(clip.logit_bias, reference.logit_bias.reshape(()))
     for what, difference in differences.items():
         if not difference <= TOLERANCE:
             raise _refusal(origin, what, difference, remedy)
@@ -131,10 +140,10 @@ def check_features(
 
 
 def make_reference(config: Any, tensors: Tensors) -> Any:
-    """Make the transformers.CLIPModel of a transformers.CLIPConfig and tensors by its names, in float32."""
+    """Make the CLIPModel or SiglipModel of its configuration and tensors by transformers' names, in float32."""
     import transformers
 
-    reference = transformers.CLIPModel(config).float().eval()
+    reference = getattr(transformers, KINDS[config.model_type].model)(config).float().eval()
     reference.load_state_dict(tensors, strict=False)  # buffers may be missing; every weight was converted by name
     return reference
 
@@ -210,7 +219,9 @@ def read_tokenizer(folder: Path) -> Any:
     try:
         return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # its readers raise nearly every type on a broken file
-        raise UserError(f"{folder}: its tokenizer cannot be read ({first_lines(error)})") from error
+        lacks = "sentencepiece" in str(error).lower() and importlib.util.find_spec("sentencepiece") is None
+        remedy = "; pip install sentencepiece protobuf" if lacks else ""
+        raise UserError(f"{folder}: its tokenizer cannot be read ({first_lines(error)}){remedy}") from error
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str], length: int) -> Any:

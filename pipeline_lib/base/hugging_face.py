@@ -1,7 +1,8 @@
-"""Hugging Face CLIPModel folders in open_clip's terms: configuration, tokenizer, weights; images: see `processors`.
+"""Hugging Face CLIPModel and SiglipModel folders in open_clip's terms: configuration, tokenizer, weights.
 
 What open_clip cannot express is refused by file and key, never left out; `agreement` then compares the converted model
-with transformers' own. `names` has the table of the weights.
+with transformers' own. `names` has the tables of the weights, `siglip` the configuration of a SiglipModel, `processors`
+what is done to images.
 """
 
 from __future__ import annotations
@@ -13,64 +14,74 @@ from typing import Any, NamedTuple
 import torch
 
 from pipeline_lib import model
-from pipeline_lib.base import checkpoints, names, processors
+from pipeline_lib.base import checkpoints, names, processors, siglip
 from pipeline_lib.base.checkpoints import Tensors
+from pipeline_lib.base.kinds import CLIP, KINDS, SIGLIP, Kind
 from pipeline_lib.core import artifacts
 from pipeline_lib.core.errors import UserError, first_lines
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_VOCABULARIES = ("tokenizer.json", "spiece.model", "tokenizer.model")  # each a whole tokenizer
 ACTIVATIONS = {"quick_gelu": True, "gelu": False}  # of a CLIPModel: open_clip's `quick_gelu`
 
 
 class Converted(NamedTuple):
     """A model in open_clip's terms, and what transformers needs to run it itself."""
 
+    kind: Kind
     model_config: dict[str, Any]
+    image_tower: dict[str, Any] | None  # as timm reads it from config.json; None: model_config says all
     preprocess: dict[str, Any]
     tensors: Tensors
-    config: Any  # transformers.CLIPConfig
+    config: Any  # transformers.CLIPConfig or SiglipConfig
     processor: Any  # transformers' image processor; None where the folder has none
     theirs: Tensors  # by transformers' names
 
 
 def read_folder(folder: Path) -> Converted:
-    """Read a CLIPModel folder in open_clip's terms: config.json, the image processor's settings, the weights.
+    """Read a CLIPModel or SiglipModel folder in open_clip's terms: configuration, image processor's settings, weights.
 
     Raises:
-        UserError: It holds another kind of model, or one that open_clip's CLIP cannot express.
+        UserError: It holds another kind of model, or one that open_clip cannot express.
     """
     config = read_config(folder)
-    model_config = _model_config(config, folder / "config.json")
-    processor, preprocess = processors.read_processor(folder, model_config["vision_cfg"]["image_size"])
+    kind = KINDS[config.model_type]
+    translate = siglip.model_config if kind is SIGLIP else _model_config
+    model_config = translate(config, folder / "config.json")
+    image_tower = siglip.image_tower(config) if kind is SIGLIP else None
+    processor, preprocess = processors.read_processor(folder, model_config["vision_cfg"]["image_size"], kind)
     theirs = _read_weights(folder)
-    return Converted(model_config, preprocess, convert_weights(theirs, folder), config, processor, theirs)
+    tensors = convert_weights(theirs, folder, kind)
+    return Converted(kind, model_config, image_tower, preprocess, tensors, config, processor, theirs)
 
 
 def read_config(folder: Path) -> Any:
-    """Read config.json as a transformers.CLIPConfig, which has transformers' defaults for the keys it leaves out.
+    """Read config.json as a CLIPConfig or SiglipConfig, which have transformers' defaults for the keys it leaves out.
 
     Raises:
         UserError: It describes another kind of model, or transformers is not installed.
     """
     path = folder / "config.json"
     found = artifacts.read_json(path)
-    if not isinstance(found, dict) or found.get("model_type") != "clip":
-        kind = found.get("model_type") if isinstance(found, dict) else None
-        siglip = (
-            "; for SigLIP use `source: open_clip` with `model: ViT-B-16-SigLIP2` and `pretrained: webli` or the like"
+    name = found.get("model_type") if isinstance(found, dict) else None
+    if name not in KINDS:
+        siglip2 = (
+            ", whose images are patches in any number; for SigLIP 2 use `source: open_clip` with "
+            "`model: ViT-B-16-SigLIP2` and `pretrained: webli` or the like"
         )
         raise UserError(
-            f"{path}: model_type is `{kind}`; only folders of a CLIPModel (`clip`) are converted"
-            f"{siglip if str(kind).startswith('siglip') else ''}"
+            f"{path}: model_type is `{name}`{siglip2 if name == 'siglip2' else ''}; only folders of a CLIPModel "
+            "(`clip`) or SiglipModel (`siglip`) are converted"
         )
+    kind = KINDS[name]
     try:
         import transformers
     except ImportError:
         raise UserError(f"{folder}: a Hugging Face folder needs the package transformers; pip install it") from None
     try:
-        return transformers.CLIPConfig.from_pretrained(folder)
+        return getattr(transformers, kind.config).from_pretrained(folder)
     except Exception as error:  # its validation raises types of its own
-        raise UserError(f"{path}: not the configuration of a CLIPModel ({first_lines(error)})") from error
+        raise UserError(f"{path}: not the configuration of a {kind.model} ({first_lines(error)})") from error
 
 
 def _model_config(config: Any, path: Path) -> dict[str, Any]:
@@ -125,7 +136,7 @@ def has_tokenizer(folder: Path) -> bool:
     settings = folder / "tokenizer_config.json"
     if settings.is_file() and "auto_map" in artifacts.read_json(settings):
         raise UserError(f"{settings}: auto_map names code that comes with the tokenizer, and it is not run")
-    if (folder / "tokenizer.json").is_file():
+    if any((folder / name).is_file() for name in _VOCABULARIES):
         return True
     parts = [folder / "vocab.json", folder / "merges.txt"]
     missing = [part.name for part in parts if not part.is_file()]
@@ -145,22 +156,31 @@ def _read_weights(folder: Path) -> Tensors:
     raise UserError(f"{folder}: no {' or '.join(_WEIGHTS[::2])}, whole or in shards with their index")
 
 
-def is_named_so(tensors: Mapping[str, Any]) -> bool:
-    """Tell whether tensors go by CLIPModel's names."""
+def is_named_so(tensors: Mapping[str, Any], origin: Path | str) -> bool:
+    """Tell whether tensors go by CLIPModel's names; `origin` is where they come from, for the message.
+
+    Raises:
+        UserError: They go by SiglipModel's, whose configuration says more than the name of an architecture.
+    """
+    if {"text_model.head.weight", "vision_model.head.probe"} <= tensors.keys():
+        raise UserError(
+            f"{origin}: the tensors are those of transformers' SiglipModel, whose form of GELU only its config.json "
+            "says; give the folder of both as base.path, with `source: checkpoint` and `model: null`"
+        )
     return {"text_model.embeddings.token_embedding.weight", "visual_projection.weight"} <= tensors.keys()
 
 
-def convert_weights(tensors: Mapping[str, torch.Tensor], origin: Path | str) -> Tensors:
-    """Return CLIPModel's tensors under open_clip's names; `origin` is where they come from, for the message.
+def convert_weights(tensors: Mapping[str, torch.Tensor], origin: Path | str, kind: Kind = CLIP) -> Tensors:
+    """Return transformers' tensors under open_clip's names; `origin` is where they come from, for the message.
 
     Raises:
-        UserError: A tensor is missing, or belongs to no part of a CLIPModel.
+        UserError: A tensor is missing, or belongs to no part of such a model.
     """
     weights = {name: value for name, value in tensors.items() if not name.endswith("position_ids")}
     try:
-        converted, left = names.to_open_clip(weights)
+        converted, left = names.to_open_clip(weights, kind.table)
     except KeyError as error:
-        raise UserError(f"{origin}: tensor {error} is missing; not a whole CLIPModel") from None
+        raise UserError(f"{origin}: tensor {error} is missing; not a whole {kind.model}") from None
     if left:
-        raise UserError(f"{origin}: tensor `{next(iter(left))}` belongs to no part of a CLIPModel")
+        raise UserError(f"{origin}: tensor `{next(iter(left))}` belongs to no part of a {kind.model}")
     return converted

@@ -10,11 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline_lib.base.kinds import CLIP, KINDS, Kind
 from pipeline_lib.core import artifacts
 from pipeline_lib.core.errors import UserError, first_lines
 
 _RESAMPLING = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
-_PROCESSORS = ("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil", "CLIPFeatureExtractor")
+_PROCESSORS = {  # names in the file
+    f"{kind.prefix}{name}": kind
+    for kind in KINDS.values()
+    for name in ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil", "FeatureExtractor")
+}
 _READ = (
     "do_resize",
     "size",
@@ -42,23 +47,27 @@ _WITHOUT_EFFECT = (  # on the pixels of one image
 )
 
 
-def read_processor(folder: Path, image_size: int) -> tuple[Any, dict[str, Any]]:
+def read_processor(folder: Path, image_size: int, default: Kind) -> tuple[Any, dict[str, Any]]:
     """Return transformers' image processor, None without a file, and what it means as open_clip's preprocess_cfg.
 
-    transformers itself fills in what the file leaves out and reads the older spellings. The processor returned works
-    with Pillow, as open_clip does; the one of torchvision rounds a few pixels otherwise.
+    transformers itself fills in what the file leaves out and reads the older spellings; `default` is the kind where
+    the file does not say its own. The processor returned works with Pillow, as open_clip does; the one of torchvision
+    rounds a few pixels otherwise.
     """
     path, settings = _processor_settings(folder)
     if settings is None:
         return None, {"conventions": "transformers"}
-    _refuse_unknown(path, settings)
+    name = _kind(path, settings, default).image_processor
+    _refuse_unknown(path, settings, name)
     import transformers
 
-    kind = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor  # 4.x
+    make = getattr(transformers, f"{name}Pil", None) or getattr(transformers, name)  # 4.x
+    if settings.get("do_convert_rgb", True) is None:  # as files of SigLIP have it: images are RGB already
+        settings = settings | {"do_convert_rgb": True}
     try:
-        processor = kind.from_dict(settings)
+        processor = make.from_dict(settings)
     except Exception as error:  # its validation raises types of its own
-        raise UserError(f"{path}: not the settings of a CLIPImageProcessor ({first_lines(error)})") from error
+        raise UserError(f"{path}: not the settings of a {name} ({first_lines(error)})") from error
     mean, std = _normalisation(path, processor)
     return processor, {
         "mean": mean,
@@ -69,8 +78,8 @@ def read_processor(folder: Path, image_size: int) -> tuple[Any, dict[str, Any]]:
     }
 
 
-def processor_settings(preprocess: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a CLIPImageProcessor that does what a whole preprocess_cfg of open_clip says.
+def processor_settings(preprocess: Mapping[str, Any], kind: Kind) -> dict[str, Any]:
+    """Return the settings of an image processor of that kind that does what a whole preprocess_cfg of open_clip says.
 
     Raises:
         UserError: There is none: another way to the model's input, another size than a square.
@@ -78,20 +87,20 @@ def processor_settings(preprocess: Mapping[str, Any]) -> dict[str, Any]:
     height, width = preprocess["size"] if isinstance(preprocess["size"], list | tuple) else [preprocess["size"]] * 2
     mode, interpolation = preprocess["resize_mode"], preprocess["interpolation"]
     resampling = {name: number for number, name in _RESAMPLING.items()}
-    if height != width or mode not in ("shortest", "squash") or interpolation not in resampling:
+    modes = ("shortest", "squash") if kind is CLIP else ("squash",)  # that of SigLIP does not crop
+    if height != width or mode not in modes or interpolation not in resampling:
         raise UserError(
-            f"preprocess_cfg: a CLIPImageProcessor does not resize to {height} × {width}, {mode}, {interpolation}"
+            f"preprocess_cfg: a {kind.image_processor} does not resize to {height} × {width}, {mode}, {interpolation}"
         )
     square = {"height": height, "width": width}
     return {
-        "image_processor_type": _PROCESSORS[0],
-        "processor_class": "CLIPProcessor",
+        "image_processor_type": kind.image_processor,
+        "processor_class": kind.processor,
         "do_convert_rgb": True,
         "do_resize": True,
         "size": {"shortest_edge": height} if mode == "shortest" else square,
         "resample": resampling[interpolation],
-        "do_center_crop": mode == "shortest",
-        "crop_size": square,
+        **({"do_center_crop": mode == "shortest", "crop_size": square} if kind is CLIP else {}),
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
@@ -109,16 +118,23 @@ def _processor_settings(folder: Path) -> tuple[Path, Any]:
     return alone, artifacts.read_json(alone) if alone.is_file() else None
 
 
-def _refuse_unknown(path: Path, settings: Any) -> None:
-    """Refuse another kind of processor, and settings that are not known to leave the pixels as they are."""
+def _kind(path: Path, settings: Any, default: Kind) -> Kind:
+    """Tell which kind of image processor the settings are of; refuse one that is not known."""
     if not isinstance(settings, dict):
         raise UserError(f"{path}: holds no settings of an image processor")
     for key in ("image_processor_type", "feature_extractor_type"):
         if settings.get(key) not in (None, *_PROCESSORS):
-            raise UserError(f"{path}: {key} is `{settings[key]}`; only the images of a CLIPImageProcessor are known")
+            known = " and a ".join(kind.image_processor for kind in KINDS.values())
+            raise UserError(f"{path}: {key} is `{settings[key]}`; only the images of a {known} are known")
+    said = settings.get("image_processor_type") or settings.get("feature_extractor_type")
+    return _PROCESSORS[said] if said else default
+
+
+def _refuse_unknown(path: Path, settings: Mapping[str, Any], name: str) -> None:
+    """Refuse settings that are not known to leave the pixels as they are."""
     for key, value in settings.items():
         if key not in _READ + _WITHOUT_EFFECT and value not in (None, False):
-            raise UserError(f"{path}: `{key}` is no setting of a CLIPImageProcessor; remove it if it changes no pixel")
+            raise UserError(f"{path}: `{key}` is no setting of a {name}; remove it if it changes no pixel")
 
 
 def _interpolation(path: Path, processor: Any) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from pipeline_lib import model
-from pipeline_lib.base import agreement, checkpoints, demo, hub, hugging_face
+from pipeline_lib.base import agreement, checkpoints, demo, hub, hugging_face, kinds, siglip
 from pipeline_lib.base.settings import BaseSettings
 from pipeline_lib.core import artifacts, runtime, work_folders
 from pipeline_lib.core.errors import UserError
@@ -139,7 +139,7 @@ def _open_clip(settings: BaseSettings, work: Path) -> Made:
 
 
 def _hub(settings: BaseSettings, work: Path) -> Made:
-    """Fetch a repository of the Hugging Face hub, or find it in the local cache: an open_clip or a CLIPModel folder."""
+    """Fetch a repository of the Hugging Face hub, or find it in the cache: open_clip's layout or transformers'."""
     if not settings.path:
         raise UserError("base.path: missing; `source: hub` needs the name of a model, such as org/name")
     try:
@@ -153,7 +153,7 @@ def _hub(settings: BaseSettings, work: Path) -> Made:
 
 
 def _checkpoint(settings: BaseSettings, work: Path) -> Made:
-    """Read a local checkpoint of a named architecture, or a Hugging Face CLIPModel folder."""
+    """Read a local checkpoint of a named architecture, or a folder of transformers' CLIPModel or SiglipModel."""
     path = _path(settings)
     if path.is_dir():
         return _hugging_face(path, work)
@@ -175,7 +175,7 @@ def _hugging_face(folder: Path, work: Path) -> Made:
         raise UserError(f"base.source: {folder} is an open_clip directory; use `source: local_dir`")
     if not (folder / model.TOWER_CONFIG).is_file():
         raise UserError(
-            f"base.path: {folder} is no Hugging Face CLIPModel folder (no {model.TOWER_CONFIG}); "
+            f"base.path: {folder} is no Hugging Face CLIPModel or SiglipModel folder (no {model.TOWER_CONFIG}); "
             "give the path of the weights file itself, and its architecture as base.model"
         )
     try:
@@ -190,6 +190,10 @@ def _hugging_face(folder: Path, work: Path) -> Made:
             raise UserError(
                 f"{folder}: no tokenizer.json, and its vocabulary is not the standard CLIP one; copy it there"
             )
+        if assumed and converted.kind is not kinds.CLIP:
+            raise UserError(f"{folder}: no files of its {' and '.join(assumed)}; copy them there")
+        if converted.image_tower:
+            artifacts.write_json(work / model.TOWER_CONFIG, converted.image_tower)
         clip = _assemble(work, converted.model_config, converted.preprocess, converted.tensors, str(folder))
         _check_agreement(clip, converted, folder)
     except UserError as error:
@@ -203,6 +207,8 @@ def _hugging_face(folder: Path, work: Path) -> Made:
 def _check_agreement(clip: model.Clip, converted: hugging_face.Converted, folder: Path) -> None:
     """Compare the converted model with transformers' own, as far as the folder says what its own is."""
     tokenizer = agreement.read_tokenizer(folder) if hugging_face.has_tokenizer(folder) else None
+    if tokenizer and converted.kind is kinds.SIGLIP:
+        siglip.refuse_tokenizer(tokenizer, clip.context_length, folder)
     if converted.processor:
         agreement.check_images(clip, converted.processor, folder)
     if tokenizer:
@@ -228,7 +234,7 @@ def _open_clip_folder(folder: Path, work: Path) -> Made:
     tensors = checkpoints.read(checkpoints.shard_index(weights) or weights)
     model.copy_files(folder, work)
     clip = _assemble(work, found["model_cfg"], found.get("preprocess_cfg") or {}, tensors, str(folder))
-    if hugging_face.is_named_so(tensors) and (folder / model.TOWER_CONFIG).is_file():
+    if hugging_face.is_named_so(tensors, str(folder)) and (folder / model.TOWER_CONFIG).is_file():
         reference = agreement.make_reference(hugging_face.read_config(folder), tensors)
         named = "hf_tokenizer_name" in found["model_cfg"]["text_cfg"]
         agreement.check_features(clip, reference, None, agreement.read_tokenizer(folder) if named else None, folder)
@@ -259,9 +265,10 @@ def _assemble(
 
     The tensors may go by open_clip's names or by those of transformers' CLIPModel.
     """
+    theirs = hugging_face.is_named_so(tensors, origin)
     model.write_config(work, model_config, preprocess)
     clip = model.create(work)
-    named = hugging_face.convert_weights(tensors, origin) if hugging_face.is_named_so(tensors) else tensors
+    named = hugging_face.convert_weights(tensors, origin) if theirs else tensors
     model.load_weights(clip, named, origin, remedy)
     return clip
 

@@ -47,7 +47,7 @@ class BaseSettings:
 
     source: Literal["demo", "open_clip", "hub", "checkpoint", "local_dir"]
     """The kind of source. `demo` joins two published towers here. `open_clip` downloads a tag of open_clip. `hub`
-    downloads a model of the Hugging Face hub, in open_clip's layout or a CLIPModel's. `checkpoint` reads weights of
+    downloads a model of the Hugging Face hub, in open_clip's layout or transformers'. `checkpoint` reads weights of
     your own. `local_dir` copies a folder that open_clip can load.
     """
 
@@ -62,9 +62,9 @@ class BaseSettings:
     """
 
     path: str | None
-    """The path of the model. For `checkpoint` it is a file or a Hugging Face CLIPModel folder, for `local_dir` a
-    folder, for `hub` a name such as `openai/clip-vit-base-patch32`, with `@revision` behind it for a certain commit. It
-    is `null` otherwise.
+    """The path of the model. For `checkpoint` it is a file or a folder of transformers' CLIPModel or SiglipModel, for
+    `local_dir` a folder, for `hub` a name such as `openai/clip-vit-base-patch32`, with `@revision` behind it for a
+    certain commit. It is `null` otherwise.
     """
 
     demo: DemoSettings | None = None

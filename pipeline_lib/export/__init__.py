@@ -2,7 +2,7 @@
 
     python -m pipeline_lib.export hub --to out/my-clip              the refined model, with a model card
     python -m pipeline_lib.export hub --to out/my-mix --mix 0.5     half the weights refined, half base (WiSE-FT)
-    python -m pipeline_lib.export transformers --to out/my-clip-hf  a CLIPModel, its processor and tokenizer
+    python -m pipeline_lib.export transformers --to out/my-clip-hf  transformers' model, its processor and tokenizer
     python -m pipeline_lib.export mlflow --name my-clip --alias candidate
     python -m pipeline_lib.export onnx --to out/my-clip-onnx
 

@@ -31,7 +31,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     hub = kinds.add_parser("hub", parents=[folder, common], help=about, description=f"Write {about}.")
     hub.add_argument("--repository", default="", metavar="ORG/NAME", help="where it will lie on the hub, for the card")
 
-    about = "a CLIPModel folder for transformers, with its processor, tokenizer and a model card"
+    about = "a CLIPModel or SiglipModel folder for transformers, with its processor, tokenizer and a model card"
     theirs = kinds.add_parser("transformers", parents=[folder, common], help=about, description=f"Write {about}.")
     theirs.add_argument(
         "--repository", default="", metavar="ORG/NAME", help="where it will lie on the hub, for the card"
@@ -87,6 +87,7 @@ def _hub(options: argparse.Namespace) -> str:
 
 
 def _transformers(options: argparse.Namespace) -> str:
+    from pipeline_lib.base.kinds import kind_of
     from pipeline_lib.export import transformers_folder
     from pipeline_lib.export.subject import refuse_to_overwrite
 
@@ -101,7 +102,8 @@ def _transformers(options: argparse.Namespace) -> str:
     if written.other_captions:
         share = f"{len(written.other_captions):,} of {written.captions:,} captions"
         lines.append(f"tokens:  {share} get other token ids there, such as {written.other_captions[0][:60]!r}")
-    lines.append(f'load:    transformers.CLIPModel.from_pretrained("{options.to}"), CLIPProcessor likewise')
+    kind = kind_of(subject.clip)
+    lines.append(f'load:    transformers.{kind.model}.from_pretrained("{options.to}"), {kind.processor} likewise')
     return "\n".join(lines)
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from pipeline_lib.base.kinds import CLIP, Kind, kind_of
 from pipeline_lib.export import without_package
 from pipeline_lib.export.subject import Subject
-from pipeline_lib.model import JoinedClip
+from pipeline_lib.model import Clip, JoinedClip, is_described
 from pipeline_lib.model.joined import LANGUAGE
 from pipeline_lib.report import page, tables
 from pipeline_lib.report import run as report
@@ -58,16 +58,22 @@ def render_card(
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
-def loading(text_config: Mapping[str, Any], folder: str) -> str:
+def loading(clip: Clip, folder: str) -> str:
     """Return the Python lines that load the folder with nothing but open_clip, from the disk and with no network.
 
-    open_clip asks the hub for the configuration of a Hugging Face text tower, even where it lies in the folder; it is
-    therefore told where to look.
+    open_clip asks the hub for the configuration of a Hugging Face text tower, even where it lies in the folder, and
+    timm the working directory for that of a described image tower; they are therefore told where to look.
     """
-    place = f'"local-dir:{folder}"'
-    if not text_config.get("hf_model_name"):
-        first, more = "import open_clip", ""
-    else:
+    place, first, more = f'"local-dir:{folder}"', "import open_clip", ""
+    settings = clip.config["model_cfg"]
+    if is_described(settings["vision_cfg"], clip.directory):
+        first = (
+            "import json, open_clip\n"
+            f'vision_cfg = json.load(open("{folder}/open_clip_config.json"))["model_cfg"]["vision_cfg"]\n'
+            f'vision_cfg["timm_model_name"] = "local-dir:{folder}"'
+        )
+        more = ", vision_cfg=vision_cfg"
+    elif settings["text_cfg"].get("hf_model_name"):
         first = (
             "import json, open_clip\n"
             f'text_cfg = json.load(open("{folder}/open_clip_config.json"))["model_cfg"]["text_cfg"]\n'
@@ -191,8 +197,7 @@ def _how_to_load(subject: Subject, folder: str, repository: str, library: str) -
     if isinstance(subject.clip, JoinedClip):
         return _how_to_load_joined(subject.clip, folder, repository)
     if library == "transformers":
-        return [Text(_code(use_in_transformers(repository or folder)))]
-    text_config = subject.clip.config["model_cfg"]["text_cfg"]
+        return [Text(_code(use_in_transformers(repository or folder, kind_of(subject.clip))))]
     blocks = []
     if repository:
         place = f'"hf-hub:{repository}"'
@@ -202,7 +207,7 @@ def _how_to_load(subject: Subject, folder: str, repository: str, library: str) -
                        f"model, _, preprocess = open_clip.create_model_and_transforms({place})\n"
                        f"tokenizer = open_clip.get_tokenizer({place})")),
         ]  # fmt: skip
-    blocks += [Text(f"From the folder `{folder}`, with no network:"), Text(_code(loading(text_config, folder)))]
+    blocks += [Text(f"From the folder `{folder}`, with no network:"), Text(_code(loading(subject.clip, folder)))]
     blocks.append(Text(
         "`model.encode_image(preprocess(image)[None])` and `model.encode_text(tokenizer([text]))` give raw features; "
         "compare them after dividing each by its length."
@@ -223,13 +228,15 @@ def _how_to_load_joined(clip: JoinedClip, folder: str, repository: str) -> list[
     ]
 
 
-def use_in_transformers(place: str) -> str:
-    """Return the Python lines that load a CLIPModel folder, or a repository of the hub, and use it."""
+def use_in_transformers(place: str, kind: Kind) -> str:
+    """Return the Python lines that load a folder of that kind, or a repository of the hub, and use it."""
+    model, processor = kind.model, kind.processor
+    probabilities = "softmax(dim=-1)" if kind is CLIP else "sigmoid()"
     return (
-        "from transformers import CLIPModel, CLIPProcessor\n"
-        f'model, processor = CLIPModel.from_pretrained("{place}"), CLIPProcessor.from_pretrained("{place}")\n'
+        f"from transformers import {model}, {processor}\n"
+        f'model, processor = {model}.from_pretrained("{place}"), {processor}.from_pretrained("{place}")\n'
         'how = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}\n'
-        "probabilities = model(**processor(images=[image], text=texts, **how)).logits_per_image.softmax(dim=-1)"
+        f"probabilities = model(**processor(images=[image], text=texts, **how)).logits_per_image.{probabilities}"
     )
 
 

@@ -127,10 +127,12 @@ def check_folder(subject: Subject, written: model.Clip) -> None:
 
 
 def _named(clip: model.Clip, repository: str) -> model.Clip:
-    """Return the same model, with its text tower and tokenizer looked up in `repository`; a joined one has none."""
+    """Return the same model, with towers and tokenizer looked up in `repository`; a joined one is read otherwise."""
     if isinstance(clip, model.JoinedClip):
         return clip
     settings = copy.deepcopy(dict(clip.config))
     text_config = settings["model_cfg"]["text_cfg"]
     text_config |= {name: repository for name in _HUB_NAMES if text_config.get(name)}
+    if model.is_described(settings["model_cfg"]["vision_cfg"], clip.directory):
+        settings["model_cfg"]["vision_cfg"]["timm_model_name"] = f"hf-hub:{repository}"
     return model.Clip(clip.module, settings, clip.directory)

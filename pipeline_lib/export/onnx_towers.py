@@ -116,7 +116,9 @@ def _inputs(subject: Subject) -> dict[str, torch.Tensor]:
 
 
 def _export(tower: Tower, inputs: torch.Tensor, path: Path) -> int:
-    """Trace with torch.export and write; returns the opset."""
+    """Trace with torch.export and write, without the traces of this machine's code at each node; returns the opset."""
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
     weights = sum(p.numel() * p.element_size() for p in tower.parameters())
     # A batch of one would be taken for a constant; the exporter prints its progress and warns of its own internals.
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
@@ -132,5 +134,6 @@ def _export(tower: Tower, inputs: torch.Tensor, path: Path) -> int:
             verbose=False,
         )
     assert program is not None
+    ClearMetadataAndDocStringPass()(program.model)
     program.save(path, external_data=weights > LARGEST_FILE)
     return int(program.model.opset_imports[""])

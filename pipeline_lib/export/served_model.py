@@ -249,11 +249,16 @@ def _crop(image: Image.Image, height: int, width: int) -> Image.Image:
 
 
 def _load(folder: str) -> tuple[Any, Any]:
-    """Load model and evaluation transform; a Hugging Face text tower finds its configuration here, not on the hub."""
+    """Load model and evaluation transform; towers that the folder's config.json describes find it here."""
     config = _config(folder)
-    text_config = config["model_cfg"]["text_cfg"]
-    own = {"hf_model_name": folder, "hf_model_pretrained": False} if text_config.get("hf_model_name") else None
-    options = {"text_cfg": {**text_config, **own}} if own else {}
+    image_config, text_config = (config["model_cfg"][key] for key in ("vision_cfg", "text_cfg"))
+    options = {}
+    if text_config.get("hf_model_name"):
+        options["text_cfg"] = {**text_config, "hf_model_name": folder, "hf_model_pretrained": False}
+    described = Path(folder, "config.json")
+    elsewhere = (image_config.get("timm_model_name") or "").startswith(("local-dir:", "hf-hub:"))
+    if elsewhere and described.is_file() and "architecture" in json.loads(described.read_text(encoding="utf-8")):
+        options["vision_cfg"] = {**image_config, "timm_model_name": f"local-dir:{folder}"}
     whole = "text_side" not in config
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}", load_weights=whole, **options)
     if not whole:

@@ -1,30 +1,35 @@
-"""The model as a CLIPModel folder of transformers, read back there and compared before it gets its name.
+"""The model as a CLIPModel or SiglipModel folder of transformers, read back there and compared before it gets its name.
 
     config.json, model.safetensors            the model
     preprocessor_config.json                  its image processor
     tokenizer.json and others                 its tokenizer: the folder's own, or OpenAI's from open_clip's merges
     README.md, manifest.json                  card; digests, provenance and the differences that were found
 
-Only OpenAI's kind of CLIP can be one (`model.describe_native` says which part is of another kind). The way back is
-`base.source: checkpoint`; `base.names` has the table of tensors for both.
+Only OpenAI's kind of CLIP and SigLIP's can be one (`model.describe_native` and `model.describe_siglip` say which part
+is of another kind). The way back is `base.source: checkpoint`; `base.names` has the tables of tensors for both.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import itertools
+import re
 import shutil
+import string
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline_lib import model
 from pipeline_lib.base import agreement, names, processors
 from pipeline_lib.base.checkpoints import Tensors
+from pipeline_lib.base.kinds import CLIP, SIGLIP, Kind, kind_of
 from pipeline_lib.core import artifacts
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.export import card
 from pipeline_lib.export.hub import CARD, check_repository
 from pipeline_lib.export.subject import STAGE, Subject, refuse_to_overwrite
+from pipeline_lib.model.preprocess import CONVENTIONS
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -56,7 +61,7 @@ def write_transformers_folder(subject: Subject, target: Path, *, repository: str
     """Write and check the folder, whole or not at all.
 
     Raises:
-        UserError: A CLIPModel cannot hold the model, its features would be others there, or `target` is not to be
+        UserError: transformers cannot hold the model, its features would be others there, or `target` is not to be
             overwritten.
     """
     require()
@@ -76,17 +81,19 @@ def write_model(clip: model.Clip, folder: Path) -> None:
     """Write configuration, weights, image processor and tokenizer to `folder`.
 
     Raises:
-        UserError: A CLIPModel cannot hold the model; names the part.
+        UserError: transformers cannot hold the model; names the part.
     """
-    native = model.describe_native(clip)
-    if isinstance(native, str):
-        raise _refusal(native)
+    kind = kind_of(clip)
+    described = model.describe_siglip(clip) if kind is SIGLIP else model.describe_native(clip)
+    if isinstance(described, str):
+        raise _refusal(kind, described)
     try:
-        settings = processors.processor_settings(clip.preprocess.config)
+        settings = processors.processor_settings(clip.preprocess.config, kind)
     except UserError as error:
-        raise _refusal(f"the preprocessing ({error})") from None
-    model.save_weights(_tensors(clip), folder / WEIGHTS)
-    artifacts.write_json(folder / CONFIG, _config(native))
+        raise _refusal(kind, f"the preprocessing ({error})") from None
+    model.save_weights(_tensors(clip, kind), folder / WEIGHTS)
+    config = _siglip_config(described, clip) if isinstance(described, model.Siglip) else _config(described)
+    artifacts.write_json(folder / CONFIG, config)
     artifacts.write_json(folder / PROCESSOR, settings)
     _write_tokenizer(clip, folder)
 
@@ -104,11 +111,12 @@ def check_model(clip: model.Clip, folder: Path) -> float:
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    reference, loading = transformers.CLIPModel.from_pretrained(folder, output_loading_info=True)
+    kind = kind_of(clip)
+    reference, loading = getattr(transformers, kind.model).from_pretrained(folder, output_loading_info=True)
     if any(loading.values()):
         raise RuntimeError(f"{folder}: not read whole by transformers: {loading}")
     tokenizer = agreement.read_tokenizer(folder)
-    processor, _ = processors.read_processor(folder, clip.image_size[0])
+    processor, _ = processors.read_processor(folder, clip.image_size[0], kind)
     remedy = f"nothing was written; {INSTEAD}"
     agreement.check_images(clip, processor, folder, remedy)
     agreement.check_texts(clip, tokenizer, folder, remedy)
@@ -122,20 +130,22 @@ def _read_back(subject: Subject, folder: Path) -> Written:
     return Written(difference, len(captions), list(itertools.compress(captions, differing)))
 
 
-def _tensors(clip: model.Clip) -> Tensors:
-    own = {name.removeprefix("text."): tensor for name, tensor in clip.module.state_dict().items()}
+def _tensors(clip: model.Clip, kind: Kind) -> Tensors:
+    own = clip.module.state_dict()
+    if kind is CLIP:  # its text tower may stand alone
+        own = {name.removeprefix("text."): tensor for name, tensor in own.items()}
     try:
-        tensors, left = names.to_transformers(own)
+        tensors, left = names.to_transformers(own, kind.table)
     except KeyError as error:
-        raise _refusal(f"a model without {error}") from None
+        raise _refusal(kind, f"a model without {error}") from None
     if left:
-        raise _refusal(f"the tensor `{next(iter(left))}`")
-    tensors["logit_scale"] = tensors["logit_scale"].reshape(())
-    return tensors
+        raise _refusal(kind, f"the tensor `{next(iter(left))}`")
+    shape = () if kind is CLIP else (1,)
+    return tensors | {name: tensors[name].reshape(shape) for name in model.SCALARS if name in tensors}
 
 
-def _refusal(part: str) -> UserError:
-    return UserError(f"export transformers: a CLIPModel cannot hold {part}; {INSTEAD}")
+def _refusal(kind: Kind, part: str) -> UserError:
+    return UserError(f"export transformers: a {kind.model} cannot hold {part}; {INSTEAD}")
 
 
 def _config(native: model.Native) -> dict[str, Any]:
@@ -168,6 +178,31 @@ def _config(native: model.Native) -> dict[str, Any]:
     }
 
 
+def _siglip_config(found: model.Siglip, clip: model.Clip) -> dict[str, Any]:
+    """Return config.json of a SiglipModel."""
+    tokenizer = getattr(clip.tokenizer, "tokenizer", None)
+    ends = {f"{key}_token_id": getattr(tokenizer, f"{key}_token_id", None) for key in ("bos", "eos", "pad")}
+    return {
+        "architectures": ["SiglipModel"],
+        "model_type": "siglip",
+        "dtype": "float32",
+        "vision_config": {
+            "model_type": "siglip_vision_model",
+            "image_size": found.image_size,
+            "patch_size": found.patch_size,
+            **_tower(found.image),
+        },
+        "text_config": {
+            "model_type": "siglip_text_model",
+            "vocab_size": found.vocab_size,
+            "max_position_embeddings": found.context_length,
+            "projection_size": found.embed_dim,
+            **ends,
+            **_tower(found.text),
+        },
+    }
+
+
 def _tower(tower: model.Tower) -> dict[str, Any]:
     return {
         "hidden_size": tower.width,
@@ -186,6 +221,9 @@ def _write_tokenizer(clip: model.Clip, work: Path) -> None:
             if (clip.directory / name).is_file():
                 shutil.copyfile(clip.directory / name, work / name)
         settings = artifacts.read_json(work / TOKENIZER) if (work / TOKENIZER).is_file() else {}
+        if kind_of(clip) is SIGLIP:
+            settings |= {"model_input_names": ["input_ids"], "model_max_length": clip.context_length}
+            settings |= _canonicalizing(clip, work)
         limit = min(settings.get("model_max_length") or clip.context_length, clip.context_length)
         artifacts.write_json(work / TOKENIZER, settings | {"model_max_length": limit})
         return
@@ -196,3 +234,26 @@ def _write_tokenizer(clip: model.Clip, work: Path) -> None:
     about = {"tokenizer_class": "CLIPTokenizer", "model_max_length": clip.context_length, **special}
     artifacts.write_json(work / TOKENIZER, about)
     agreement.read_tokenizer(work).backend_tokenizer.save(str(work / "tokenizer.json"))
+
+
+def _canonicalizing(clip: model.Clip, work: Path) -> dict[str, Any]:
+    """Let tokenizer.json do itself what open_clip does to texts before SigLIP's tokenizer; return what that changes.
+
+    Returns:
+        Entries of tokenizer_config.json: a class that takes tokenizer.json as it is.
+    """
+    options = clip.config["model_cfg"]["text_cfg"].get("tokenizer_kwargs") or {}
+    if options.get("clean") != "canonicalize" or CONVENTIONS in clip.preprocess.config:
+        return {}
+    tokenizer = copy.deepcopy(getattr(clip.tokenizer.tokenizer, "backend_tokenizer", None))
+    if tokenizer is None:
+        raise _refusal(SIGLIP, "a tokenizer that is none of the package tokenizers, for which open_clip cleans texts")
+    from tokenizers import Regex, normalizers
+
+    punctuation = Regex(f"[{re.escape(string.punctuation)}]")
+    steps = [("_", " "), (punctuation, ""), (Regex(r"\s+"), " ")]
+    before = [*itertools.starmap(normalizers.Replace, steps), normalizers.Strip(), normalizers.Lowercase()]
+    own = [tokenizer.normalizer] if tokenizer.normalizer else []
+    tokenizer.normalizer = normalizers.Sequence([*before, *own])
+    tokenizer.save(str(work / "tokenizer.json"))
+    return {"tokenizer_class": "PreTrainedTokenizerFast"}

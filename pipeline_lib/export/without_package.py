@@ -9,7 +9,7 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
-from pipeline_lib.model import JoinedClip
+from pipeline_lib.model import JoinedClip, is_described
 from pipeline_lib.model.joined import TEXT_SIDE
 
 START = """\
@@ -43,11 +43,15 @@ for block in range({depth}):
     inner = linear(layer_norm(x, x.shape, *part(f"blocks.{{block}}.norm")), *part(f"blocks.{{block}}.widen"))
     x = x + linear(gelu(inner), *part(f"blocks.{{block}}.narrow"))
 return linear(layer_norm(x, x.shape, *part("norm")), *part("proj"))"""
-IMAGE = """
-model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}", load_weights=False)
-model.visual.load_state_dict({name[7:]: weights[name] for name in weights if name.startswith("visual.")})
+IMAGE = """{first}
+model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{{folder}}", load_weights=False{more})
+model.visual.load_state_dict({{name[7:]: weights[name] for name in weights if name.startswith("visual.")}})
 encode_image = torch.no_grad()(model.visual.eval())  # of preprocess(image)[None]: raw features [1, D]
 logit_scale = weights["logit_scale"].exp()"""
+DESCRIBED = """
+import json
+vision_cfg = json.load(open(f"{folder}/open_clip_config.json"))["model_cfg"]["vision_cfg"]
+vision_cfg["timm_model_name"] = f"local-dir:{folder}\""""
 
 
 def reading(clip: JoinedClip) -> dict[str, Any]:
@@ -83,4 +87,6 @@ def lines(clip: JoinedClip, place: str) -> str:
         adapter=textwrap.indent(BLOCKS.format(depth=depth) if depth else MATRIX, "    "),
         **around,
     )
-    return START.format(place=place) + (BIDIRECTIONAL if values["bidirectional"] else "") + text + IMAGE
+    described = is_described(clip.config["model_cfg"]["vision_cfg"], clip.directory)
+    image = IMAGE.format(first=DESCRIBED if described else "", more=",\n    vision_cfg=vision_cfg" if described else "")
+    return START.format(place=place) + (BIDIRECTIONAL if values["bidirectional"] else "") + text + image

@@ -15,6 +15,7 @@ licence      what lies beside a model about its licence
 files        names of a folder's files; tensors as safetensors, and their digest
 folder       open_clip directories: load, create, save
 native       what decides the forward pass of OpenAI's kind of CLIP, read from its modules
+siglip       and of SigLIP's kind
 towers       locked whole or in part, with less memory, for training
 published    architectures, published weights, vocabulary and prompt templates that open_clip knows
 
@@ -27,10 +28,12 @@ from pipeline_lib.model.clip import SCALARS, Clip
 from pipeline_lib.model.facts import GUARDED, compare_facts, compute_facts, recorded_facts
 from pipeline_lib.model.files import (
     CONFIG,
+    DESCRIBED,
     TOKENIZER_FILES,
     TOWER_CONFIG,
     WEIGHTS,
     copy_files,
+    is_described,
     save_weights,
     weights_digest,
 )
@@ -56,12 +59,14 @@ from pipeline_lib.model.published import (
     standard_merges,
     standard_vocabulary,
 )
+from pipeline_lib.model.siglip import Siglip, describe_siglip, pools_by_attention
 from pipeline_lib.model.text_tower import foreign_text_side, read_otherwise, with_text_tower
 from pipeline_lib.model.towers import checkpoint_activations, image_layers, lock_image, lock_text, projection_names
 
 __all__ = [
     "ADAPTER",
     "CONFIG",
+    "DESCRIBED",
     "GUARDED",
     "SCALARS",
     "TOKENIZER_FILES",
@@ -71,6 +76,7 @@ __all__ = [
     "JoinedClip",
     "Native",
     "Preprocess",
+    "Siglip",
     "Tower",
     "architecture",
     "architectures",
@@ -80,10 +86,12 @@ __all__ = [
     "copy_files",
     "create",
     "describe_native",
+    "describe_siglip",
     "download",
     "foreign_text_side",
     "image_layers",
     "imagenet_templates",
+    "is_described",
     "join",
     "load",
     "load_big_vision",
@@ -91,6 +99,7 @@ __all__ = [
     "lock_image",
     "lock_text",
     "open_folder",
+    "pools_by_attention",
     "pretrained_tags",
     "projection_names",
     "read_config",

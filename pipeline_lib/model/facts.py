@@ -15,7 +15,7 @@ import open_clip.transformer
 from pipeline_lib.core import artifacts
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.model.clip import Clip
-from pipeline_lib.model.files import TOKENIZER_FILES, TOWER_CONFIG, weights_digest
+from pipeline_lib.model.files import TOKENIZER_FILES, TOWER_CONFIG, is_described, weights_digest
 from pipeline_lib.model.joined import LANGUAGE, TEXT_SIDE, JoinedClip
 from pipeline_lib.model.preprocess import CONVENTIONS
 
@@ -29,7 +29,8 @@ def compute_facts(clip: Clip) -> dict[str, Any]:
     language = clip.language_facts if isinstance(clip, JoinedClip) else None
     settings = {"model_cfg": model_config, "tower": artifacts.read_json(tower) if tower.is_file() else None}
     if language:
-        settings["tower"] = clip.config[TEXT_SIDE]
+        described = is_described(model_config["vision_cfg"], clip.directory)
+        settings |= {"tower": clip.config[TEXT_SIDE], **({"image_tower": settings["tower"]} if described else {})}
     size = clip.image_size
     return {
         "weights_digest": weights_digest(clip.module.state_dict()),

@@ -9,6 +9,7 @@ import shutil
 import stat
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -17,7 +18,8 @@ from pipeline_lib.core import artifacts
 
 CONFIG = "open_clip_config.json"
 WEIGHTS = "open_clip_model.safetensors"
-TOWER_CONFIG = "config.json"  # a Hugging Face text tower's own configuration
+TOWER_CONFIG = "config.json"  # the configuration of a Hugging Face text tower, or of a described image tower
+DESCRIBED = "local-dir:."  # `timm_model_name` of an image tower that is described there, in full, as timm reads it
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -30,6 +32,16 @@ TOKENIZER_FILES = (
     "spiece.model",
     "tokenizer.model",
 )
+
+
+def is_described(vision_config: Mapping[str, Any], directory: Path) -> bool:
+    """Tell whether the image tower is one of timm's that `directory/config.json` describes.
+
+    Its `timm_model_name` is `DESCRIBED`, or says in which repository of the hub such a folder lies.
+    """
+    name = str(vision_config.get("timm_model_name") or "")
+    path = directory / TOWER_CONFIG
+    return name.startswith(("local-dir:", "hf-hub:")) and path.is_file() and "architecture" in artifacts.read_json(path)
 
 
 def copy_files(source: Path, target: Path) -> None:

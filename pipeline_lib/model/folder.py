@@ -1,15 +1,16 @@
 """A model as an open_clip directory: load, create, save.
 
 It is self-contained: `open_clip_config.json`, `open_clip_model.safetensors` and, for Hugging Face text towers and
-tokenizers, their files beside them. Models with a native text tower load with plain
-`open_clip.create_model_and_transforms("local-dir:<directory>")`. A Hugging Face text tower would be looked up by its
-hub name there; `load` passes the directory's own path instead, so that a moved copy loads with no network.
+tokenizers and described image towers, their files beside them. Others load with plain
+`open_clip.create_model_and_transforms("local-dir:<directory>")`. Those towers would be looked up on the hub, or in the
+working directory, there; `load` passes the directory's own path instead, so that a moved copy loads with no network.
 """
 
 from __future__ import annotations
 
 import logging
 import pickle
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +29,16 @@ from pipeline_lib.core import artifacts
 from pipeline_lib.core.errors import UserError, first_lines
 from pipeline_lib.model.clip import Clip
 from pipeline_lib.model.facts import compare_facts, compute_facts, recorded_facts
-from pipeline_lib.model.files import CONFIG, TOKENIZER_FILES, TOWER_CONFIG, WEIGHTS, copy_files, save_weights
+from pipeline_lib.model.files import (
+    CONFIG,
+    DESCRIBED,
+    TOKENIZER_FILES,
+    TOWER_CONFIG,
+    WEIGHTS,
+    copy_files,
+    is_described,
+    save_weights,
+)
 from pipeline_lib.model.joined import LANGUAGE, TEXT_SIDE, JoinedClip
 from pipeline_lib.model.language import copy_language
 from pipeline_lib.model.preprocess import CONVENTIONS, Preprocess
@@ -117,10 +127,17 @@ def _open_clip_module(directory: Path, config: Mapping[str, Any], *, with_weight
         if not (directory / TOWER_CONFIG).is_file():
             raise UserError(f"{directory / TOWER_CONFIG}: no such file; the text tower's configuration belongs there")
         text_config |= {"hf_model_name": place, "hf_model_pretrained": False}
+    towers, image_config = {"text_cfg": text_config}, config["model_cfg"]["vision_cfg"]
+    if is_described(image_config, directory):
+        towers["vision_cfg"] = image_config | {"timm_model_name": f"local-dir:{place}"}
+    elif image_config.get("timm_model_name") == DESCRIBED:
+        raise UserError(
+            f"{directory / TOWER_CONFIG}: describes no image tower of timm's; that of the model belongs there"
+        )
     try:
         with _quiet():
             return open_clip.create_model(
-                f"local-dir:{place}", load_weights=with_weights, pretrained_text=False, text_cfg=text_config
+                f"local-dir:{place}", load_weights=with_weights, pretrained_text=False, **towers
             )
     except (RuntimeError, ValueError, TypeError, OSError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
         raise UserError(f"{directory}: does not load as an open_clip model: {first_lines(error)}") from error
@@ -213,6 +230,9 @@ def save(clip: Clip, directory: Path) -> None:
         source, target, copy = clip.language_directory, directory / LANGUAGE, copy_language
     if source.resolve() != target.resolve():
         copy(source, target)
+    here = clip.directory.resolve() == directory.resolve()
+    if not here and is_described(clip.config["model_cfg"]["vision_cfg"], clip.directory):
+        shutil.copyfile(clip.directory / TOWER_CONFIG, directory / TOWER_CONFIG)
     save_weights(clip.module.state_dict(), directory / WEIGHTS)
 
 

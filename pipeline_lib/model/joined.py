@@ -142,7 +142,7 @@ def join(
     config[TEXT_SIDE] = {"adapter": None if shape is None else asdict(shape), LANGUAGE: computed, "origin": origin}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        joined = JoinedClip(base.module.visual, config, language, language)
+        joined = JoinedClip(base.module.visual, config, base.directory, language)
     own = base.module.logit_scale.detach()
     joined.module.logit_scale.data = own.clone() if logit_scale is None else torch.full_like(own, math.log(logit_scale))
     if base.module.logit_bias is not None:

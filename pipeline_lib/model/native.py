@@ -12,6 +12,7 @@ import open_clip
 import open_clip.hf_model
 import open_clip.timm_model
 import open_clip.transformer
+import timm.layers
 from torch import nn
 
 from pipeline_lib.model.clip import Clip
@@ -48,7 +49,10 @@ def describe_native(clip: Clip) -> Native | str:
     foreign = _foreign_image_tower(visual) or _foreign_text_tower(clip)
     if foreign:
         return foreign
-    image, words = _tower(visual.transformer, visual.ln_pre, visual.ln_post), _tower(text.transformer, text.ln_final)
+    image, words = (
+        describe_transformer(visual.transformer, visual.ln_pre, visual.ln_post),
+        describe_transformer(text.transformer, text.ln_final),
+    )
     if isinstance(image, str) or isinstance(words, str):
         return f"the image tower's {image}" if isinstance(image, str) else f"the text tower's {words}"
     pooling, eos_id = clip.text_pooling
@@ -76,12 +80,19 @@ def _foreign_image_tower(visual: Any) -> str:
     return "" if isinstance(visual.ln_pre, nn.LayerNorm) else "the image tower without its first layer norm"
 
 
-def _foreign_text_tower(clip: Clip) -> str:
-    text = clip.text_tower
+def foreign_texts(clip: Clip) -> str:
+    """Say what reads the texts where that is no text tower of open_clip's own; empty where it is."""
     if isinstance(clip, JoinedClip):
         return "the text side, a language model with an adapter"
-    if isinstance(text, open_clip.hf_model.HFTextEncoder):
-        return f"the text tower, transformers' {type(text.transformer).__name__}"
+    if isinstance(clip.text_tower, open_clip.hf_model.HFTextEncoder):
+        return f"the text tower, transformers' {type(clip.text_tower.transformer).__name__}"
+    return ""
+
+
+def _foreign_text_tower(clip: Clip) -> str:
+    text = clip.text_tower
+    if foreign := foreign_texts(clip):
+        return foreign
     if clip.text_cut_refusal:
         return f"the text tower: {clip.text_cut_refusal}"
     if not isinstance(text.text_projection, nn.Parameter):
@@ -89,14 +100,14 @@ def _foreign_text_tower(clip: Clip) -> str:
     return "" if clip.logit_bias is None else "the logit bias"
 
 
-def _tower(transformer: Any, *norms: Any) -> Tower | str:
-    """Describe one tower, or say which part of it is of another kind."""
+def describe_transformer(transformer: Any, *norms: Any) -> Tower | str:
+    """Describe one of open_clip's own towers, or say which part of it is of another kind."""
     blocks = list(transformer.resblocks)
     first = blocks[0]
     kinds = {type(block) for block in blocks} - {open_clip.transformer.ResidualAttentionBlock}
     if kinds:
         return f"layers of kind {kinds.pop().__name__}"
-    activation = _activation(first.mlp.gelu)
+    activation = activation_name(first.mlp.gelu)
     if activation is None:
         return f"activation {type(first.mlp.gelu).__name__}"
     eps = {norm.eps for norm in (*norms, *(norm for block in blocks for norm in (block.ln_1, block.ln_2)))}
@@ -112,9 +123,14 @@ def _tower(transformer: Any, *norms: Any) -> Tower | str:
     )
 
 
-def _activation(module: nn.Module) -> str | None:
+def activation_name(module: nn.Module) -> str | None:
+    """Return what transformers calls an activation of open_clip's or timm's; None where it has none of these."""
     if isinstance(module, open_clip.transformer.QuickGELU):
         return "quick_gelu"
+    if isinstance(module, timm.layers.GELUTanh):
+        return "gelu_pytorch_tanh"
+    if isinstance(module, timm.layers.GELU):
+        return "gelu"
     if isinstance(module, nn.GELU):
         return "gelu" if module.approximate == "none" else "gelu_pytorch_tanh"
     return None

@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline_lib.core import artifacts
 from pipeline_lib.model.clip import Clip
-from pipeline_lib.model.files import CONFIG, WEIGHTS, copy_files, save_weights
+from pipeline_lib.model.files import CONFIG, TOWER_CONFIG, WEIGHTS, copy_files, is_described, save_weights
 from pipeline_lib.model.folder import create, load_weights
 from pipeline_lib.model.joined import ADAPTER, LANGUAGE, TEXT_SIDE, JoinedClip
 from pipeline_lib.model.language import PADDING
@@ -28,6 +28,8 @@ def foreign_text_side(clip: JoinedClip) -> str:
     padding = (tokenizer.padding_side, tokenizer.truncation_side, tokenizer.pad_token_id)
     if config.model_type not in KINDS:
         return f"a language model of type `{config.model_type}`"
+    if is_described(clip.config["model_cfg"]["vision_cfg"], clip.directory):
+        return f"beside it an image tower that {TOWER_CONFIG} describes, where its own configuration would be"
     if language.attention.causal_by_itself:
         return "a causal language model"
     if adapter is None or adapter["depth"]:

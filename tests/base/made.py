@@ -11,6 +11,7 @@ from pipeline_lib.base import run as base
 from pipeline_lib.base.settings import BaseSettings
 from pipeline_lib.core import artifacts, schema
 from pipeline_lib.sources.settings import DataSettings
+from tests.tiny_model import WORDS
 
 CPU = torch.device("cpu")
 CAPTIONS = ["a cat", "two dogs on a hill"]
@@ -75,6 +76,50 @@ def hugging_face_model(folder: Path, *, activation: str = "quick_gelu", eos: int
         theirs.logit_scale.fill_(1.5)
     theirs.save_pretrained(folder)
     return theirs
+
+
+def siglip_model(folder: Path, *, text: dict | None = None, vision: dict | None = None, **common):
+    """A random SiglipModel with an image processor and a tokenizer of its own, saved to `folder`."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    rows = write_siglip_tokenizer(folder)
+    common = {"num_hidden_layers": 2, "num_attention_heads": 3, **common}
+    ids = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 1}
+    sizes = {"hidden_size": 24, "intermediate_size": 40, "max_position_embeddings": 20, "projection_size": 48}
+    texts = {**common, "vocab_size": rows, **ids, **sizes, **(text or {})}
+    sizes = {"hidden_size": 48, "intermediate_size": 100, "image_size": 32, "patch_size": 8}
+    images = {**common, **sizes, **(vision or {})}
+    theirs = transformers.SiglipModel(transformers.SiglipConfig(text_config=texts, vision_config=images)).eval()
+    with torch.no_grad():  # away from the initial values, at which a wrong mapping could hide
+        for parameter in theirs.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+        theirs.logit_scale.fill_(1.5)
+        theirs.logit_bias.fill_(-3.25)
+    theirs.save_pretrained(folder)
+    side = images["image_size"]
+    transformers.SiglipImageProcessor(size={"height": side, "width": side}).save_pretrained(folder)
+    return theirs
+
+
+def write_siglip_tokenizer(folder: Path) -> int:
+    """A Unigram tokenizer that reads texts as SigLIP's does: lower case, no punctuation, an end; return its size."""
+    import string
+
+    import transformers
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    pieces = ["<pad>", "</s>", "<unk>", *(f"▁{word}" for word in WORDS), "▁", *string.ascii_lowercase, *string.digits]
+    inner = Tokenizer(models.Unigram([(piece, -float(row)) for row, piece in enumerate(pieces)], unk_id=2))
+    punctuation = Regex(f"[{''.join(chr(92) + each for each in string.punctuation)}]")
+    steps = [normalizers.Lowercase(), normalizers.Replace(punctuation, ""), normalizers.Replace(Regex(r"\s+"), " ")]
+    inner.normalizer = normalizers.Sequence([*steps, normalizers.Strip()])
+    inner.pre_tokenizer = pre_tokenizers.Metaspace()
+    inner.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
+    names = {"pad_token": "</s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=inner, model_input_names=["input_ids"], model_max_length=20, **names
+    ).save_pretrained(folder)
+    return len(pieces)
 
 
 def edit(path: Path, change) -> None:

@@ -167,7 +167,10 @@ def test_pickled_code_is_never_run(tmp_path):
     [
         ({"path": "x.pt"}, "base.path: x.pt: no such file"),
         ({"path": None, "model": "Tiny"}, "base.path: missing"),
-        ({"path": "."}, r"^base.path: . is no Hugging Face CLIPModel folder \(no config.json\); give the path of"),
+        (
+            {"path": "."},
+            r"^base.path: . is no Hugging Face CLIPModel or SiglipModel folder \(no config.json\); give",
+        ),
         ({"path": "w.pt"}, "base.model: missing"),
         ({"path": "w.pt", "model": "Tinny"}, "base.model: open_clip knows no `Tinny`; did you mean `Tiny`"),
         ({"path": "w.pt", "model": "qqq"}, "open_clip knows no `qqq`; known: "),
@@ -336,7 +339,7 @@ def test_the_standard_tokenizer_is_recognised_and_another_is_kept(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: edit(d / "config.json", lambda c: c.update(model_type="siglip")), "model_type is `siglip`"),
+        (lambda d: edit(d / "config.json", lambda c: c.update(model_type="blip")), "model_type is `blip`"),
         (lambda d: edit(d / "config.json", lambda c: c["text_config"].update(hidden_act="relu")), "hidden_act"),
         (lambda d: (d / "model.safetensors").unlink(), "no model.safetensors or pytorch_model.bin"),
         (

@@ -22,6 +22,7 @@ from pipeline_lib.export import __main__ as command
 from pipeline_lib.export import card, hub, mlflow_model, onnx_towers, without_package
 from pipeline_lib.export.served_model import ServedClip
 from pipeline_lib.model.features import row_difference
+from tests.base.made import materialise, siglip_model
 from tests.export.evaluated import inside
 from tests.tiny_model import write_tiny_joined
 from tests.tracked_project import clean_environment, empty_store
@@ -81,7 +82,9 @@ def test_the_lines_of_the_card_give_the_features_where_this_package_is_not(proje
     """As they stand, by a Python that imports nothing of this project, for each way in which texts are read."""
     blocks, clips = {}, {}
     Image.linear_gradient("L").resize((40, 48)).convert("RGB").save(tmp_path / "photo.png")
-    for number, (kind, options) in enumerate(KINDS.values()):
+    siglip_model(tmp_path / "siglip")
+    materialise(tmp_path / "base", path=str(tmp_path / "siglip"))  # its config.json describes its image tower
+    for number, (kind, options) in enumerate([*KINDS.values(), ("bert", {"base": tmp_path / "base"})]):
         found = holding(tmp_path / f"made_{number}", kind=kind, **options)
         hub.write_hub_folder(found, tmp_path / f"clip_{number}")
         (block,) = (tmp_path / f"clip_{number}/README.md").read_text().split("```python\n")[1:]

@@ -1,8 +1,10 @@
-"""A CLIPModel folder: transformers' own model, processor and tokenizer give what open_clip gives, or it is refused."""
+"""A folder for transformers: its own model, processor and tokenizer give what open_clip gives, or it is refused."""
 
 import html
 import io
 import json
+import re
+import types
 
 import open_clip
 import pytest
@@ -11,13 +13,16 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pipeline_lib import model
+from pipeline_lib.base import hugging_face
 from pipeline_lib.core import artifacts
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.export import __main__ as command
 from pipeline_lib.export import transformers_folder
-from tests.base.made import hugging_face_model
+from pipeline_lib.export.served_model import ServedClip
+from tests.base.made import hugging_face_model, siglip_model
 from tests.conftest import run_stage
 from tests.export.evaluated import inside, make_evaluated
+from tests.model.test_big_vision import DEPTH, HEADS, WIDTH, vit_test_siglip
 from tests.tiny_model import tiny_config, write_tiny_clip, write_tiny_hf_clip, write_tiny_timm_clip
 
 transformers = pytest.importorskip("transformers")
@@ -35,10 +40,10 @@ def png(image):
     return file.getvalue()
 
 
-def their_features(folder, images, texts, **more):
+def their_features(folder, images, texts, kind="CLIP", **more):
     """Features and logits by transformers' public classes alone, as the card says."""
-    read = transformers.CLIPModel.from_pretrained(folder).eval()
-    processor = transformers.CLIPProcessor.from_pretrained(folder, backend="pil")
+    read = getattr(transformers, f"{kind}Model").from_pretrained(folder).eval()
+    processor = getattr(transformers, f"{kind}Processor").from_pretrained(folder, backend="pil")
     inputs = processor(images=images, text=texts, padding="max_length", truncation=True, **more, return_tensors="pt")
     with torch.no_grad():
         found = read(**inputs)
@@ -263,6 +268,135 @@ def test_captions_that_the_other_tokenizer_reads_otherwise_are_counted_and_shown
     line = f"tokens:  {found['other_captions']} of {found['captions']} captions get other token ids there, such as "
     shown = said.split(line)[1].split("'")[1]
     assert html.unescape(shown) != shown
+
+
+# SigLIP
+
+
+def write_siglip(folder, *, clean=None, **changes):
+    """A model of SigLIP's architecture in open_clip's words, with a tokenizer of its own; `changes` to its text_cfg.
+
+    With `clean` it is as open_clip publishes them: it cleans texts itself, and its image tower has a name in timm.
+    """
+    source = folder.with_name("source")
+    named = {"hidden_size": WIDTH, "num_attention_heads": HEADS, "num_hidden_layers": DEPTH}
+    named |= {"patch_size": 16, "intermediate_size": 4 * WIDTH, "hidden_act": "gelu"}
+    siglip_model(source, **({"vision": named, "text": {"projection_size": WIDTH}} if clean else {}))
+    converted = hugging_face.read_folder(source)
+    config = converted.model_config
+    config["text_cfg"] |= {"hf_tokenizer_name": "nobody/tokens", **changes}
+    model.copy_files(source, folder)
+    (folder / model.TOWER_CONFIG).unlink()
+    if clean:
+        config["vision_cfg"]["timm_model_name"] = vit_test_siglip.__name__
+        config["text_cfg"]["tokenizer_kwargs"] = {"clean": clean}
+        bare = json.loads((folder / "tokenizer.json").read_text()) | {"normalizer": None}
+        (folder / "tokenizer.json").write_text(json.dumps(bare))
+        converted.preprocess.pop("conventions")
+    else:
+        artifacts.write_json(folder / model.TOWER_CONFIG, converted.image_tower)
+    model.write_config(folder, config, converted.preprocess)
+    clip = model.create(folder)
+    model.load_weights(clip, converted.tensors, "made")
+    return clip
+
+
+def test_open_clip_s_cleaning_of_texts_goes_into_the_tokenizer(tmp_path):
+    """Lower case, punctuation and spaces, before a tokenizer that knows none of it; other cleaning is refused."""
+    for name in ("own", "theirs", "lower"):
+        (tmp_path / name).mkdir()
+    clip = write_siglip(tmp_path / "own", clean="canonicalize")
+    transformers_folder.write_model(clip, tmp_path / "theirs")
+    assert transformers_folder.check_model(clip, tmp_path / "theirs") < 1e-5
+    images = [photo(), photo((64, 32))]
+    texts = ["A Photo_of the RIVER!", "two \t dogs, it's [a-z] \\ & ^ {} hill", "", "cat " * 40, "ÉCLAIR"]
+    assert clip.tokenize(texts[:1]).tolist() != clip.tokenizer.tokenizer(texts[:1], padding="max_length")["input_ids"]
+    with torch.no_grad():
+        image = clip.module.encode_image(torch.stack([clip.preprocess(each) for each in images]), normalize=True)
+        text = clip.module.encode_text(clip.tokenize(texts), normalize=True)
+        expected = image, text, clip.logit_scale * image @ text.T + clip.logit_bias
+    assert_same(their_features(tmp_path / "theirs", images, texts, "Siglip"), expected)
+    clip.config["model_cfg"]["text_cfg"]["tokenizer_kwargs"]["clean"] = "lower"
+    transformers_folder.write_model(clip, tmp_path / "lower")
+    with pytest.raises(UserError, match=r"token ids of '.*' would differ.*nothing was written"):
+        transformers_folder.check_model(clip, tmp_path / "lower")
+
+
+def without_bias(clip):
+    clip.module.logit_bias = None
+
+
+def with_class_token(clip):
+    clip.module.visual.trunk.cls_token = torch.nn.Parameter(torch.zeros(1, 1, 48))
+
+
+def with_another_norm(clip):
+    clip.module.visual.trunk.blocks[0].norm1.eps = 1e-3
+
+
+def with_another_activation(clip):
+    clip.module.visual.trunk.attn_pool.mlp.act = torch.nn.ReLU()
+
+
+@pytest.mark.parametrize(
+    ("changes", "spoil", "part"),
+    [
+        ({"no_causal_mask": False}, None, "the text tower, which is masked or does not pool at the last token"),
+        ({"pool_type": "first"}, None, "the text tower, which is masked or does not pool at the last token"),
+        ({}, without_bias, "a model without 'logit_bias'"),
+        ({}, with_class_token, "the tensor `visual.trunk.cls_token`"),
+        ({}, with_another_norm, "the image tower's layers, which differ"),
+        ({}, with_another_activation, "the image tower's layers of kind ReLU"),
+    ],
+)
+def test_what_a_siglip_model_cannot_hold_is_refused_by_its_part(changes, spoil, part, tmp_path):
+    (tmp_path / "own").mkdir()
+    clip = write_siglip(tmp_path / "own", **changes)
+    if spoil:
+        spoil(clip)
+    with pytest.raises(UserError, match=rf"a SiglipModel cannot hold {part}.*export hub`, whose card") as caught:
+        transformers_folder.write_model(clip, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_siglip_model_comes_back_from_the_pipeline(tmp_path, capsys):
+    """The base bit by bit; the refined one with open_clip's features; the cards' lines load both exports."""
+    theirs, folder = siglip_model(tmp_path / "hf"), tmp_path / "hf"
+    project = make_evaluated(tmp_path / "project", model=folder, num_samples=48, base__source="checkpoint")
+    with inside(project):
+        command.main(["transformers", "--to", str(tmp_path / "base"), "--model", "base"])
+        command.main(["transformers", "--to", str(tmp_path / "refined"), "--repository", "me/mine"])
+        command.main(["hub", "--to", str(tmp_path / "hub"), "--repository", "me/mine"])
+        clip = model.load(project / "data/refined")
+    assert "transformers.SiglipModel.from_pretrained" in capsys.readouterr().out
+    written, refined = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "refined"))
+    assert written.keys() == theirs.state_dict().keys()
+    assert all(torch.equal(written[name], tensor) for name, tensor in theirs.state_dict().items())
+    assert not torch.equal(refined["text_model.head.weight"], written["text_model.head.weight"])
+    images, texts = [photo(), photo((57, 33))], [*TEXTS, "salt &amp; “pepper” ﬁne </s> x"]
+    found = their_features(tmp_path / "base", images, texts, "Siglip")
+    assert all(map(torch.equal, found, their_features(folder, images, texts, "Siglip")))
+    with torch.no_grad():
+        pixels = torch.stack([torch.from_numpy(clip.decode(png(image), 10**6)) for image in images])
+        raw = clip.encode_image(pixels), clip.encode_text(clip.tokenize(texts))
+        image, text = (torch.nn.functional.normalize(each, dim=-1) for each in raw)
+        expected = image, text, clip.logit_scale * image @ text.T + clip.logit_bias
+    assert_same(their_features(tmp_path / "refined", images, texts, "Siglip"), expected)
+    card = (tmp_path / "refined/README.md").read_text()
+    assert 'SiglipModel.from_pretrained("me/mine")' in card
+    assert "logits_per_image.sigmoid()" in card
+    settings = json.loads((tmp_path / "hub" / model.CONFIG).read_text())["model_cfg"]
+    assert settings["vision_cfg"]["timm_model_name"] == "hf-hub:me/mine"  # where timm finds config.json
+    lines = re.search(r"From the folder `hub`.*?python\n(.*?)```", (tmp_path / "hub/README.md").read_text(), re.DOTALL)
+    loaded: dict = {}
+    with inside(tmp_path), torch.no_grad():
+        exec(lines[1], loaded)
+        found = loaded["model"].eval().encode_image(torch.stack([loaded["preprocess"](each) for each in images]))
+    torch.testing.assert_close(found, raw[0], rtol=1e-5, atol=1e-5)
+    served = ServedClip()
+    served.load_context(types.SimpleNamespace(model_config=None, artifacts={"clip": str(project / "data/refined")}))
+    with torch.no_grad():
+        assert torch.equal(served.model.encode_image(clip.normalize(pixels)), raw[0])
 
 
 # sentence-transformers

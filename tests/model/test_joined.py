@@ -16,6 +16,7 @@ from pipeline_lib.model.adapter import Adapter, Shape, num_weights
 from pipeline_lib.model.embed import embed_texts, embed_texts_by_length
 from pipeline_lib.model.features import row_difference
 from pipeline_lib.model.language import LanguageModel, Reading, load_language, read_transformers, save_language
+from tests.base.made import materialise, siglip_model
 from tests.base.test_demo import SETTINGS
 from tests.model.test_model import COCA, custom
 from tests.tiny_model import write_tiny_language, write_tiny_timm_clip
@@ -57,30 +58,30 @@ def test_minilm_with_the_demo_base_s_own_projection_is_the_demo_base(tmp_path):
 
 @torch.no_grad()
 @pytest.mark.parametrize("depth", [0, 2])
-@pytest.mark.parametrize("image_tower", ["native", "timm", "coca"])
+@pytest.mark.parametrize("image_tower", ["native", "timm", "described", "coca"])
 def test_a_saved_folder_loads_back_with_the_same_features_and_survives_a_move(
     tiny_clip, language, tmp_path, depth, image_tower
 ):
     """From token ids, and from the language model's features, which training reads from a cache."""
-    folder = tiny_clip if image_tower == "native" else tmp_path / "base"
-    if image_tower == "timm":
-        write_tiny_timm_clip(folder)
-    if image_tower == "coca":
-        coca = custom(tmp_path / "made", **COCA)
-        coca.module.float()
-        model.save(coca, folder)
-    clip = joined(model.load(folder), language, Shape(depth, 2, 0.0), seed=3, logit_scale=14.3)
+    if image_tower == "described":  # in config.json, as that of transformers' SigLIP is
+        siglip_model(tmp_path / "siglip")
+        base = materialise(tmp_path / "base", path=str(tmp_path / "siglip"))
+    elif image_tower == "coca":
+        base = custom(tmp_path / "coca", **COCA)
+        base.module.float()
+    else:
+        base = model.load(tiny_clip if image_tower == "native" else write_tiny_timm_clip(tmp_path / "timm"))
+    clip = joined(base, language, Shape(depth, 2, 0.0), seed=3, logit_scale=14.3)
+    pixels = torch.randint(0, 256, (2, 3, *clip.image_size), dtype=torch.uint8)
     expected = clip.encode_text(clip.tokenize(TEXTS))
-    images = torch.randint(0, 256, (2, 3, *clip.image_size), dtype=torch.uint8)
-    seen = clip.encode_image(images)
-    assert torch.equal(seen, model.load(folder).encode_image(images))
     model.save(clip, tmp_path / "saved")
     (tmp_path / "saved").rename(tmp_path / "moved")
     language.rename(tmp_path / "gone")
     again = model.load(tmp_path / "moved")
     ids = again.tokenize(TEXTS)
     assert torch.equal(again.encode_text(ids), expected)
-    assert torch.equal(again.encode_image(images), seen)
+    assert torch.equal(again.encode_image(pixels), base.encode_image(pixels))
+    assert model.compute_facts(again)["config_digest"] == model.compute_facts(clip)["config_digest"]
     features = again.language().encode(ids)
     assert torch.equal(again.encode_text(features), expected)
     assert float(again.logit_scale) == pytest.approx(14.3)
