@@ -7,7 +7,6 @@ that rounds otherwise, no text that open_clip mends first.
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import os
 from collections.abc import Sequence
@@ -218,10 +217,10 @@ def read_tokenizer(folder: Path) -> Any:
 
     try:
         return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except ImportError as error:
+        raise model.lacks_package(folder, error) from error
     except Exception as error:  # its readers raise nearly every type on a broken file
-        lacks = "sentencepiece" in str(error).lower() and importlib.util.find_spec("sentencepiece") is None
-        remedy = "; pip install sentencepiece protobuf" if lacks else ""
-        raise UserError(f"{folder}: its tokenizer cannot be read ({first_lines(error)}){remedy}") from error
+        raise UserError(f"{folder}: its tokenizer cannot be read ({first_lines(error)})") from error
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str], length: int) -> Any:

@@ -24,7 +24,7 @@ names of ImageNet's classes there.
 """
 
 from pipeline_lib.model.big_vision import load_big_vision
-from pipeline_lib.model.clip import SCALARS, Clip
+from pipeline_lib.model.clip import SCALARS, Clip, lacks_package
 from pipeline_lib.model.facts import GUARDED, compare_facts, compute_facts, recorded_facts
 from pipeline_lib.model.files import (
     CONFIG,
@@ -93,6 +93,7 @@ __all__ = [
     "imagenet_templates",
     "is_described",
     "join",
+    "lacks_package",
     "load",
     "load_big_vision",
     "load_weights",

@@ -15,6 +15,7 @@ import open_clip.transformer
 import torch
 from torch import nn
 
+from pipeline_lib.core.errors import UserError, first_lines
 from pipeline_lib.model.preprocess import CONVENTIONS, Preprocess, preprocess_config
 
 SCALARS = ("logit_scale", "logit_bias")  # parameters that the loss itself uses, outside the towers
@@ -88,8 +89,14 @@ class Clip:
         """Return open_clip's tokenizer for this directory.
 
         By transformers' conventions it gets texts as they are; open_clip mends their encoding and HTML entities first.
+
+        Raises:
+            UserError: It needs a package that is not there, as SigLIP's published ones do.
         """
-        found = open_clip.get_tokenizer(f"local-dir:{self.directory.resolve()}")
+        try:
+            found = open_clip.get_tokenizer(f"local-dir:{self.directory.resolve()}")
+        except ImportError as error:
+            raise lacks_package(self.directory, error) from error
         if CONVENTIONS in self.preprocess.config and isinstance(found, open_clip.tokenizer.HFTokenizer):
             found.clean_fn = str
         return found
@@ -208,3 +215,9 @@ class Clip:
         if pool_type == "argmax":
             return token_ids.argmax(dim=1) + 1
         return token_ids.eq(eos_id or 0).int().argmax(dim=1) + 1
+
+
+def lacks_package(folder: Path, error: ImportError) -> UserError:
+    """Say that the tokenizer in `folder` needs a package that is not there."""
+    what = first_lines(error, 1)
+    return UserError(f"{folder}: its tokenizer cannot be read ({what}); pip install sentencepiece")

@@ -1,8 +1,9 @@
 """pipeline_lib.base.siglip: a SiglipModel folder gives transformers' own features and logits, or is refused."""
 
-import importlib.util
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from pipeline_lib import model
 from pipeline_lib.base import agreement, kinds, processors
 from pipeline_lib.core.errors import UserError
 from tests.base.made import assert_left_nothing, edit, materialise, siglip_model
+from tests.tiny_model import WORDS
 
 transformers = pytest.importorskip("transformers")
 
@@ -171,12 +173,29 @@ def test_weights_alone_are_refused_for_the_folder(folder, tmp_path):
         materialise(tmp_path / "base", path=weights, model="ViT-B-16-SigLIP")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("sentencepiece") is not None, reason="sentencepiece is installed")
-def test_a_tokenizer_of_a_package_that_is_missing_names_it(folder, tmp_path):
-    """SiglipTokenizer, which published folders name, is sentencepiece's."""
-    edit(folder / "tokenizer_config.json", lambda c: c.update(tokenizer_class="SiglipTokenizer"))
-    with pytest.raises(UserError, match=r"its tokenizer cannot be read .*; pip install sentencepiece protobuf$"):
-        materialise(tmp_path / "base", path=str(folder))
+def test_a_tokenizer_of_sentencepiece_as_published_folders_have_it_reads_as_transformers_does(tmp_path):
+    """From the base and from the written model, whose texts are as transformers' own."""
+    spm = pytest.importorskip("sentencepiece")
+    special = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+    sentences = (" ".join(WORDS[at:] + WORDS[:at]) for at in range(len(WORDS)))
+    vocabulary = {"model_prefix": str(tmp_path / "spiece"), "vocab_size": 120, "hard_vocab_limit": False}
+    spm.SentencePieceTrainer.train(sentence_iterator=sentences, minloglevel=2, **vocabulary, **special)
+    names = {"model_max_length": 20, "model_input_names": ["input_ids"]}  # as those of the hub are saved
+    tokenizer = transformers.SiglipTokenizer(str(tmp_path / "spiece.model"), **names)
+    theirs = siglip_model(tmp_path / "siglip", text={"vocab_size": len(tokenizer)})
+    (tmp_path / "siglip/tokenizer.json").unlink()
+    tokenizer.save_pretrained(tmp_path / "siglip")
+    clip = materialise(tmp_path / "base", path=str(tmp_path / "siglip"))
+    texts = ["A photo of a CAT!", "two dogs, on the hill.", ""]
+    ids = tokenizer(texts, padding="max_length", max_length=20, truncation=True, return_tensors="pt")["input_ids"]
+    assert torch.equal(clip.tokenize(texts), ids)
+    torch.testing.assert_close(clip.encode_text(ids), theirs.text_model(input_ids=ids).pooler_output)
+
+    hide = "import sys; sys.modules['sentencepiece'] = None; from pathlib import Path; from pipeline_lib import model; "
+    load = f"model.load(Path({str(tmp_path / 'base')!r})).tokenize(['a'])"
+    done = subprocess.run([sys.executable, "-c", hide + load], capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1].endswith("; pip install sentencepiece")
+    assert "its tokenizer cannot be read (SiglipTokenizer requires the SentencePiece library" in done.stderr
 
 
 def test_the_comparison_sees_other_weights_and_another_activation(folder, theirs, tmp_path):
