@@ -28,7 +28,13 @@ def _end_in_one_line(kind: type[BaseException], error: BaseException, trace: Tra
         sys.__excepthook__(kind, error, trace)
 
 
-if sys.argv[0] == "-m":  # what Python calls a command until it has found its module: this is no library's import
+def _is_own_command() -> bool:
+    """Return whether Python is about to run a module of the project, and is not another program that imports it."""
+    names = {argument.removeprefix("-m").partition(".")[0] for argument in sys.orig_argv[1:]}
+    return sys.argv[0] == "-m" and not names.isdisjoint(OWN[1:])  # `-m`: its name until the module is found
+
+
+if _is_own_command():
     sys.excepthook = _end_in_one_line
     gc.disable()  # until `terminal.one_line_errors`
     atexit.register(gc.freeze)

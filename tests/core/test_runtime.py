@@ -132,7 +132,8 @@ def test_a_python_without_the_packages_is_told_the_environment(command):
 def test_the_garbage_collector_works_in_a_command_and_not_while_it_is_imported_or_ends():
     """Off while imports run; on again in the shell that every command enters; with nothing to look through at last."""
     code = (
-        "import atexit, gc, sys\nsys.argv[0] = '-m'\natexit.register(lambda: print(len(gc.get_objects()) < 100))\n"
+        "import atexit, gc, sys\nsys.argv[0], sys.orig_argv = '-m', ['python', '-m', 'stages.base']\n"
+        "atexit.register(lambda: print(len(gc.get_objects()) < 100))\n"
         "import pipeline_lib\nfrom pipeline_lib import terminal\n"
         "before = gc.isenabled()\nwith terminal.one_line_errors():\n    print(before, gc.isenabled())\n"
         "made = [[] for _ in range(1000)]"
@@ -142,6 +143,18 @@ def test_the_garbage_collector_works_in_a_command_and_not_while_it_is_imported_o
     commands = [*ROOT.glob("stages/[!_]*.py"), *ROOT.glob("pipeline_lib/**/__main__.py")]
     assert len(commands) >= 12
     assert all(re.search(r"run_stage\(main|one_line_errors\(", path.read_text()) for path in commands)
+
+
+def test_a_program_that_imports_the_library_keeps_its_garbage_collector_and_its_tracebacks(tmp_path):
+    """Also one whose package imports it while Python still looks for the module."""
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/__init__.py").write_text("import pipeline_lib\n")
+    (tmp_path / "other/run.py").write_text(
+        "import gc, sys\nprint(gc.isenabled(), sys.excepthook is sys.__excepthook__)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    done = subprocess.run([sys.executable, "-m", "other.run"], env=environment, timeout=60, **CAPTURED)
+    assert (done.stdout, done.stderr) == ("True True\n", "")
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to keep what is freed")
