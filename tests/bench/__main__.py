@@ -68,7 +68,6 @@ class Parts:
             print("default model: run `make run` first, then `python -m tests.bench towers`")
             return
         towers.bf16(report, "default", ROOT / "data/base", 64)
-        towers.folding(report, ROOT / "data/base", 64)
 
     def caching(self) -> None:
         """The teacher cache."""
