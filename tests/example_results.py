@@ -18,7 +18,7 @@ from pipeline_lib.core import artifacts, config, shards
 from pipeline_lib.core.distributed import World
 from pipeline_lib.core.made_with import write_made_with
 from pipeline_lib.core.truncation import Truncation
-from pipeline_lib.evaluate import run, wise_ft
+from pipeline_lib.evaluate import evaluation, run, wise_ft
 from pipeline_lib.evaluate.embedded import EmbeddedSet, EmbeddedTask
 from pipeline_lib.evaluate.inputs import EvaluationInputs
 from pipeline_lib.evaluate.settings import EvaluateSettings
@@ -98,7 +98,7 @@ def fill_project(root: Path, *, gain=1.0, loss=1.0, with_captions=True, with_tas
             embed=lambda part, sets=embedded: sets[part.name],
             count_truncated=count_texts,
         )
-        found = run.evaluate(embedder, model, EvaluationInputs([parts["eval"]], parts["val"]), settings)
+        found = evaluation.evaluate(embedder, model, EvaluationInputs([parts["eval"]], parts["val"]), settings)
         if model == "refined":
             more = {"val": 2, "eval": 1}  # so that the best mix on val is not the best on eval
             found.results["wise_ft"] = [

@@ -15,6 +15,8 @@ class_groups    zero-shot on the classes that the training captions seldom name,
 wise_ft         models between the base and the refined one, by their weights
 known_answers   the base model's numbers, held against what it is known to score
 published       published scores (published.json), and the sets that they are of
-run             the order of it all, and what is written to data/eval/<model>/
+evaluation      the order of it all, for one model on every set
+flat            its numbers by name
+run             the stage: open, evaluate, and what is written to data/eval/<model>/
 settings        section `evaluate` of params.yaml
 """

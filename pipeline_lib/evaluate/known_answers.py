@@ -31,7 +31,7 @@ def check_known_answers(
 
     Args:
         part: The set; its manifest may hold `known_answers`, see `sources.known_answers.read_known_answers`.
-        numbers: What was measured on it, see `run.flat_metrics`.
+        numbers: What was measured on it, see `flat.flat_metrics`.
         prompts: See `prompts_by_metric`.
         facts: Of the model.
 

@@ -21,7 +21,7 @@ import torch
 
 from pipeline_lib import metrics
 from pipeline_lib.core import config, runtime
-from pipeline_lib.evaluate import run, scoring
+from pipeline_lib.evaluate import evaluation, run, scoring
 from pipeline_lib.evaluate.embedded import EmbeddedSet, EmbeddedTask, modality_means
 from pipeline_lib.evaluate.embedding import Embedder
 from pipeline_lib.evaluate.inputs import open_inputs, open_model
@@ -66,7 +66,7 @@ def default_set(report: Report, root: Path) -> None:
         num_workers=2,
         progress=False,
     )
-    evaluated = run.evaluate(embedder, "refined", inputs, settings)
+    evaluated = evaluation.evaluate(embedder, "refined", inputs, settings)
     with tempfile.TemporaryDirectory() as folder, scoring.Stopwatch(evaluated.seconds)("write"):
         run.write_evaluation(evaluated, settings, Path(folder, "refined"), Path(folder, "refined.json"))
     embed = evaluated.seconds["embed"]
@@ -111,7 +111,7 @@ def score(images: int, threads: int) -> tuple[float, float, float]:
     settings = config.load(ROOT / "params.yaml", EvaluateSettings)
     one = features(images)
     before, start, watch = peak_gigabytes(), time.perf_counter(), scoring.Stopwatch()
-    run._score_set(one, settings, modality_means(one), watch)
+    evaluation._score_set(one, settings, modality_means(one), watch)
     seconds = time.perf_counter() - start
     for part, value in watch.seconds.items():
         print(f"    {part:<20} {value:7.2f} s", flush=True)

@@ -22,7 +22,7 @@ from pipeline_lib import metrics, model
 from pipeline_lib.core import artifacts, config, runtime, shards
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.core.paths import Paths
-from pipeline_lib.evaluate import probes, published, retrieval, run, scoring, wise_ft, zero_shot
+from pipeline_lib.evaluate import evaluation, probes, published, retrieval, scoring, wise_ft, zero_shot
 from pipeline_lib.evaluate.embedded import Directions, EmbeddedSet, EmbeddedTask, modality_means
 from pipeline_lib.evaluate.embedding import Embedder
 from pipeline_lib.evaluate.inputs import EvaluationInputs, open_inputs, open_model
@@ -156,7 +156,9 @@ def test_a_task_with_an_image_without_a_label_is_scored_and_says_so(inside, capl
     one = embedder(inside).embed(part)
     assert one.tasks["class"].labels[3] == -1
     assert (one.tasks["class"].labels >= 0).sum() == 49
-    scored = run.evaluate(embedder(inside), "refined", EvaluationInputs([part], read_part(inside, "val")), SETTINGS)
+    scored = evaluation.evaluate(
+        embedder(inside), "refined", EvaluationInputs([part], read_part(inside, "val")), SETTINGS
+    )
     assert "eval: 1 of 50 images have no label of `class`: not scored" in caplog.text
     found = scored.results["sets"]["eval"]["variants"]["plain"]["classes"]["class"]
     assert sum(row["num_images"] for row in found["per_class"]) == 49
@@ -651,12 +653,12 @@ def test_of_a_large_training_part_a_fixed_sample_is_embedded(inside, monkeypatch
     assert [rows[i] for i in sample.text_image_index.tolist()] == whole.text_image_index[kept].tolist()
     paths, maker = config.load(Path("params.yaml"), Paths), embedder(inside)
     inputs = open_inputs(paths.shards, SETTINGS)
-    monkeypatch.setattr(run, "CENTRING_SAMPLES", 5)
+    monkeypatch.setattr(evaluation, "CENTRING_SAMPLES", 5)
     selection = maker.embed(inputs.selection)
-    assert run._centring(maker, inputs, selection).num_images == 5
-    assert run._centring(maker, dataclasses.replace(inputs, training=None), selection) is selection
+    assert evaluation._centring(maker, inputs, selection).num_images == 5
+    assert evaluation._centring(maker, dataclasses.replace(inputs, training=None), selection) is selection
     silent = dataclasses.replace(selection, captions=())
-    assert run._centring(maker, dataclasses.replace(inputs, training=None), silent) is None
+    assert evaluation._centring(maker, dataclasses.replace(inputs, training=None), silent) is None
     assert "val has no captions, so there is no mean-centred variant" in caplog.text
 
 

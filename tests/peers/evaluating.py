@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline_lib import model
 from pipeline_lib.core import config, shards
-from pipeline_lib.evaluate import run, scoring
+from pipeline_lib.evaluate import evaluation, run, scoring
 from pipeline_lib.evaluate.embedded import modality_means
 from pipeline_lib.evaluate.embedding import Embedder
 from pipeline_lib.evaluate.settings import EvaluateSettings
@@ -32,7 +32,7 @@ def against_clip_benchmark(world: World, task: str, name: str) -> Sides:
         )
         one = embedder.embed(part)
         means = modality_means(one) if one.captions else None
-        found.append(run._score_set(one, settings, means, scoring.Stopwatch())[0])
+        found.append(evaluation._score_set(one, settings, means, scoring.Stopwatch())[0])
 
     with Peer("evaluation", *arguments, threads=world.sizes.threads, folder=world.root) as peer:
         for _ in range(world.sizes.rounds):
