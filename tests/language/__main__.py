@@ -186,7 +186,8 @@ def language_rows(
     _, plain = load_student(study.paths())
     texts = study.embed(plain)
     tuning = artifacts.read_manifest(study.paths().language).get("tuning") or {}
-    before = f" (on val {100 * tuning['caption_pair_recall_at_1_before']:.1f} before)" if tuning else ""
+    on_val = [100 * tuning[f"caption_pair_recall_at_1_{when}"] for when in ("before", "after")] if tuning else []
+    before = f" (on val {on_val[0]:.1f} before tuning, {on_val[1]:.1f} after)" if on_val else ""
     print(f"{text}: read{' and tuned' if text.tuned else ''}: {made}; images and captions cached: {cached}")
     print(f"{text}: retrieval of captions by captions {caption_retrieval(texts['eval']):.1f}{before}")
     still = {name: one.raw_image_features for name, one in texts.items()}

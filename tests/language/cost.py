@@ -1,5 +1,6 @@
 """What running something costs: CPU seconds, and the memory that this process holds at most (Linux)."""
 
+import gc
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ class Cost(NamedTuple):
 
 def measure(run: Callable[[], Any]) -> Cost:
     """Run something; the kernel's peak of memory begins anew here."""
+    gc.collect()  # models hold rings
     Path("/proc/self/clear_refs").write_text("5")
     before = _spent()
     run()
