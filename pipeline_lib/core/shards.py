@@ -268,7 +268,7 @@ def read_part(directory: Path) -> Part:
         raise UserError(f"{directory}: not a part of sharded data; a part is a folder below paths.shards")
     for shard in part.shards:
         artifacts.check_file(directory, shard.index_path.name, part.manifest)
-        if not shard.path.is_file():
+        if not os.path.isfile(shard.path):
             raise UserError(
                 f"{shard.path}: no such file, but {directory}/manifest.json lists it; run `dvc repro shard`"
             )

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,10 @@ def read_known_answers(data: DataSettings, name: str) -> dict[str, list[dict[str
     if name in data.evaluation:
         chosen = data.evaluation[name]
         root, limit = Path(data.evaluation_root, chosen.path), chosen.limit
-        path = root / FILE if root.is_dir() else root.with_suffix(f".{FILE}")
+        path = root / FILE if os.path.isdir(root) else root.with_suffix(f".{FILE}")
     else:
         path, limit = Path(data.root, f"{name}.{FILE}"), data.limit
-    if not path.is_file():
+    if not os.path.isfile(path):
         return {}
     if limit is not None:
         log.info("%s: not checked in a trial run with `limit`", path)

@@ -230,13 +230,13 @@ def test_bad_rows_are_quarantined_by_shard(tmp_path, in_a_folder_of_its_own):
     """No image, a path outside, a broken image, no caption; a path below the folder is read."""
     write(Path("set/data/beside.jpg"), image_file(50))
     write(Path("secret.jpg"), image_file(51))
-    rows = [row(n) for n in range(20)]
-    rows += [
+    rows = [
+        {"image": None, "text": "none"},
+        *(row(n) for n in range(20)),
         {"image": {"bytes": None, "path": "beside.jpg"}, "text": "beside"},
         {"image": {"bytes": None, "path": "../../secret.jpg"}, "text": "outside"},
         {"image": {"bytes": b"no image", "path": "broken.jpg"}, "text": "broken"},
         {"image": {"bytes": image_file(60), "path": "60.jpg"}, "text": None},
-        {"image": None, "text": "none"},
     ]
     parquet(Path("set/data/train-00000-of-00001.parquet"), rows)
     section = data("set", "hugging_face", parts={"refine": 1.0})
