@@ -30,7 +30,7 @@ def check_code(root: Path) -> None:
     lock = root / "dvc.lock"
     if not lock.is_file():
         return
-    stages = config.parse_yaml(lock.read_text(encoding="utf-8"), lock.name).get("stages", {})
+    stages = config.parse_yaml(config.read_text(lock, "run `dvc repro`"), lock.name).get("stages", {})
     for name, stage in stages.items():
         if name != "report" and (edited := _edited_code(stage, root)):
             raise UserError(

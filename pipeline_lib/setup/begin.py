@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline_lib.core import artifacts
+from pipeline_lib.core import artifacts, config
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.params.check import check_params
 from pipeline_lib.params.whole_file import change_values, dump_document, load_document
@@ -171,10 +171,8 @@ def _fit(model: str, pairs: int, captions: int, images: int) -> dict[str, Any]:
 
 
 def _changed(params_file: Path, changes: Mapping[str, Any]) -> Any:
-    try:
-        document = load_document(params_file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{params_file}: no such file; run from the project's folder") from None
+    config.read_params(params_file)  # says what is wrong with it
+    document = load_document(params_file.read_text(encoding="utf-8"))
     change_values(document, changes, "clip-refine init")
     return document
 

@@ -44,7 +44,7 @@ class TableFile:
             else:
                 table = _open_arrow(pa, path)
                 self._batches, self.schema = table.to_batches(), table.schema
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: of a name that no file can have
             raise UserError(f"{path}: not a whole file of Arrow's ({first_lines(error, 1)})") from None
         largest = max((self._group_bytes(group) for group in range(self.num_groups)), default=0)
         if self._parquet and largest > MAX_GROUP_BYTES:

@@ -17,7 +17,6 @@ held to them.
 from __future__ import annotations
 
 import logging
-import math
 import os
 import re
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Any
 
 from pipeline_lib.core import artifacts
 from pipeline_lib.core.errors import UserError
+from pipeline_lib.core.schema import is_number
 from pipeline_lib.sources.settings import DataSettings
 
 FILE = "known_answers.json"
@@ -62,7 +62,7 @@ def _answer(path: Path, metric: str, answer: Any) -> dict[str, Any]:
     """Check one block of a known-answer file."""
     fields = answer if isinstance(answer, dict) else {}
     numbers = [fields.get(key) for key in ("value", "tolerance")]
-    fits = all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in numbers)
+    fits = all(is_number(number) for number in numbers)
     if not fits or fields["tolerance"] < 0 or fields.keys() - {"value", "tolerance", "model", *PINS}:
         raise UserError(
             f"{path}: {metric}: expected `value` and `tolerance` (>= 0) and, if you like, `model`, `prompts`, "

@@ -59,6 +59,8 @@ def test_what_fits():
         ({"by_name": {"p": "x"}}, "f: outer.by_name.p: expected a block of keys or a number, found str 'x'"),
         ({"folder": 3}, "f: outer.folder: expected a path, found int 3"),
         ({"share": float("nan")}, "f: outer.share: nan is out of range: a number, at least 0 and at most 1"),
+        ({"share": 10**400}, f"f: outer.share: expected a number, found int {10**400}"),
+        ({"by_name": {"p": {"size": 10**400}}}, f"f: outer.by_name.p.size: {10**400} is out of range: a whole number, at least 8 and a multiple of 8"),  # noqa: E501
         ({"names": "n"}, "f: outer.names: unknown key; did you mean `name`?"),
         ({"zzz": "n"}, "f: outer.zzz: unknown key; known: name, folder, share, pair, kind, by_name, inner"),
     ],

@@ -138,6 +138,33 @@ def test_a_set_saved_to_disk_with_and_without_splits(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("dataset_dict.json", "null", "dataset_dict.json: expected an object, found NoneType"),
+        ("dataset_dict.json", "{}", r"dataset_dict.json: expected \{"),
+        ("dataset_dict.json", '{"splits": [1]}', r"dataset_dict.json: expected \{"),
+        ("dataset_dict.json", '{"splits": ["."]}', r"dataset_dict.json: expected \{|state.json: cannot be read"),
+        ("dataset_dict.json", '{"splits": ["../other"]}', r"dataset_dict.json: expected \{"),
+        ("dataset_dict.json", '{"splits": ["train", "gone"]}', "gone/state.json: cannot be read"),
+        ("dataset_dict.json", json.dumps({"splits": ["a" * 300]}), "state.json: cannot be read"),
+        ("train/state.json", "[]", "state.json: expected an object, found list"),
+        ("train/state.json", "{}", r"state.json: expected \{"),
+        ("train/state.json", '{"_data_files": true}', r"state.json: expected \{"),
+        ("train/state.json", '{"_data_files": [1]}', r"state.json: expected \{"),
+        ("train/state.json", '{"_data_files": [{"filename": "../a.arrow"}]}', r"state.json: expected \{"),
+        ("train/state.json", '{"_data_files": [{"filename": "\\ud800"}]}', "not a whole file of Arrow's"),
+    ],
+)
+def test_what_names_no_files_of_a_saved_set_is_refused(file, content, message, tmp_path):
+    """Nothing that it names is left out in silence."""
+    saved(tmp_path / "train", [row(0)])
+    write(tmp_path / "dataset_dict.json", '{"splits": ["train"]}')
+    assert len(list(read(tmp_path).samples)) == 1
+    write(tmp_path / file, content)
+    assert_refused(message, tmp_path, "hugging_face")
+
+
 def test_rows_chosen_by_an_index_file_are_refused(tmp_path):
     """The tables hold all rows, and not in their order: they are not the set that was saved."""
     saved(tmp_path / "set", [row(0)], _indices_data_files=[{"filename": "indices.arrow"}])
@@ -173,6 +200,14 @@ def test_an_image_folder_with_its_metadata_by_split(kind, tmp_path):
     reasons = [reason for _, reason in source.rows.bad]
     assert len(reasons) == (3 if kind == "jsonl" else 1)
     assert any("'../../secret.jpg' is no file below" in reason for reason in reasons)
+
+
+def test_a_name_with_half_of_a_pair_is_that_of_a_missing_file(tmp_path):
+    write(tmp_path / "metadata.jsonl", '{"file_name": "half \\ud800.jpg", "text": "x"}\n')
+    [sample] = read(tmp_path).samples
+    assert sample.key == "half \\ud800"
+    with pytest.raises(FileNotFoundError):
+        sample.image.read()
 
 
 # What is wrong
