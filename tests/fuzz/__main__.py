@@ -31,11 +31,14 @@ def main() -> int:
         parser.error(f"no target {unknown[0]}")
     first = random.randrange(1 << 32) if options.seed is None else options.seed
     how = {"readings": options.readings} if options.readings else {"seconds": options.minutes * 60 / len(names)}
-    print(f"seed {first}", flush=True)
+    print(f"seed {first}", campaign.HEADER, sep="\n", flush=True)
+    num_findings = 0
     with tempfile.TemporaryDirectory() as top:
-        fuzzed = [campaign.fuzz(name, TARGETS[name], Path(top) / name, first, options.keep, **how) for name in names]
-    print(campaign.HEADER, *fuzzed, sep="\n")
-    return any(one.findings for one in fuzzed)
+        for name in names:
+            fuzzed = campaign.fuzz(name, TARGETS[name], Path(top) / name, first, options.keep, **how)
+            print(fuzzed, flush=True)
+            num_findings += len(fuzzed.findings)
+    return num_findings > 0
 
 
 if __name__ == "__main__":
