@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -18,6 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pipeline_lib.core.errors import Mistakes, UserError
 
 T = TypeVar("T")
+LONGEST_NAME = 255  # bytes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -210,7 +212,17 @@ def _fits(kind: Any, value: Any) -> bool:
         return isinstance(value, float) or is_number(value)
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, str if kind is Path else kind)
+    if kind is Path:
+        return isinstance(value, str) and _can_be_a_file(value)
+    return isinstance(value, kind)
+
+
+def _can_be_a_file(path: str) -> bool:
+    """Return whether a file system can hold each name of a path."""
+    try:
+        return "\0" not in path and all(len(os.fsencode(name)) <= LONGEST_NAME for name in path.split("/"))
+    except UnicodeEncodeError:
+        return False
 
 
 def is_number(value: object) -> bool:
