@@ -111,6 +111,8 @@ class TableFile:
             for column in columns:
                 name, *fields = column.split(".") if column not in table.schema.names else [column]
                 array = table.column(name)
+                if not self._parquet:
+                    array.validate(full=True)  # mapped as it is: broken offsets would lead out of the file
                 found[column] = pc.struct_field(array, fields) if fields else array
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{self.path}: broken in group {group} ({first_lines(error, 1)})") from None

@@ -4,6 +4,7 @@ import json
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline_lib.core.errors import UserError
@@ -45,7 +46,7 @@ def read(root, **changes):
 
 def saved(folder: Path, rows, names=("data-00000-of-00001.arrow",), **state) -> Path:
     """What `Dataset.save_to_disk` writes: streams of record batches, and a state that names them."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for turn, name in enumerate(names):
         table = pa.Table.from_pylist(rows[turn :: len(names)])
         with pa.OSFile(str(folder / name), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
@@ -148,6 +149,7 @@ def test_a_set_saved_to_disk_with_and_without_splits(tmp_path):
         ("dataset_dict.json", '{"splits": ["../other"]}', r"dataset_dict.json: expected \{"),
         ("dataset_dict.json", '{"splits": ["train", "gone"]}', "gone/state.json: cannot be read"),
         ("dataset_dict.json", json.dumps({"splits": ["a" * 300]}), "state.json: cannot be read"),
+        ("dataset_dict.json", '{"splits": ["half \\ud800"]}', "state.json: cannot be read"),
         ("train/state.json", "[]", "state.json: expected an object, found list"),
         ("train/state.json", "{}", r"state.json: expected \{"),
         ("train/state.json", '{"_data_files": true}', r"state.json: expected \{"),
@@ -163,6 +165,15 @@ def test_what_names_no_files_of_a_saved_set_is_refused(file, content, message, t
     assert len(list(read(tmp_path).samples)) == 1
     write(tmp_path / file, content)
     assert_refused(message, tmp_path, "hugging_face")
+
+
+def test_texts_that_lead_out_of_a_saved_file_are_refused(tmp_path):
+    """Its offsets are mapped into memory as they are."""
+    file = saved(tmp_path, [row(0), row(1)]) / "data-00000-of-00001.arrow"
+    offsets, far = (np.array([0, 9, end], np.int32).tobytes() for end in (18, 2**31 - 1))  # of two texts
+    assert file.read_bytes().count(offsets) == 1
+    file.write_bytes(file.read_bytes().replace(offsets, far))
+    assert_refused("data-00000-of-00001.arrow: broken in group 0", tmp_path, "hugging_face")
 
 
 def test_rows_chosen_by_an_index_file_are_refused(tmp_path):
