@@ -66,9 +66,9 @@ def fuzz(
     found, number = Fuzzed(name), first_seed
     shutil.rmtree(folder, ignore_errors=True)
     target.write(folder / "set")
-    rows = [{"image": f"{n}.jpg", "caption": f"other {n}"} for n in range(100, 102)]
+    rows = [{"image": f"{n}.jpg", "caption": f"other {n}"} for n in range(1000, 1002)]
     write(folder / "data/set.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    for n in range(100, 102):  # pictures that no example has
+    for n in range(1000, 1002):  # pictures that no example has
         write(folder / f"data/{n}.jpg", image_file(n))
     files = sorted(path for path in (folder / "set").glob(target.files) if path.is_file())
     assert files, f"{name}: nothing to mutate"
