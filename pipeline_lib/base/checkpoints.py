@@ -6,6 +6,7 @@ archives, pickled Python objects) gets one sentence with the remedy.
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import zipfile
@@ -56,7 +57,7 @@ def read_sharded(index: Path) -> Tensors:
         raise UserError(f"{index}: no `weight_map`, which says in which file each tensor is")
     tensors: Tensors = {}
     for part in sorted({str(part) for part in places.values()}):
-        if Path(part).name != part:
+        if not part or Path(part).name != part:
             raise UserError(f"{index}: weight_map names `{part}`, which is not a file beside it")
         shard = _read_state_dict(index.with_name(part))
         listed = {name for name, place in places.items() if place == part}
@@ -123,7 +124,7 @@ def _common_prefix(names: list[str]) -> str:
 
 
 def _read_state_dict(path: Path) -> Tensors:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"{path}: no such file")
     _refuse_other_files(path)
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)

@@ -13,6 +13,7 @@ from typing import Any
 from pipeline_lib.base.kinds import CLIP, KINDS, Kind
 from pipeline_lib.core import artifacts
 from pipeline_lib.core.errors import UserError, first_lines
+from pipeline_lib.core.schema import is_number
 
 _RESAMPLING = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 _PROCESSORS = {  # names in the file
@@ -170,7 +171,7 @@ def _normalisation(path: Path, processor: Any) -> tuple[list[float], list[float]
     mean = _channels(path, "image_mean", processor.image_mean) if processor.do_normalize else [0.0] * 3
     std = _channels(path, "image_std", processor.image_std) if processor.do_normalize else [1.0] * 3
     factor = processor.rescale_factor if processor.do_rescale else 1.0
-    if not isinstance(factor, int | float) or not 0 < factor < math.inf:
+    if not is_number(factor) or factor <= 0:
         raise UserError(f"{path}: rescale_factor is {factor}, expected a positive number")
     if 0.0 in std:
         raise UserError(f"{path}: image_std holds 0, and pixels cannot be divided by it")
@@ -180,6 +181,6 @@ def _normalisation(path: Path, processor: Any) -> tuple[list[float], list[float]
 
 def _channels(path: Path, key: str, given: Any) -> list[float]:
     values = list(given) if isinstance(given, list | tuple) else [given] * 3
-    if len(values) != 3 or not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+    if len(values) != 3 or not all(map(is_number, values)):
         raise UserError(f"{path}: {key} is {given}, expected three finite numbers")
     return [float(value) for value in values]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -276,8 +277,8 @@ def _assemble(
 def _path(settings: BaseSettings) -> Path:
     if not settings.path:
         raise UserError(f"base.path: missing; `source: {settings.source}` needs the path of the checkpoint")
-    path = Path(settings.path).expanduser()
-    if not path.exists():
+    path = Path(os.path.expanduser(settings.path))
+    if not os.path.exists(path):
         raise UserError(f"base.path: {path}: no such file or folder")
     return path
 

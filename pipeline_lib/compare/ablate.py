@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import tempfile
 import textwrap
@@ -255,7 +256,7 @@ def check_inputs(params_file: Path) -> None:
     params = dotted_keys(config.read_params(params_file))
     for key in INPUTS:
         value = params.get(key)
-        if not isinstance(value, str) or Path(value).is_absolute() or not Path(value).exists():
+        if not isinstance(value, str) or Path(value).is_absolute() or not os.path.exists(value):
             continue
         path = Path(value)
         if any(place.with_name(f"{place.name}.dvc").is_file() for place in (path, *path.parents) if place.name):

@@ -218,7 +218,7 @@ def read_manifest(directory: Path, *, stage: str | None = None) -> dict[str, Any
         UserError: It is missing, was edited, or was written by another stage than `stage`.
     """
     path = directory / MANIFEST
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"{path}: no such file, so {directory} is missing or unfinished; run `dvc repro`")
     body = read_json(path)
     if not _fits_digest(body):
@@ -250,7 +250,7 @@ def file_problem(directory: Path, name: str, manifest: Mapping[str, Any]) -> str
     path, entry = directory / name, manifest["files"].get(name)
     if entry is None:
         return f"{path}: not in the manifest"
-    if not path.is_file():
+    if not os.path.isfile(path):
         return f"{path}: missing"
     if path.stat().st_size != entry["bytes"]:
         return f"{path}: {path.stat().st_size} bytes, manifest says {entry['bytes']}"

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError, SafeConstructor
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import ScalarNode
 
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.core.schema import build, build_some, section_of, show_value, similar
@@ -33,7 +34,14 @@ class _Constructor(SafeConstructor):
     """Plain values only; a date stays the text that it is."""
 
 
+def _construct_int(constructor: SafeConstructor, node: ScalarNode) -> int:
+    number: int = constructor.construct_yaml_int(node)
+    str(number)  # a ValueError where one in hexadecimals has more digits than an error could name
+    return number
+
+
 _Constructor.add_constructor("tag:yaml.org,2002:timestamp", SafeConstructor.construct_yaml_str)
+_Constructor.add_constructor("tag:yaml.org,2002:int", _construct_int)
 
 
 def parse_yaml(text: str, name: str) -> Any:
@@ -61,6 +69,20 @@ def parse_yaml(text: str, name: str) -> Any:
         raise UserError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
+def read_text(path: Path, remedy: str) -> str:
+    """Read a UTF-8 text; `remedy` is what to do where it is missing.
+
+    Raises:
+        UserError: It cannot be read or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; {remedy}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+
+
 _parsed = functools.lru_cache(maxsize=4)(parse_yaml)
 
 
@@ -70,12 +92,7 @@ def read_params(params_file: Path) -> dict[str, Any]:
     Raises:
         UserError: The file is missing or is not a YAML mapping.
     """
-    try:
-        text = params_file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{params_file}: {error.strerror}; run from the project's folder or pass --params") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{params_file}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    text = read_text(params_file, "run from the project's folder or pass --params")
     params = copy.deepcopy(_parsed(text, str(params_file)))  # a stage asks for its sections one by one
     if params is None:
         raise UserError(f"{params_file}: the file is empty; compare with the params.yaml of the project")

@@ -14,6 +14,10 @@ class UserError(Exception):
     'params.yaml: refine.seed: missing (and 1 more: `clip-refine check` says them all)'
     """
 
+    def __init__(self, *sentences: str) -> None:
+        # What a file calls something may hold half of a surrogate pair, which no terminal can print.
+        super().__init__(*(sentence.encode("utf-8", "backslashreplace").decode() for sentence in sentences))
+
     def __str__(self) -> str:
         first, *others = self.args
         return f"{first} (and {len(others)} more: `clip-refine check` says them all)" if others else str(first)

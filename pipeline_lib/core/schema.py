@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -18,6 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pipeline_lib.core.errors import Mistakes, UserError
 
 T = TypeVar("T")
+LONGEST_NAME = 255  # bytes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,7 @@ class Range:
 
     def __contains__(self, number: float) -> bool:
         return (
-            math.isfinite(number)
+            is_number(number)
             and (self.at_least is None or number >= self.at_least)
             and (self.above is None or number > self.above)
             and (self.at_most is None or number <= self.at_most)
@@ -207,10 +209,32 @@ def _mistyped(kind: Any, value: Any, path: str) -> UserError:
 
 def _fits(kind: Any, value: Any) -> bool:
     if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return isinstance(value, float) or is_number(value)
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, str if kind is Path else kind)
+    if kind is Path:
+        return isinstance(value, str) and _can_be_a_file(value)
+    return isinstance(value, kind)
+
+
+def _can_be_a_file(path: str) -> bool:
+    """Return whether a file system can hold each name of a path."""
+    try:
+        return "\0" not in path and all(len(os.fsencode(name)) <= LONGEST_NAME for name in path.split("/"))
+    except UnicodeEncodeError:
+        return False
+
+
+def is_number(value: object) -> bool:
+    """Return whether a value is a number, and one that a float can hold: neither NaN nor of 400 digits.
+
+    >>> [is_number(value) for value in (1, 0.5, float("inf"), 10**400, True, "1")]
+    [True, True, False, False, False, False]
+    """
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def show_value(value: Any) -> str:

@@ -27,6 +27,7 @@ from pipeline_lib.core.errors import UserError
 
 STAGE = "shard"
 TRAINING_PARTS = ("refine", "val")  # what `cache_teacher` and `refine` read: never evaluated on, nor their images
+LONGEST_NAME = 200  # bytes, of a part or set; files are named by it with something added
 LEARNED_FROM = ("base", "refine")  # parts that models are trained on: nothing is chosen there
 
 
@@ -55,11 +56,13 @@ def check_names(parts: Sequence[str], evaluation: Iterable[str]) -> None:
     """Refuse names of parts and evaluation sets that cannot be folders side by side.
 
     Raises:
-        UserError: A name has other signs than letters, digits, - and _, or stands twice.
+        UserError: A name has other signs than letters, digits, - and _, is too long, or stands twice.
     """
     for name in (*parts, *evaluation):
-        if not name.replace("_", "").replace("-", "").isalnum():
-            raise UserError(f"data: `{name}` cannot name a part or set; use letters, digits, - and _")
+        if not name.replace("_", "").replace("-", "").isalnum() or len(name.encode()) > LONGEST_NAME:
+            raise UserError(
+                f"data: `{name}` cannot name a part or set; use letters, digits, - and _ ({LONGEST_NAME} at most)"
+            )
     for name in evaluation:
         if name in (*parts, "base"):
             raise UserError(f"data.evaluation.{name}: a part of `data.parts` has this name already; choose another")
@@ -268,7 +271,7 @@ def read_part(directory: Path) -> Part:
         raise UserError(f"{directory}: not a part of sharded data; a part is a folder below paths.shards")
     for shard in part.shards:
         artifacts.check_file(directory, shard.index_path.name, part.manifest)
-        if not shard.path.is_file():
+        if not os.path.isfile(shard.path):
             raise UserError(
                 f"{shard.path}: no such file, but {directory}/manifest.json lists it; run `dvc repro shard`"
             )

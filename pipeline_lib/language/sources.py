@@ -6,6 +6,7 @@ A package is found without being imported, and of an archive the members are tak
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -74,8 +75,8 @@ def _smollm2(settings: LanguageSettings) -> Source:
 def _folder(settings: LanguageSettings) -> Source:
     if not settings.path:
         raise UserError("language.path: missing; `source: folder` needs the folder of a transformers model")
-    folder = Path(settings.path).expanduser()
-    if not folder.is_dir():
+    folder = Path(os.path.expanduser(settings.path))
+    if not os.path.isdir(folder):
         raise UserError(f"language.path: {folder}: no such folder")
     module, tokenizer = read_transformers(folder)
     licence = licence_beside(folder) or "that of the model"

@@ -58,11 +58,8 @@ def read_changes(changes_file: Path) -> list[Ablation]:
     Raises:
         UserError: It cannot be read, or an entry is malformed.
     """
-    try:
-        entries = config.parse_yaml(changes_file.read_text(encoding="utf-8"), str(changes_file))
-    except OSError as error:
-        remedy = "run from the project's folder or pass --ablations"
-        raise UserError(f"{changes_file}: {error.strerror}; {remedy}") from None
+    text = config.read_text(changes_file, "run from the project's folder or pass --ablations")
+    entries = config.parse_yaml(text, str(changes_file))
     if not isinstance(entries, dict | None):
         raise UserError(f"{changes_file}: expected a block for each ablation, found {show_value(entries)}")
     return [_read_entry(str(name), entry, changes_file) for name, entry in (entries or {}).items()]

@@ -40,10 +40,11 @@ class Evaluation:
         """Read results.json and the manifest.
 
         Raises:
-            UserError: The folder is missing, unfinished, or was written by another stage or version.
+            UserError: The folder is missing, unfinished or changed, or was written by another stage or version.
         """
         self.directory = directory
         self.manifest = artifacts.read_manifest(directory, stage="evaluate")
+        artifacts.check_file(directory, "results.json", self.manifest)
         self.results: dict[str, Any] = artifacts.read_json(directory / "results.json")
         if self.results.get("format") != FORMAT:
             raise UserError(f"{directory}: results.json is in the format of another version; run `dvc repro`")

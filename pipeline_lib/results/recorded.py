@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
@@ -30,7 +31,7 @@ def check_code(root: Path) -> None:
     lock = root / "dvc.lock"
     if not lock.is_file():
         return
-    stages = config.parse_yaml(lock.read_text(encoding="utf-8"), lock.name).get("stages", {})
+    stages = config.parse_yaml(config.read_text(lock, "run `dvc repro`"), lock.name).get("stages", {})
     for name, stage in stages.items():
         if name != "report" and (edited := _edited_code(stage, root)):
             raise UserError(
@@ -43,7 +44,7 @@ def _edited_code(stage: Mapping[str, Any], root: Path) -> list[str]:
     """List the code of a stage that is there, and is not what dvc.lock recorded."""
     ignored = _ignored(root)
     code = [dep for dep in stage.get("deps", ()) if dep["path"].split("/")[0] in CODE and dep.get("hash") == "md5"]
-    there = [dep for dep in code if (root / dep["path"]).exists()]
+    there = [dep for dep in code if os.path.exists(root / dep["path"])]
     return [dep["path"] for dep in there if _md5(root / dep["path"], ignored) != dep["md5"]]
 
 

@@ -7,6 +7,7 @@ a micro-batch by the memory that is free; the rest of params.yaml stays as it is
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import os
 from collections.abc import Mapping, Sequence
@@ -14,15 +15,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline_lib.core import artifacts
+from pipeline_lib.core import artifacts, config
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.params.check import check_params
 from pipeline_lib.params.whole_file import change_values, dump_document, load_document
 from pipeline_lib.setup.verify import count_parts
 from pipeline_lib.sources import formats
-from pipeline_lib.sources.settings import DataSettings
+from pipeline_lib.sources.settings import DataSettings, EvaluationSet
 
-FORMATS = ("coco", "flickr", "jsonl", "webdataset", "image_folder")  # in this order: the first that fits
+EVALUATED = ("urban1k", "xm3600", "clip_benchmark", "caption_choice", "image_pairs")  # sets to evaluate on alone
+FORMATS = (  # after those, in this order: the first that fits
+    "coco",
+    "flickr",
+    "docci",
+    "jsonl",
+    "sharegpt4v",
+    "webdataset",
+    "hugging_face",
+    "image_folder",
+)
 BATCHES = (512, 256, 128, 64, 32, 16)
 FEWEST_STEPS = 24  # of an epoch, as the default has
 DISTANCE = 1e-6 * 231  # learning rate × steps of the paper: about how far AdamW moves a weight in an epoch
@@ -91,11 +102,11 @@ def look_at(folder: Path) -> Found:
     """Return the set in a folder as the first format reads it that fits.
 
     Raises:
-        UserError: None does; says what each misses.
+        UserError: None does, and says what each misses; or it is a set to evaluate on, and says of which format.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
-    reasons = []
+    reasons = [f"{name}: {_refuse_evaluated(name, folder)}" for name in EVALUATED]
     for name in FORMATS:
         try:
             return _try(name, folder)
@@ -104,17 +115,40 @@ def look_at(folder: Path) -> Found:
     raise UserError(f"{folder}: in none of the formats of docs/data.md\n" + "\n".join(f"- {one}" for one in reasons))
 
 
+def _refuse_evaluated(name: str, folder: Path) -> str:
+    """Return why a folder is no set of a format that is evaluated alone.
+
+    Raises:
+        UserError: It is one; says what to write.
+    """
+    language = "en" if name == "xm3600" else None  # of its 36, to know the layout by
+    called = folder.resolve().name
+    chosen = EvaluationSet(format=name, path=".", language=language)  # type: ignore[arg-type]
+    data = dataclasses.replace(_data("jsonl", folder, {}), evaluation={called: chosen})
+    try:
+        if not any(True for _ in formats.open_evaluation_set(data, called).samples):
+            return "no sample"
+    except UserError as error:
+        return str(error)
+    keys = f"format: {name}, path: {called}" + (f", language: {language}" if language else "")
+    raise UserError(
+        f"{folder}: a set to evaluate on, in format {name}; add `{called}: {{{keys}}}` to data.evaluation of "
+        "params.yaml, its path relative to data.evaluation_root, and give init a set to train on"
+    )
+
+
 def _try(name: str, folder: Path) -> Found:
     source = formats.open_source(_data(name, folder, {"all": 1.0}))
-    captions = [len(sample.captions) for sample in source.samples if sample.captions]
+    samples = [(sample.split, len(sample.captions)) for sample in source.samples if sample.captions]
     for sample in itertools.islice(source.samples, TRIED):
         try:
             sample.image.read()
-        except OSError as error:
-            raise UserError(f"{sample.image.where}: {error.strerror}") from error
-    if not captions:
+        except (OSError, ValueError) as error:
+            raise UserError(f"{sample.image.where}: {getattr(error, 'strerror', error)}") from error
+    if not samples:
         raise UserError("no image has a caption")
-    return Found(name, len(captions), sum(captions), source.samples.splits)
+    splits = tuple(dict.fromkeys(split for split, _ in samples if split))
+    return Found(name, len(samples), sum(captions for _, captions in samples), splits)
 
 
 def _data(name: str, folder: Path, parts: Mapping[str, float | str]) -> DataSettings:
@@ -131,11 +165,16 @@ def _data(name: str, folder: Path, parts: Mapping[str, float | str]) -> DataSett
 
 
 def choose_parts(found: Found) -> dict[str, float | str]:
-    """Take the set's own train, val and test; else a test and a val of about 1,000 images, of a fifth at most."""
+    """Take the set's own train, val and test; else a test and a val of about 1,000 images, of a fifth at most.
+
+    Where the set has a train and a test and no val, this is a share of all that is not its test.
+    """
     if set(SPLITS.values()) <= set(found.splits):
         return dict(SPLITS)
     test = min(0.2, max(0.01, round(1000 / found.num_images, 2)))
     val = min(0.1, test)
+    if {"train", "test"} <= set(found.splits):
+        return {"refine": round(1 - val, 2), "val": val, "eval": "test"}
     return {"refine": round(1 - test - val, 2), "val": val, "eval": test}
 
 
@@ -171,10 +210,8 @@ def _fit(model: str, pairs: int, captions: int, images: int) -> dict[str, Any]:
 
 
 def _changed(params_file: Path, changes: Mapping[str, Any]) -> Any:
-    try:
-        document = load_document(params_file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{params_file}: no such file; run from the project's folder") from None
+    config.read_params(params_file)  # says what is wrong with it
+    document = load_document(params_file.read_text(encoding="utf-8"))
     change_values(document, changes, "clip-refine init")
     return document
 

@@ -7,6 +7,7 @@ samples counted by part; then the recipe's block is read. A stage says the first
 from __future__ import annotations
 
 import argparse
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -53,7 +54,7 @@ def _print_from(mistakes: Mistakes, printed: int) -> int:
 
 def _model(sections: Mapping[str, Any], params_file: Path, mistakes: Mistakes) -> list[str]:
     base = sections.get("base")
-    if base is not None and base.source in MODEL_FILES and not Path(base.path or "").exists():
+    if base is not None and base.source in MODEL_FILES and not os.path.exists(os.path.expanduser(base.path or ".")):
         mistakes.sentences.append(
             f"{params_file}: base.path: {base.path} does not exist; name {MODEL_FILES[base.source]}"
         )

@@ -225,7 +225,7 @@ def _extension(sample: Sample, data: bytes) -> str:
 def _identity(sample: Sample) -> list[Any]:
     try:
         stamp = sample.image.stamp()
-    except (OSError, ValueError):  # of a name that no file can have
+    except OSError:
         stamp = []
     stamp = [encodable(value) if isinstance(value, str) else value for value in stamp]
     return [sample.key, sample.captions, dict(sample.labels), stamp]

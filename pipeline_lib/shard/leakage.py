@@ -101,7 +101,10 @@ def read_trained_on(path: Path) -> list[dict[str, str]]:
     """
     try:
         rows = list(artifacts.read_jsonl(path))
-        return [{"key": row["key"], "sha256": row["sha256"], "pixels": row.get("pixels", "")} for row in rows]
+        found = [{"key": row["key"], "sha256": row["sha256"], "pixels": row.get("pixels", "")} for row in rows]
+        if not all(isinstance(value, str) for row in found for value in row.values()):
+            raise TypeError("a value that is no text")
+        return found
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not written by the base stage ({error}); run `dvc repro -f base`") from None
 

@@ -64,7 +64,7 @@ class SetWriter:
         for sample in checked(self.source.samples, self.splitter, whole=self.source.samples.whole):
             if self.splitter(sample) in parts:
                 if self.num_listed % SIZED == 0:
-                    with suppress(OSError):  # a missing image is found where it is read
+                    with suppress(OSError, ValueError):  # a missing image is found where it is read
                         self.sizes.append(sample.image.size)
                 self.num_listed += 1
             yield sample.key, sample.image.where

@@ -44,7 +44,7 @@ class TableFile:
             else:
                 table = _open_arrow(pa, path)
                 self._batches, self.schema = table.to_batches(), table.schema
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: of a name that no file can have
             raise UserError(f"{path}: not a whole file of Arrow's ({first_lines(error, 1)})") from None
         largest = max((self._group_bytes(group) for group in range(self.num_groups)), default=0)
         if self._parquet and largest > MAX_GROUP_BYTES:
@@ -111,6 +111,8 @@ class TableFile:
             for column in columns:
                 name, *fields = column.split(".") if column not in table.schema.names else [column]
                 array = table.column(name)
+                if not self._parquet:
+                    array.validate(full=True)  # mapped as it is: broken offsets would lead out of the file
                 found[column] = pc.struct_field(array, fields) if fields else array
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{self.path}: broken in group {group} ({first_lines(error, 1)})") from None

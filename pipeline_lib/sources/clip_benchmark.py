@@ -41,10 +41,10 @@ def open_set(place: Place) -> Source:
     place.refuse("images", "annotations")
     folder = place.root / (place.split or "test")
     tars = find_tars(folder)
-    counted = folder / "nshards.txt"
-    expected = read_lines(counted) if counted.is_file() else [str(len(tars))]
     if not tars:
         raise UserError(f"{place.name}: no *.tar in {folder}")
+    counted = folder / "nshards.txt"
+    expected = read_lines(counted) if counted.is_file() else [str(len(tars))]
     if expected != [str(len(tars))]:
         raise UserError(f"{place.name}: {folder} holds {len(tars)} tars, {' '.join(expected) or 'none'} expected")
     source = make_tar_source(place, [TarFile(path) for path in tars], _tasks(place))

@@ -7,6 +7,7 @@ missing one is found where it is read.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -93,7 +94,7 @@ def open_evaluation_set(data: DataSettings, name: str) -> Source:
 
 
 def _open(place: Place, key: str) -> Source:
-    if not place.root.exists():
+    if not os.path.exists(place.root):
         raise UserError(f"{place.name}.{key}: {place.root} does not exist; it is relative to the current folder")
     source = FORMATS[place.format](place)
     return dataclasses.replace(source, facts={"format": place.format, **source.facts})

@@ -56,6 +56,7 @@ from pipeline_lib.sources.samples import (
     Sample,
     Source,
     Task,
+    encodable,
     extension_of,
     is_inside,
     make_sample,
@@ -153,17 +154,38 @@ def find_files(place: Place) -> list[File]:
 
 def _saved(root: Path) -> list[File]:
     """List the files of `save_to_disk`, in its order."""
-    if (root / "dataset_dict.json").is_file():
-        splits = read_json(root / "dataset_dict.json").get("splits", [])
-        return [File(file.path, split) for split in splits for file in _saved(root / split)]
-    if not (root / "state.json").is_file():
-        return []
-    state = read_json(root / "state.json")
+    if not (root / "dataset_dict.json").is_file():
+        return _saved_split(root, "") if (root / "state.json").is_file() else []
+    splits = _fields(root / "dataset_dict.json").get("splits")
+    if not isinstance(splits, list) or not all(is_inside(".", split) for split in splits):
+        raise UserError(f'{root / "dataset_dict.json"}: expected {{"splits": ["train", ...]}}, the names of folders')
+    return [file for split in splits for file in _saved_split(root / split, split)]
+
+
+def _saved_split(folder: Path, split: str) -> list[File]:
+    """List the files of one split by its state.
+
+    Raises:
+        UserError: The state is missing or of another form, or a file of indices chooses the rows.
+    """
+    path = folder / "state.json"
+    state = _fields(path)
     if state.get("_indices_data_files") or state.get("_indices_files"):
-        raise UserError(f"{root}: its rows are chosen by a file of indices; save dataset.flatten_indices() instead")
-    return [
-        File(root / each["filename"], "") for each in state.get("_data_files", []) if is_inside(".", each["filename"])
-    ]
+        raise UserError(f"{folder}: its rows are chosen by a file of indices; save dataset.flatten_indices() instead")
+    files = state.get("_data_files")
+    named = files if isinstance(files, list) else []
+    names: list[Any] = [each.get("filename") if isinstance(each, dict) else None for each in named]
+    if not names or not all(is_inside(".", name) for name in names):
+        raise UserError(f'{path}: expected {{"_data_files": [{{"filename": "data-00000-of-00001.arrow"}}, ...]}}')
+    return [File(folder / name, split) for name in names]
+
+
+def _fields(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object."""
+    fields = read_json(path)
+    if not isinstance(fields, dict):
+        raise UserError(f"{path}: expected an object, found {type(fields).__name__}")
+    return fields
 
 
 def _metadata(root: Path) -> list[File]:
@@ -198,7 +220,7 @@ def _survey(root: Path, read: Iterable[Row | str]) -> tuple[Rows, bool]:
             rows.leave_out(rows.read, row)
         else:
             have = have and bool(row.file)
-            paths.append(hash64(row.file))
+            paths.append(hash64(encodable(row.file)))
     rows.check()
     return rows, have and len(np.unique(np.asarray(paths, dtype=np.uint64))) == len(paths)
 

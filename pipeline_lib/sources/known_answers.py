@@ -17,13 +17,14 @@ held to them.
 from __future__ import annotations
 
 import logging
-import math
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 from pipeline_lib.core import artifacts
 from pipeline_lib.core.errors import UserError
+from pipeline_lib.core.schema import is_number
 from pipeline_lib.sources.settings import DataSettings
 
 FILE = "known_answers.json"
@@ -40,10 +41,10 @@ def read_known_answers(data: DataSettings, name: str) -> dict[str, list[dict[str
     if name in data.evaluation:
         chosen = data.evaluation[name]
         root, limit = Path(data.evaluation_root, chosen.path), chosen.limit
-        path = root / FILE if root.is_dir() else root.with_suffix(f".{FILE}")
+        path = root / FILE if os.path.isdir(root) else root.with_suffix(f".{FILE}")
     else:
         path, limit = Path(data.root, f"{name}.{FILE}"), data.limit
-    if not path.is_file():
+    if not os.path.isfile(path):
         return {}
     if limit is not None:
         log.info("%s: not checked in a trial run with `limit`", path)
@@ -61,7 +62,7 @@ def _answer(path: Path, metric: str, answer: Any) -> dict[str, Any]:
     """Check one block of a known-answer file."""
     fields = answer if isinstance(answer, dict) else {}
     numbers = [fields.get(key) for key in ("value", "tolerance")]
-    fits = all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in numbers)
+    fits = all(is_number(number) for number in numbers)
     if not fits or fields["tolerance"] < 0 or fields.keys() - {"value", "tolerance", "model", *PINS}:
         raise UserError(
             f"{path}: {metric}: expected `value` and `tolerance` (>= 0) and, if you like, `model`, `prompts`, "

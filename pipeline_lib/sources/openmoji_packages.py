@@ -54,18 +54,19 @@ def read_index(root: Path) -> tuple[Path, dict[str, Any]]:
     index_file = root if root.is_file() else root / "index.json"
     try:
         index = json.loads(index_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{index_file}: not readable ({error}); restore it from the repository, or point data.root and data.format "
             "at a set of your own"
         ) from None
     installed = describe_installed()
     for role, facts in installed.items():
-        written = index.get(role, {}) if isinstance(index, dict) else {}
-        for key in ("version", "sha256"):
-            if written.get(key) != facts[key]:
+        written = index.get(role) if isinstance(index, dict) else None
+        for key in ("version", "sha256", "license", "attribution"):
+            found = written.get(key) if isinstance(written, dict) else None
+            if found != facts[key]:
                 raise UserError(
-                    f"{index_file}: {role}.{key} is {written.get(key)}, but {facts['package']} as installed here has "
+                    f"{index_file}: {role}.{key} is {found}, but {facts['package']} as installed here has "
                     f"{facts[key]}; {REMEDY}, or print a new index with `python -m pipeline_lib.sources.openmoji`"
                 )
     return index_file, index

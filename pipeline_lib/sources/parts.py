@@ -71,7 +71,7 @@ class Splitter:
             raise UserError(f"{name}.parts: the shares add up to {total:g}, at most 1 is possible")
 
     def _claim(self, part: str, path: Path, splits: Sequence[str]) -> None:
-        if not path.is_file():
+        if not os.path.isfile(path):
             own = f" or one of the set's own splits ({', '.join(splits)})" if splits else ""
             raise UserError(
                 f"{self.name}: list file {path} of part `{part}` does not exist; name one below the set's folder{own}, "

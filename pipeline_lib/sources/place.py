@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,7 +57,7 @@ class Place:
             return self.root
         if self.annotations is not None:
             path = self.folder / self.annotations
-            if not path.is_file():
+            if not os.path.isfile(path):
                 raise UserError(f"{self.name}.annotations: {path} does not exist")
             return path
         found: list[Path] = []
@@ -80,7 +81,7 @@ class Place:
         """
         names = usual if self.images is None else [self.images]
         for name in names:
-            if (self.folder / name / inside).is_dir():
+            if os.path.isdir(self.folder / name / inside):
                 return str(self.folder / name)
         raise UserError(f"{self.name}.images: no folder {' or '.join(names)} in {self.folder}; name the image folder")
 

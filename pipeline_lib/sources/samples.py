@@ -10,6 +10,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -67,20 +68,31 @@ class FileImage:
         Raises:
             OSError: It is missing, or is no regular file; a device or a pipe might give bytes without end.
         """
-        status = os.stat(self.path)
+        with _named(self.path):
+            status = os.stat(self.path)
         if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", self.path)
         return status.st_size
 
     def read(self) -> bytes:
         """Return the file's bytes."""
-        with open(self.path, "rb", buffering=0) as file:
+        with _named(self.path), open(self.path, "rb", buffering=0) as file:
             return file.read()
 
     def stamp(self) -> list[Any]:
         """Return path, size and time of change of the file."""
-        status = os.stat(self.path)
+        with _named(self.path):
+            status = os.stat(self.path)
         return [self.path, status.st_size, status.st_mtime_ns]
+
+
+@contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Let a name that no file can have (with a NUL, or half of a surrogate pair) be that of a missing file."""
+    try:
+        yield
+    except ValueError:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ unpickled or written to a path that a tar names.
 from __future__ import annotations
 
 import json
+import os
 import re
 import tarfile
 from collections import Counter
@@ -59,7 +60,7 @@ class Group:
 
 def find_tars(folder: Path) -> list[Path]:
     """Return the tars of a folder, numbers in names by value: 2.tar before 10.tar."""
-    found = list(folder.glob("*.tar")) if folder.is_dir() else []
+    found = list(folder.glob("*.tar")) if os.path.isdir(folder) else []
     return sorted(found, key=lambda path: [part.zfill(20) for part in re.findall(r"\d+|\D+", path.name)])
 
 

@@ -25,6 +25,7 @@ In params.yaml:
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -54,5 +55,8 @@ def _read_list(path: Path) -> list[TarFile]:
         match = re.fullmatch(r"([0-9a-fA-F]{64}) [ *](.+)", line)
         if not match:
             raise UserError(f"{path}: line {number}: expected `<sha256>  <file.tar>` as sha256sum prints it")
-        tars.append(TarFile(path.parent / match[2], match[1].lower()))
+        tar = path.parent / match[2]
+        if not os.path.isfile(tar):
+            raise UserError(f"{path}: line {number}: no such file: {tar}")
+        tars.append(TarFile(tar, match[1].lower()))
     return tars

@@ -85,6 +85,9 @@ def drop_from_shard(index: Path) -> None:
         (lambda index: next(index.parent.glob("*-00002-*")).unlink(), "-00002-of-00002.safetensors: no such file"),
         (lambda index: index.write_text("{}"), "no `weight_map`"),
         (lambda index: index.write_text('{"weight_map": {"a": "../a.bin"}}'), "names `../a.bin`, which is not a file"),
+        (lambda index: index.write_text('{"weight_map": {"a": ""}}'), "names ``, which is not a file"),
+        (lambda index: index.write_text(json.dumps({"weight_map": {"a": "a" * 300}})), "aaa: no such file"),
+        (lambda index: index.write_text('{"weight_map": {"a": "\\ud800"}}'), "no such file"),
     ],
 )
 def test_shards_that_are_not_whole_are_refused(spoil, message, weights, tmp_path):

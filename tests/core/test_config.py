@@ -118,6 +118,7 @@ def test_every_field_of_a_section_has_a_docstring_under_it(path):
         ("- 1\n", "expected sections such as `refine:`, found a list"),
         ("# nothing yet\n", "params.yaml: the file is empty"),
         ("a: " + "1" * 5_000, "params.yaml: not valid YAML: Exceeds the limit"),
+        ("a: 0x" + "1" * 5_000, "params.yaml: not valid YAML: Exceeds the limit"),
         ("a: " + "[" * 1_000, "params.yaml: not valid YAML: maximum recursion depth exceeded"),
         (b"\xff\xfea\x00", "params.yaml: not UTF-8 text (invalid start byte at byte 0)"),
     ],

@@ -58,7 +58,12 @@ def test_what_fits():
         ({"by_name": {"p": {"size": 12}}}, "f: outer.by_name.p.size: 12 is out of range: a whole number, at least 8 and a multiple of 8"),  # noqa: E501
         ({"by_name": {"p": "x"}}, "f: outer.by_name.p: expected a block of keys or a number, found str 'x'"),
         ({"folder": 3}, "f: outer.folder: expected a path, found int 3"),
+        ({"folder": "a" * 256}, f"f: outer.folder: expected a path, found str '{'a' * 256}'"),
+        ({"folder": "a/b\0"}, r"f: outer.folder: expected a path, found str 'a/b\x00'"),
+        ({"folder": "\ud800/b"}, r"f: outer.folder: expected a path, found str '\ud800/b'"),
         ({"share": float("nan")}, "f: outer.share: nan is out of range: a number, at least 0 and at most 1"),
+        ({"share": 10**400}, f"f: outer.share: expected a number, found int {10**400}"),
+        ({"by_name": {"p": {"size": 10**400}}}, f"f: outer.by_name.p.size: {10**400} is out of range: a whole number, at least 8 and a multiple of 8"),  # noqa: E501
         ({"names": "n"}, "f: outer.names: unknown key; did you mean `name`?"),
         ({"zzz": "n"}, "f: outer.zzz: unknown key; known: name, folder, share, pair, kind, by_name, inner"),
     ],

@@ -2,6 +2,7 @@
 
     python -m tests.fuzz --minutes 30               every target in turn
     python -m tests.fuzz flickr tars --minutes 5    some of them
+    python -m tests.fuzz tars --readings 200 --seed 7   what a finding of seed 7 takes to be made again
     python -m tests.fuzz --list
 
 A target writes a small valid example, in which one to three edits are made: bits flipped, a span cut out or doubled,

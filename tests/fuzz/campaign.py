@@ -1,7 +1,9 @@
-"""Fuzz one target for a while: within time and memory, each finding once."""
+"""Fuzz one target, so many times or for a while: within time and memory, each finding once."""
 
 import contextlib
+import json
 import logging
+import math
 import resource
 import shutil
 import signal
@@ -10,15 +12,17 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest import mock
 
 import psutil
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from hypothesis.internal.conjecture.providers import HypothesisProvider
 
 from pipeline_lib.core.errors import UserError
 from tests.fuzz.edits import mutated
 from tests.fuzz.targets import Target, kind_of
-from tests.small_sets import jsonl
+from tests.small_sets import image_file, write
 
 SECONDS, NUM_BYTES = 5, 1 << 30  # of the processor, and of memory, that one reading may take
 WAIT = 12  # times as long by the clock
@@ -45,12 +49,27 @@ class Fuzzed:
 HEADER = f"{'target':16} {'executions':>10} {'refused':>9} {'findings':>9}"
 
 
-def fuzz(name: str, target: Target, seconds: float, folder: Path, first_seed: int, kept: Path) -> Fuzzed:
-    """Mutate and read until the time is over; write the files of findings below `kept`."""
+def fuzz(
+    name: str,
+    target: Target,
+    folder: Path,
+    first_seed: int,
+    kept: Path,
+    *,
+    readings: float = math.inf,
+    seconds: float = math.inf,
+) -> Fuzzed:
+    """Mutate and read so many times, or until the time is over; write the files of findings below `kept`.
+
+    A seed gives the same mutations everywhere and each time, for one version of hypothesis and of the code.
+    """
     found, number = Fuzzed(name), first_seed
     shutil.rmtree(folder, ignore_errors=True)
     target.write(folder / "set")
-    jsonl(folder / "data", [{"image": f"{n}.jpg", "caption": f"other {n}"} for n in range(100, 102)])
+    rows = [{"image": f"{n}.jpg", "caption": f"other {n}"} for n in range(1000, 1002)]
+    write(folder / "data/set.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    for n in range(1000, 1002):  # pictures that no example has
+        write(folder / f"data/{n}.jpg", image_file(n))
     files = sorted(path for path in (folder / "set").glob(target.files) if path.is_file())
     assert files, f"{name}: nothing to mutate"
     originals = {path: path.read_bytes() for path in files}
@@ -58,19 +77,21 @@ def fuzz(name: str, target: Target, seconds: float, folder: Path, first_seed: in
         target.read()  # the example itself is taken
         _clean()
         end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            _round(target, originals, found, number, end, kept)
-            number += 1
+        while readings > 0 and time.monotonic() < end:
+            _round(target, originals, found, number, int(min(ROUND, readings)), end, kept)
+            number, readings = number + 1, readings - ROUND
     return found
 
 
-def _round(target: Target, originals: dict[Path, bytes], found: Fuzzed, number: int, end: float, kept: Path) -> None:
+def _round(
+    target: Target, originals: dict[Path, bytes], found: Fuzzed, number: int, readings: int, end: float, kept: Path
+) -> None:
     """Let hypothesis draw some edits; it stops at the first finding that is not known, and makes it small."""
     last: dict[str, object] = {}
 
     @seed(number)
     @settings(
-        max_examples=ROUND,
+        max_examples=readings,
         database=None,
         deadline=None,
         phases=(Phase.generate, Phase.shrink),
@@ -81,7 +102,7 @@ def _round(target: Target, originals: dict[Path, bytes], found: Fuzzed, number: 
     def trial(data: st.DataObject) -> None:
         path = data.draw(st.sampled_from(list(originals)))
         content = data.draw(mutated(originals[path], kind_of(path)))
-        if time.monotonic() > end + 60:  # also while a finding is made small
+        if time.monotonic() > end + (60 if last else 0):  # while a finding is made small
             return
         path.write_bytes(content)
         found.executions += 1
@@ -89,7 +110,7 @@ def _round(target: Target, originals: dict[Path, bytes], found: Fuzzed, number: 
             with limits():
                 target.read()
         except Exception as error:
-            if isinstance(error, UserError) and "\n" not in str(error):
+            if isinstance(error, UserError) and str(error).encode() and "\n" not in str(error):
                 found.refused += 1
                 return
             what = _where(error).partition(" (")[0]
@@ -101,7 +122,9 @@ def _round(target: Target, originals: dict[Path, bytes], found: Fuzzed, number: 
             _clean()
 
     try:
-        trial()
+        # Of the constants in whatever modules are loaded hypothesis draws some now and then: other mutations each time.
+        with mock.patch.object(HypothesisProvider, "_maybe_draw_constant", return_value=None):
+            trial()
     except Exception:
         if not last:
             raise
@@ -109,7 +132,7 @@ def _round(target: Target, originals: dict[Path, bytes], found: Fuzzed, number: 
         place = kept / found.name / f"{len(found.findings)}-{path.name}"
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(last["content"])  # type: ignore[arg-type]
-        found.findings[what] = f"{found.name}: {_where(last['error'])} -> {place}"  # type: ignore[arg-type]
+        found.findings[what] = f"{found.name}: {_where(last['error'])}, seed {number} -> {place}"  # type: ignore[arg-type]
         print(found.findings[what], flush=True)
 
 

@@ -68,6 +68,7 @@ def test_reading_them_does_not_import_torch():
     [
         ("[a]", ": expected a block for each ablation, found a list"),
         ("a: [", ": not valid YAML"),
+        (b"\xa3", ": not UTF-8 text (invalid start byte at byte 0)"),
         ("a: 1", ": a: expected a block of the keys `sentence` and `changes`"),
         ("a: {sentence: Mine.}", ": a: expected a block of the keys `sentence` and `changes`"),
         ("a: {sentence: Mine., changes: {b.c: 1}, d: 2}", ": a: expected a block of the keys"),
@@ -80,7 +81,7 @@ def test_reading_them_does_not_import_torch():
 )  # fmt: skip
 def test_a_malformed_entry_is_refused(tmp_path, text, message):
     path = tmp_path / "changes.yaml"
-    path.write_text(text)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=f"^{re.escape(f'{path}{message}')}"):
         read_ablations(PARAMS, path)
 

@@ -7,6 +7,7 @@ from pipeline_lib.core import artifacts
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.results.folders import CENTRED, PLAIN, Evaluation, Variant
 from tests import example_results
+from tests.small_sets import write
 
 
 def test_headlines_are_log_ranks_and_ensemble_top_1(evaluations):
@@ -67,3 +68,6 @@ def test_results_of_another_version_are_refused_in_one_sentence(evaluations, tmp
             UserError, match=f"{name}: results.json is in the format of another version; run `dvc repro`$"
         ):
             Evaluation(tmp_path / name)
+    write(tmp_path / "newer/results.json", "[]")
+    with pytest.raises(UserError, match=r"newer/results.json: .* bytes, manifest says .*; run `dvc repro -f evaluate`"):
+        Evaluation(tmp_path / "newer")

@@ -8,10 +8,17 @@ import yaml
 
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.setup import begin, verify
+from pipeline_lib.sources.formats import open_evaluation_set
+from pipeline_lib.sources.settings import EvaluationSet
 from tests import small_sets
 from tests.tiny_project import write_set
 
 ROOT = Path(__file__).parents[2]
+
+
+def own_choices(folder):
+    row = {"image": "a.jpg", "captions": ["A red bike."], "negatives": ["A blue bike."]}
+    return small_sets.jsonl(folder, [row])
 
 
 @pytest.fixture
@@ -28,6 +35,11 @@ def project(tmp_path, monkeypatch):
         (lambda place: small_sets.coco(place), "coco", 2 * (5 + 6 + 7)),
         (lambda place: write_set(place, 12), "jsonl", 30),
         (lambda place: small_sets.flickr(place), "flickr", None),
+        (lambda place: small_sets.docci(place), "docci", 6),
+        (lambda place: small_sets.sharegpt4v(place), "sharegpt4v", 6),
+        (lambda place: small_sets.img2dataset(place), "webdataset", 6),
+        (lambda place: small_sets.hugging_face(place), "hugging_face", 12),
+        (lambda place: small_sets.image_folder(place), "image_folder", 6),
     ],
 )
 def test_a_folder_is_known_by_its_files(project, write, name, captions):
@@ -53,11 +65,32 @@ def test_what_is_written_passes_every_check(project, capsys):
     assert "nothing to mend" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("write", "keys"),
+    [
+        (small_sets.urban1k, "format: urban1k"),
+        (small_sets.xm3600, "format: xm3600"),
+        (small_sets.clip_benchmark, "format: clip_benchmark"),
+        (small_sets.winoground, "format: image_pairs"),
+        (own_choices, "format: caption_choice"),
+    ],
+)
+def test_a_set_to_evaluate_on_is_named_with_what_to_write(project, write, keys):
+    """Some look like folders of classes, or like captions of one's own: nothing is trained on them."""
+    write(project / "set")
+    with pytest.raises(UserError, match=rf"^set: a set to evaluate on, in .*{keys}, path: set.* to train on$") as error:
+        begin.look_at(Path("set"))
+    written = yaml.safe_load(str(error.value).split("`")[1])
+    sets = {name: EvaluationSet(**values) for name, values in written.items()}
+    source = open_evaluation_set(small_sets.data(".", "jsonl", evaluation=sets), "set")
+    assert len(list(source.samples)) > 0
+
+
 def test_a_folder_of_no_format_says_what_each_misses(project):
     (project / "set").mkdir()
     with pytest.raises(UserError) as error:
         begin.look_at(project / "set")
-    assert all(f"\n- {name}: " in str(error.value) for name in begin.FORMATS)
+    assert all(f"\n- {name}: " in str(error.value) for name in (*begin.EVALUATED, *begin.FORMATS))
     assert (project / "params.yaml").read_bytes() == (ROOT / "params.yaml").read_bytes()
 
 
@@ -86,3 +119,5 @@ def test_the_test_set_is_large_enough_and_no_larger_than_a_fifth(images, eval_sh
 def test_a_set_with_splits_of_its_own_keeps_them():
     parts = begin.choose_parts(begin.Found("coco", 100, 500, ("train", "restval", "val", "test")))
     assert parts == {"refine": "train", "val": "val", "eval": "test"}
+    parts = begin.choose_parts(begin.Found("docci", 10_000, 10_000, ("train", "test", "qual_dev", "qual_test")))
+    assert parts == {"refine": 0.9, "val": 0.1, "eval": "test"}

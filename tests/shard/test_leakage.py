@@ -147,7 +147,7 @@ def test_pixels_that_the_base_was_trained_on_are_found_in_another_encoding():
         write_shards(section, trained_on=[row])
 
 
-@pytest.mark.parametrize("line", ["[]", '"text"', '{"key": "a"}'])
+@pytest.mark.parametrize("line", ["[]", '"text"', '{"key": "a"}', '{"key": "a", "sha256": [1]}'])
 def test_a_list_that_the_base_did_not_write_is_refused(line):
     path = write(Path("trained_on.jsonl"), f"{line}\n")
     with pytest.raises(UserError, match="not written by the base stage"):

@@ -452,8 +452,9 @@ def test_names_that_meet_or_cannot_be_folders_are_refused():
         write_shards(
             data(coco(Path("coco")), "coco", parts={"other": 1.0}, evaluation=evaluation("coco", "coco").evaluation)
         )
-    with pytest.raises(UserError, match=r"data: `../x` cannot name a part"):
-        write_shards(data("coco", "coco", parts={"../x": 1.0}))
+    for name in ("../x", "x" * 300):
+        with pytest.raises(UserError, match=f"data: `{name}` cannot name a part"):
+            write_shards(data("coco", "coco", parts={name: 1.0}))
 
 
 @pytest.mark.parametrize("kind", ["flickr", "webdataset"])

@@ -41,10 +41,13 @@ def test_each_fault_is_quarantined_with_its_reason(tmp_path, rules, record):
         sample(tmp_path, 8, captions=("x",) * 1001),
         Sample("pipe", FileImage(str(tmp_path / "pipe")), "jpg", ("x",)),
         Sample("device", FileImage("/dev/zero"), "jpg", ("x",)),
+        Sample("half", FileImage("half \ud83d pair.jpg"), "jpg", ("x",)),
+        Sample("nul", FileImage("a\0.jpg"), "jpg", ("x",)),
+        Sample("long", FileImage("a" * 300), "jpg", ("x",)),
     ]
     os.mkfifo(tmp_path / "pipe")
     found = [triage(each, record, rules, {}) for each in samples]
-    assert [each and each.data for each in found] == [image_file(0), *[None] * 12]
+    assert [each and each.data for each in found] == [image_file(0), *[None] * 15]
     assert record.dropped_captions == 2
     reasons = dict(record.quarantined)
     assert len(reasons) == len(samples) - 1
@@ -60,6 +63,9 @@ def test_each_fault_is_quarantined_with_its_reason(tmp_path, rules, record):
     assert reasons["k.8"] == "1001 captions, more than 1000"
     assert reasons["pipe"] == f"cannot be read (not a regular file): {tmp_path}/pipe"
     assert reasons["device"] == "cannot be read (not a regular file): /dev/zero"
+    assert reasons["half"] == "no such file: half \\ud83d pair.jpg"
+    assert reasons["nul"] == "no such file: a\0.jpg"
+    assert reasons["long"].startswith("cannot be read (File name too long): aaa")
 
 
 def test_what_is_excluded_from_the_part_is_not_read(tmp_path, rules, record):

@@ -4,6 +4,7 @@ import json
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline_lib.core.errors import UserError
@@ -45,7 +46,7 @@ def read(root, **changes):
 
 def saved(folder: Path, rows, names=("data-00000-of-00001.arrow",), **state) -> Path:
     """What `Dataset.save_to_disk` writes: streams of record batches, and a state that names them."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for turn, name in enumerate(names):
         table = pa.Table.from_pylist(rows[turn :: len(names)])
         with pa.OSFile(str(folder / name), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
@@ -138,6 +139,43 @@ def test_a_set_saved_to_disk_with_and_without_splits(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("dataset_dict.json", "null", "dataset_dict.json: expected an object, found NoneType"),
+        ("dataset_dict.json", "{}", r"dataset_dict.json: expected \{"),
+        ("dataset_dict.json", '{"splits": [1]}', r"dataset_dict.json: expected \{"),
+        ("dataset_dict.json", '{"splits": ["."]}', r"dataset_dict.json: expected \{|state.json: cannot be read"),
+        ("dataset_dict.json", '{"splits": ["../other"]}', r"dataset_dict.json: expected \{"),
+        ("dataset_dict.json", '{"splits": ["train", "gone"]}', "gone/state.json: cannot be read"),
+        ("dataset_dict.json", json.dumps({"splits": ["a" * 300]}), "state.json: cannot be read"),
+        ("dataset_dict.json", '{"splits": ["half \\ud800"]}', "state.json: cannot be read"),
+        ("train/state.json", "[]", "state.json: expected an object, found list"),
+        ("train/state.json", "{}", r"state.json: expected \{"),
+        ("train/state.json", '{"_data_files": true}', r"state.json: expected \{"),
+        ("train/state.json", '{"_data_files": [1]}', r"state.json: expected \{"),
+        ("train/state.json", '{"_data_files": [{"filename": "../a.arrow"}]}', r"state.json: expected \{"),
+        ("train/state.json", '{"_data_files": [{"filename": "\\ud800"}]}', "not a whole file of Arrow's"),
+    ],
+)
+def test_what_names_no_files_of_a_saved_set_is_refused(file, content, message, tmp_path):
+    """Nothing that it names is left out in silence."""
+    saved(tmp_path / "train", [row(0)])
+    write(tmp_path / "dataset_dict.json", '{"splits": ["train"]}')
+    assert len(list(read(tmp_path).samples)) == 1
+    write(tmp_path / file, content)
+    assert_refused(message, tmp_path, "hugging_face")
+
+
+def test_texts_that_lead_out_of_a_saved_file_are_refused(tmp_path):
+    """Its offsets are mapped into memory as they are."""
+    file = saved(tmp_path, [row(0), row(1)]) / "data-00000-of-00001.arrow"
+    offsets, far = (np.array([0, 9, end], np.int32).tobytes() for end in (18, 2**31 - 1))  # of two texts
+    assert file.read_bytes().count(offsets) == 1
+    file.write_bytes(file.read_bytes().replace(offsets, far))
+    assert_refused("data-00000-of-00001.arrow: broken in group 0", tmp_path, "hugging_face")
+
+
 def test_rows_chosen_by_an_index_file_are_refused(tmp_path):
     """The tables hold all rows, and not in their order: they are not the set that was saved."""
     saved(tmp_path / "set", [row(0)], _indices_data_files=[{"filename": "indices.arrow"}])
@@ -173,6 +211,14 @@ def test_an_image_folder_with_its_metadata_by_split(kind, tmp_path):
     reasons = [reason for _, reason in source.rows.bad]
     assert len(reasons) == (3 if kind == "jsonl" else 1)
     assert any("'../../secret.jpg' is no file below" in reason for reason in reasons)
+
+
+def test_a_name_with_half_of_a_pair_is_that_of_a_missing_file(tmp_path):
+    write(tmp_path / "metadata.jsonl", '{"file_name": "half \\ud800.jpg", "text": "x"}\n')
+    [sample] = read(tmp_path).samples
+    assert sample.key == "half \\ud800"
+    with pytest.raises(FileNotFoundError):
+        sample.image.read()
 
 
 # What is wrong
@@ -230,13 +276,13 @@ def test_bad_rows_are_quarantined_by_shard(tmp_path, in_a_folder_of_its_own):
     """No image, a path outside, a broken image, no caption; a path below the folder is read."""
     write(Path("set/data/beside.jpg"), image_file(50))
     write(Path("secret.jpg"), image_file(51))
-    rows = [row(n) for n in range(20)]
-    rows += [
+    rows = [
+        {"image": None, "text": "none"},
+        *(row(n) for n in range(20)),
         {"image": {"bytes": None, "path": "beside.jpg"}, "text": "beside"},
         {"image": {"bytes": None, "path": "../../secret.jpg"}, "text": "outside"},
         {"image": {"bytes": b"no image", "path": "broken.jpg"}, "text": "broken"},
         {"image": {"bytes": image_file(60), "path": "60.jpg"}, "text": None},
-        {"image": None, "text": "none"},
     ]
     parquet(Path("set/data/train-00000-of-00001.parquet"), rows)
     section = data("set", "hugging_face", parts={"refine": 1.0})

@@ -60,3 +60,7 @@ def test_what_is_of_two_forms_or_of_none_is_refused(tmp_path):
     write(tmp_path / "b/dataset_flickr8k.json", "{}")
     assert_refused("not one of Karpathy's files", tmp_path / "b", "flickr")
     assert_refused("data.images: no folder .* name the image folder", karpathy(tmp_path / "c"), "coco", images="pics")
+    for number, name in enumerate(["a" * 300, "\ud800", "\0"]):
+        content = {"images": [{"filepath": name, "filename": "a.jpg", "sentences": [{"raw": "x"}]}]}
+        write(tmp_path / f"{number}/dataset_coco.json", json.dumps(content))
+        assert_refused("no folder .* name the image folder|expected {", tmp_path / str(number), "coco")

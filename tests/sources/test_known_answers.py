@@ -49,6 +49,7 @@ def test_known_answers_stand_beside_the_set_they_are_of(tmp_path):
         ('{"alignment": {"value": "0.5", "tolerance": 1}}', "alignment: expected `value` and `tolerance`"),
         ('{"alignment": {"value": 0.5, "tolerance": -1}}', "alignment: expected `value` and `tolerance`"),
         ('{"alignment": {"value": 0.5, "tolerance": NaN}}', "alignment: expected `value` and `tolerance`"),
+        (f'{{"alignment": {{"value": 1{"0" * 400}, "tolerance": 1}}}}', "alignment: expected `value` and `tolerance`"),
         (
             '{"alignment": {"value": 0.5, "tolerance": 1, "weights": "x"}}',
             "alignment: expected `value` and `tolerance`",

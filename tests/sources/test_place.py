@@ -53,6 +53,17 @@ def test_settings_that_a_format_does_not_use(tmp_path, kind, key):
         open_set(folder, kind, **{key: "x"})
 
 
+@pytest.mark.parametrize("name", ["a" * 300, "\ud800", "a\0"])
+def test_names_that_no_file_can_have_are_those_of_missing_ones(tmp_path, no_images, name):
+    """Whatever key of params.yaml, or of a list of evaluation sets, says them."""
+    assert_refused("data.root: .* does not exist", tmp_path / name, "flickr")
+    assert_refused("data.annotations: .* does not exist", no_images, "flickr", annotations=name)
+    assert_refused("data.images: no folder", no_images, "flickr", images=name)
+    for kind in ("flickr", "clip_benchmark"):
+        with pytest.raises(UserError, match=r"list file .* does not exist|no \*.tar in"):
+            list(open_for_evaluation(no_images, kind, split=name).samples)
+
+
 def test_missing_image_folders_and_captions_files(tmp_path, no_images):
     assert_refused(r"data.images: no folder val or images/val .* name the image folder", no_images, "coco")
     assert_refused(r"data.images: no folder pics in", no_images, "flickr", images="pics")

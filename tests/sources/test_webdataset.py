@@ -25,4 +25,7 @@ def test_webdataset_by_a_list_of_hashes(tmp_path):
 
 def test_tars_that_are_missing(tmp_path):
     assert_refused(r"no \*.tar in", tmp_path, "webdataset")
+    for name in ("00000.tar", "a" * 300, "\0"):
+        listing = write(tmp_path / "i.txt", f"{'a' * 64}  {name}\n")
+        assert_refused("i.txt: line 1: no such file: ", listing, "webdataset")
     assert_refused(r"line 1: expected `<sha256>  <file.tar>`", write(tmp_path / "i.txt", "00000.tar\n"), "webdataset")
