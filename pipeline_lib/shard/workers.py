@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import sys
@@ -61,6 +62,10 @@ class Workers:
             return self.pool.submit(run_job, job)
         except (EOFError, ConnectionError):  # who starts the workers was killed
             raise BrokenProcessPool from None
+        except OSError as error:
+            if error.errno == errno.EBADF:  # a worker was, and the pool closes its pipes just now
+                raise BrokenProcessPool from None
+            raise
 
 
 @contextmanager
