@@ -133,6 +133,7 @@ def read_inputs(params_file: Path) -> ReportInputs:
     folders = paths.folders("base", "shard", "cache_teacher", "refine")
     manifests = {stage: artifacts.read_manifest(path, stage=stage) for stage, path in folders.items()}
     check_weights(base, refined, paths.refined, manifests["refine"])
+    artifacts.check_file(paths.refined, artifacts.HISTORY, manifests["refine"])
     if base.results["weights_digest"] != manifests["base"]["model"]["weights_digest"]:
         raise UserError(f"{base.directory}: evaluated other weights than those in {paths.base}; run `dvc repro`")
     parameters = read_parameters(params_file)

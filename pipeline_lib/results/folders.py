@@ -48,8 +48,12 @@ class Evaluation:
         self.results: dict[str, Any] = artifacts.read_json(directory / "results.json")
         if self.results.get("format") != FORMAT:
             raise UserError(f"{directory}: results.json is in the format of another version; run `dvc repro`")
-        self.items = cache(lambda name: load_file(directory / "items" / f"{name}.safetensors"))
-        self.features = cache(lambda name: load_file(directory / "features" / f"{name}.safetensors"))
+        self.items = cache(lambda name: self._load(f"items/{name}.safetensors"))
+        self.features = cache(lambda name: self._load(f"features/{name}.safetensors"))
+
+    def _load(self, name: str) -> dict[str, Array]:
+        artifacts.check_file(self.directory, name, self.manifest)
+        return load_file(self.directory / name)
 
     @property
     def sets(self) -> dict[str, dict[str, Any]]:

@@ -32,6 +32,37 @@ def test_other_images_than_those_evaluated_are_refused(tmp_path, monkeypatch):
         example_results.read_report_inputs(tmp_path, monkeypatch)
 
 
+def flipped(content):
+    return bytes([content[0] ^ 1]) + content[1:]
+
+
+def read_all(project, monkeypatch):
+    inputs = example_results.read_report_inputs(project, monkeypatch)
+    for evaluation in (inputs.base, inputs.refined):
+        evaluation.items("eval")
+        evaluation.features("eval")
+
+
+@pytest.mark.parametrize(
+    ("file", "stage"),
+    [
+        ("data/eval/base/items/eval.safetensors", "evaluate"),
+        ("data/eval/refined/features/eval.safetensors", "evaluate"),
+        ("data/refined/history.jsonl", "refine"),
+    ],
+)
+def test_a_file_that_is_damaged_or_gone_is_refused_where_it_is_read(tmp_path, monkeypatch, file, stage):
+    example_results.make_project(tmp_path)
+    content = (tmp_path / file).read_bytes()
+    for damaged in (flipped(content), content[:-1], None):
+        if damaged is None:
+            (tmp_path / file).unlink()
+        else:
+            (tmp_path / file).write_bytes(damaged)
+        with pytest.raises(UserError, match=rf"{file}: .*; run `dvc repro -f {stage}`"):
+            read_all(tmp_path, monkeypatch)
+
+
 PRIOR = {"kind": "normal", "mean": 0, "std": 1, "shared": True, "decay": "none"}
 
 
