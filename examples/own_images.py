@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from pipeline_lib import export, terminal
+from pipeline_lib.base.kinds import kind_of
 from pipeline_lib.core import config
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.export import card, hub, transformers_folder
@@ -100,8 +101,8 @@ def search(sentence: str, images: list[Path], picture: Path) -> dict[str, list[s
 # ---- 5. Export: for transformers where it can hold the model, else for open_clip alone ----
 
 
-def write_export(target: Path) -> tuple[str, Path]:
-    """Export the refined model; return the library that loads it, and the folder."""
+def write_export(target: Path) -> tuple[str, Path, str]:
+    """Export the refined model; return the library that loads it, the folder, and the lines on its card that do so."""
     subject = export.open_subject(PARAMS)
     try:
         folder = target / "transformers"
@@ -110,21 +111,19 @@ def write_export(target: Path) -> tuple[str, Path]:
         print(refusal)
         folder = target / "open_clip"
         hub.write_hub_folder(subject, folder, force=True)
-        return "open_clip", folder
-    return "transformers", folder
+        return "open_clip", folder, card.loading(subject.clip, str(folder))
+    return "transformers", folder, card.use_in_transformers(str(folder), kind_of(subject.clip))
 
 
 # ---- 6. The export in its library alone ----
 
 
-def classify(library: str, folder: Path, image: Image.Image, texts: list[str]) -> list[float]:
+def classify(library: str, lines: str, image: Image.Image, texts: list[str]) -> list[float]:
     """Return the probabilities of texts for an image, by the lines on the export's own card."""
     given: dict[str, Any] = {"image": image, "texts": texts}
+    exec(lines, given)  # noqa: S102
     if library == "transformers":
-        exec(card.use_in_transformers(str(folder)), given)  # noqa: S102
         return given["probabilities"][0].tolist()
-    text_config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]["text_cfg"]
-    exec(card.loading(text_config, str(folder)), given)  # noqa: S102
     model = given["model"].eval()
     with torch.no_grad():
         features = model.encode_image(given["preprocess"](image)[None], normalize=True)
@@ -152,10 +151,10 @@ def main(base: Path, folder: Path, number: int) -> None:
         print(f"    {name:8} {'  '.join(best)}")
     print(f"    {folder / 'search.png'}: above the base's, below the refined model's\n")
 
-    library, exported = write_export(Path("export"))
+    library, exported, lines = write_export(Path("export"))
     texts = [sentence, *(entry["captions"][0] for entry in index[1:3])]
     print(f"{folder / exported}, loaded by {library} alone, of {images[0].name}:")
-    for text, share in zip(texts, classify(library, exported, Image.open(images[0]), texts), strict=True):
+    for text, share in zip(texts, classify(library, lines, Image.open(images[0]), texts), strict=True):
         print(f"    {100 * share:5.1f} %  {text}")
 
 
