@@ -16,7 +16,7 @@ import torch
 from pipeline_lib import model
 from pipeline_lib.base import checkpoints, names, processors, siglip
 from pipeline_lib.base.checkpoints import Tensors
-from pipeline_lib.base.kinds import CLIP, KINDS, SIGLIP, Kind
+from pipeline_lib.base.kinds import CLIP, KINDS, SIGLIP, Kind, text_sizes
 from pipeline_lib.core import artifacts
 from pipeline_lib.core.errors import UserError, first_lines
 
@@ -109,12 +109,7 @@ def _model_config(config: Any, path: Path) -> dict[str, Any]:
             **_norm(vision.layer_norm_eps),
         },
         "text_cfg": {
-            "context_length": text.max_position_embeddings,
-            "vocab_size": text.vocab_size,
-            "layers": text.num_hidden_layers,
-            "width": text.hidden_size,
-            "heads": text.num_attention_heads,
-            "mlp_ratio": text.intermediate_size / text.hidden_size,
+            **text_sizes(text),
             **_norm(text.layer_norm_eps),
             **pooling,
         },

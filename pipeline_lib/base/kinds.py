@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline_lib import model
 from pipeline_lib.base import names
@@ -43,3 +43,15 @@ KINDS = {"clip": CLIP, "siglip": SIGLIP}  # by `model_type` of config.json
 def kind_of(clip: model.Clip) -> Kind:
     """Return of which kind `clip` would be in transformers, if of any."""
     return SIGLIP if model.pools_by_attention(clip) else CLIP
+
+
+def text_sizes(text: Any) -> dict[str, Any]:
+    """Return the sizes in transformers' text_config under the names of open_clip's text_cfg: those of either kind."""
+    return {
+        "context_length": text.max_position_embeddings,
+        "vocab_size": text.vocab_size,
+        "layers": text.num_hidden_layers,
+        "width": text.hidden_size,
+        "heads": text.num_attention_heads,
+        "mlp_ratio": text.intermediate_size / text.hidden_size,
+    }

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline_lib import model
+from pipeline_lib.base.kinds import text_sizes
 from pipeline_lib.core.errors import UserError
 
 _TEXT = {"gelu": {}, "gelu_pytorch_tanh": {"act_kwargs": {"approximate": "tanh"}}}  # hidden_act as open_clip has it
@@ -38,12 +39,7 @@ def model_config(config: Any, path: Path) -> dict[str, Any]:
             "timm_proj": "none",
         },
         "text_cfg": {
-            "context_length": text.max_position_embeddings,
-            "vocab_size": text.vocab_size,
-            "layers": text.num_hidden_layers,
-            "width": text.hidden_size,
-            "heads": text.num_attention_heads,
-            "mlp_ratio": text.intermediate_size / text.hidden_size,
+            **text_sizes(text),
             "no_causal_mask": True,
             "pool_type": "last",
             "proj_bias": True,

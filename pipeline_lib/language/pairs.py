@@ -145,10 +145,9 @@ def _tokenized(groups: Iterable[tuple[bytes, Sequence[str]]], language: Language
 
 
 def _is_group(value: Any) -> bool:
-    texts = value.get("captions") if isinstance(value, dict) else None
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        return False
-    return len({text.strip() for text in texts} - {""}) > 1 and all(text.strip() for text in texts)
+    texts: Any = value.get("captions") if isinstance(value, dict) else None
+    are_texts = isinstance(texts, list) and all(isinstance(text, str) and text.strip() for text in texts)
+    return are_texts and len({text.strip() for text in texts}) > 1
 
 
 def equal_rows(queries: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:

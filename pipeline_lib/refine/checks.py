@@ -20,9 +20,7 @@ from pipeline_lib.refine.epochs import Plan
 from pipeline_lib.refine.optimiser import named_trainable
 
 log = logging.getLogger(__name__)
-SAVED_ROWS = (
-    8  # pairs through the model as it was saved and as it is: on a small set more of them cost as much as steps
-)
+SAVED_ROWS = 8  # pairs that go through the saved model as well; on a small set more would cost as much as steps
 
 
 def check_adapter_fits(shape: Shape, width: int, embed_dim: int, device: torch.device) -> None:
