@@ -190,3 +190,33 @@ def write_tiny_hf_clip(
         module = model.create(directory).module
     save_file({k: v.contiguous() for k, v in module.state_dict().items()}, directory / "open_clip_model.safetensors")
     return directory
+
+
+def custom_clip(directory: Path, *, vision: dict | None = None, **config) -> model.Clip:
+    """A tiny model with changes to text_cfg (keyword `text`) and model_cfg (the others), weights at random, fp64."""
+    text = config.pop("text", {})
+    content = tiny_config(**text)
+    content["model_cfg"] |= config
+    content["model_cfg"]["vision_cfg"] |= vision or {}
+    directory.mkdir()
+    (directory / model.CONFIG).write_text(json.dumps(content))
+    torch.manual_seed(0)
+    clip = model.create(directory)
+    with torch.no_grad():
+        clip.text_tower.token_embedding.weight.mul_(20)
+    clip.module.double()
+    return clip
+
+
+COCA = {
+    "vision": {"attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True},
+    "multimodal_cfg": {
+        "context_length": 77,
+        "vocab_size": 49408,
+        "width": 32,
+        "heads": 2,
+        "layers": 1,
+    },
+    "custom_text": True,
+    "text": {"embed_cls": True, "output_tokens": True},
+}

@@ -62,9 +62,10 @@ def clean_environment(monkeypatch):
 
 def kill(process: subprocess.Popen, *, with_sender: bool = False) -> None:
     """SIGKILL, which no process can answer; `with_sender` also for the process that sends (the power is cut)."""
-    victims = psutil.Process(process.pid).children(recursive=True) if with_sender else []
-    for victim in [*victims, process]:
-        victim.kill()
+    children = psutil.Process(process.pid).children(recursive=True) if with_sender else []
+    for child in children:
+        child.kill()
+    process.kill()
     process.communicate()
 
 

@@ -57,7 +57,7 @@ class CacheTeacherSettings:
     """
 
     verify_share: Share
-    """The share of the samples that is computed again at the end and compared with the cache. At least `chunk_size` and
+    """The share of the samples that is computed again at the end and compared with the cache. At least 16 and
     at most 2,048 samples are, as far as there are so many.
     """
 

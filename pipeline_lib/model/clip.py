@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from pipeline_lib.core.errors import UserError, first_lines
+from pipeline_lib.model import pooled
 from pipeline_lib.model.preprocess import CONVENTIONS, Preprocess, preprocess_config
 
 SCALARS = ("logit_scale", "logit_bias")  # parameters that the loss itself uses, outside the towers
@@ -125,7 +126,10 @@ class Clip:
 
     def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the raw features [B, D] of uint8 images [B, 3, H, W]."""
-        return self.module.encode_image(self.normalize(pixels), normalize=False)
+        images, visual = self.normalize(pixels), self.module.visual
+        if pooled.pools_class_token(visual):
+            return pooled.class_token_features(visual, images)
+        return self.module.encode_image(images, normalize=False)
 
     def encode_text(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Return the raw features [B, D] of token ids [B, L], L <= context_length.
@@ -137,27 +141,13 @@ class Clip:
             ValueError: The ids are too long, or cut where that changes the result (`text_cut_refusal`).
         """
         length = token_ids.shape[1]
-        if length == self.context_length:
-            return self.module.encode_text(token_ids, normalize=False)
         if length > self.context_length:
             raise ValueError(f"{length} tokens, the model takes {self.context_length}")
-        if self.text_cut_refusal:
+        if length < self.context_length and self.text_cut_refusal:
             raise ValueError(f"token ids cannot be cut to {length}: {self.text_cut_refusal}")
-        if isinstance(self.text_tower, open_clip.hf_model.HFTextEncoder):
+        if self.text_cut_refusal or isinstance(self.text_tower, open_clip.hf_model.HFTextEncoder):
             return self.module.encode_text(token_ids, normalize=False)
-        return self._encode_cut_text(token_ids)
-
-    def _encode_cut_text(self, token_ids: torch.Tensor) -> torch.Tensor:
-        """Do open_clip's own operations on the first L positions; its text towers add the whole positional table."""
-        text, length = self.text_tower, token_ids.shape[1]
-        cast = text.transformer.get_cast_dtype()
-        x = text.token_embedding(token_ids).to(cast) + text.positional_embedding[:length].to(cast)
-        x = text.ln_final(text.transformer(x, attn_mask=text.attn_mask[:length, :length]))
-        pool_type, eos_id = self.text_pooling
-        x = open_clip.transformer.text_global_pool(x, token_ids, pool_type, eos_token_id=eos_id)
-        if text.text_projection is None:
-            return x
-        return text.text_projection(x) if isinstance(text.text_projection, nn.Linear) else x @ text.text_projection
+        return pooled.end_of_text_features(self.text_tower, token_ids, self.text_lengths(token_ids) - 1)
 
     @property
     def text_pooling(self) -> tuple[str, int | None]:

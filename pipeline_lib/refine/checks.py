@@ -20,6 +20,7 @@ from pipeline_lib.refine.epochs import Plan
 from pipeline_lib.refine.optimiser import named_trainable
 
 log = logging.getLogger(__name__)
+STEP0_ROWS = 16  # spread over the part: a wrong cache, caption, order or preprocessing shows in each of them
 SAVED_ROWS = 8  # pairs that go through the saved model as well; on a small set more would cost as much as steps
 
 
@@ -71,15 +72,13 @@ def check_base_against_cache(
     if cache.teacher != "base" or cache.mode != "cached":
         return {}
     rough = {"float16": 2e-3}.get(cache.dtype, 0.0), {"tf32": 2e-3, "bf16": 2e-2}.get(cache.precision, 0.0)
-    difference = check_step_zero(student, part, cache.chunk_size, max(tolerance, *rough), cache.precision)
+    difference = check_step_zero(student, part, max(tolerance, *rough), cache.precision)
     log.info("step 0: student and cache differ by %.1e of a feature's norm", difference)
     return {"step0_difference": difference}
 
 
-def check_step_zero(
-    student: Clip, part: CachedPart, chunk_size: int, tolerance: float, precision: str = "fp32"
-) -> float:
-    """Compare the student's features before the first step with the cache: they come from the same weights.
+def check_step_zero(student: Clip, part: CachedPart, tolerance: float, precision: str = "fp32") -> float:
+    """Compare the student's features of a few pairs before the first step with the cache: both have the same weights.
 
     Those of texts do not where a language model reads them, and are not compared. `precision` is the cache's, so that
     both sides compute alike.
@@ -90,16 +89,16 @@ def check_step_zero(
     Raises:
         UserError: It is larger than `tolerance`: wrong cache, captions, preprocessing or order.
     """
-    rows = part.valid_rows[np.linspace(0, len(part.valid_rows) - 1, min(chunk_size, len(part.valid_rows))).astype(int)]
+    rows = part.valid_rows[np.linspace(0, len(part.valid_rows) - 1, min(STEP0_ROWS, len(part.valid_rows))).astype(int)]
     captions = [int(part.num_captions[row]) - 1 for row in rows]
     stored = part.read_features(rows, captions)
     if stored is None:
         return 0.0
     inputs = part.read_inputs(rows, captions, pixels=True)
     with runtime.arithmetic(precision, student.device):
-        fresh = [embed_images(student, inputs.images, chunk_size)]
+        fresh = [embed_images(student, inputs.images, len(rows))]
         if not inputs.texts.is_floating_point():
-            fresh.append(embed_texts(student, inputs.texts, chunk_size))
+            fresh.append(embed_texts(student, inputs.texts, len(rows)))
     worst = max(row_difference(*pair) for pair in zip(fresh, stored, strict=False))
     if not worst <= tolerance:
         raise UserError(

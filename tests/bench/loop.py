@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 
 from pipeline_lib import model
 from pipeline_lib.cache_teacher.reader import open_parts
@@ -19,7 +20,7 @@ from pipeline_lib.cache_teacher.teacher import Teacher
 from pipeline_lib.core import config
 from pipeline_lib.core.distributed import World
 from pipeline_lib.core.runtime import RuntimeSettings
-from pipeline_lib.model.features import Features
+from pipeline_lib.model.features import Features, Inputs
 from pipeline_lib.refine import recipes
 from pipeline_lib.refine.epochs import Plan, StepData
 from pipeline_lib.refine.loop import Clock, remaining_steps
@@ -62,7 +63,7 @@ def start(
 def bare_step(student: model.Clip, settings: RefineSettings, recipe: recipes.Recipe, data: tuple) -> Callable[[], None]:
     """Forward, loss, backward and optimiser step on tensors in memory as anyone would write them.
 
-    Texts have one length, kernels are any, AdamW is torch's default one.
+    The towers are open_clip's own, texts have their whole length, kernels are any, AdamW is torch's default one.
     """
     trained = [parameter for parameter in student.module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
@@ -70,11 +71,17 @@ def bare_step(student: model.Clip, settings: RefineSettings, recipe: recipes.Rec
 
     def step() -> None:
         optimizer.zero_grad()
-        features = Features(student.encode_image(inputs.images), student.encode_text(inputs.texts), student.logit_scale)
-        recipes.total_loss(recipe(features, teacher, draws)).backward()
+        recipes.total_loss(recipe(plain_features(student, inputs), teacher, draws)).backward()
         optimizer.step()
 
     return partial(with_any_kernel, step)
+
+
+def plain_features(clip: model.Clip, inputs: Inputs) -> Features:
+    """What open_clip's own towers make of pictures and of token ids at their whole length."""
+    token_ids = F.pad(inputs.texts, (0, clip.context_length - inputs.texts.shape[1]))  # it pads with zeros
+    images = clip.module.encode_image(clip.normalize(inputs.images))
+    return Features(images, clip.module.encode_text(token_ids), clip.logit_scale)
 
 
 def with_any_kernel(step: Callable[[], T]) -> T:

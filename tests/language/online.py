@@ -20,7 +20,7 @@ class Online:
 
     kind: str
     trained: bool
-    clip: model.Clip
+    clip: model.JoinedClip
     ids: torch.Tensor
 
     def __post_init__(self) -> None:

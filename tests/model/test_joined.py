@@ -18,8 +18,7 @@ from pipeline_lib.model.features import row_difference
 from pipeline_lib.model.language import LanguageModel, Reading, load_language, read_transformers, save_language
 from tests.base.made import materialise, siglip_model
 from tests.base.test_demo import SETTINGS
-from tests.model.test_model import COCA, custom
-from tests.tiny_model import write_tiny_language, write_tiny_timm_clip
+from tests.tiny_model import COCA, custom_clip, write_tiny_language, write_tiny_timm_clip
 
 TEXTS = ["a photo of a cat", "two dogs on a hill near a river, seen from the other side", "a", "a red bird"]
 
@@ -67,7 +66,7 @@ def test_a_saved_folder_loads_back_with_the_same_features_and_survives_a_move(
         siglip_model(tmp_path / "siglip")
         base = materialise(tmp_path / "base", path=str(tmp_path / "siglip"))
     elif image_tower == "coca":
-        base = custom(tmp_path / "coca", **COCA)
+        base = custom_clip(tmp_path / "coca", **COCA)
         base.module.float()
     else:
         base = model.load(tiny_clip if image_tower == "native" else write_tiny_timm_clip(tmp_path / "timm"))

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from pipeline_lib import model
 from pipeline_lib.core import artifacts
 from pipeline_lib.core.errors import UserError
-from tests.tiny_model import tiny_config, write_tiny_clip, write_tiny_hf_clip
+from tests.tiny_model import COCA, custom_clip, write_tiny_clip, write_tiny_hf_clip
 
 CAPTIONS = ["a cat", "two dogs on a green hill", "the red house near the river", ""]
 MAX_PIXELS = 1_000_000
@@ -73,17 +73,18 @@ def pixels_of(clip: model.Clip, count: int = 3) -> torch.Tensor:
 
 
 def test_features_are_those_of_plain_open_clip(tiny):
-    """The two-line loading of a user without this project gives bitwise the same features."""
+    """The two-line loading of a user without this project gives the same features, of bitwise the same input."""
     plain, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tiny}")
     plain.eval()
     clip = model.load(tiny)
     image = noise("RGB", (50, 40))
     expected = plain.encode_image(transform(image)[None])
-    found = clip.encode_image(torch.from_numpy(clip.decode(encoded(image), MAX_PIXELS))[None])
-    assert torch.equal(found, expected)
+    pixels = torch.from_numpy(clip.decode(encoded(image), MAX_PIXELS))[None]
+    assert torch.equal(clip.module.encode_image(clip.normalize(pixels)), expected)
+    torch.testing.assert_close(clip.encode_image(pixels), expected, rtol=1e-5, atol=1e-6)
     token_ids = open_clip.get_tokenizer(f"local-dir:{tiny}")(CAPTIONS)
     assert torch.equal(clip.tokenize(CAPTIONS), token_ids)
-    assert torch.equal(clip.encode_text(token_ids), plain.encode_text(token_ids))
+    assert torch.equal(clip.module.encode_text(token_ids), plain.encode_text(token_ids))
     assert clip.logit_scale == plain.logit_scale.exp()
 
 
@@ -331,36 +332,6 @@ def test_decoding_is_fit_for_other_processes(tiny):
 # Cut texts
 
 
-def custom(directory: Path, *, vision: dict | None = None, **config) -> model.Clip:
-    """A tiny model with changes to text_cfg (keyword `text`) and model_cfg (the others), weights at random, fp64."""
-    text = config.pop("text", {})
-    content = tiny_config(**text)
-    content["model_cfg"] |= config
-    content["model_cfg"]["vision_cfg"] |= vision or {}
-    directory.mkdir()
-    (directory / model.CONFIG).write_text(json.dumps(content))
-    torch.manual_seed(0)
-    clip = model.create(directory)
-    with torch.no_grad():
-        clip.text_tower.token_embedding.weight.mul_(20)
-    clip.module.double()
-    return clip
-
-
-COCA = {
-    "vision": {"attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True},
-    "multimodal_cfg": {
-        "context_length": 77,
-        "vocab_size": 49408,
-        "width": 32,
-        "heads": 2,
-        "layers": 1,
-    },
-    "custom_text": True,
-    "text": {"embed_cls": True, "output_tokens": True},
-}
-
-
 @pytest.mark.parametrize(
     "config",
     [
@@ -376,14 +347,14 @@ COCA = {
 )
 def test_cut_texts_give_the_same_features(config, tmp_path):
     """Causal attention, pooled at the end of the text: what stands behind cannot matter. Features and gradients."""
-    clip = custom(tmp_path / "model", **config)
+    clip = custom_clip(tmp_path / "model", **config)
     token_ids = clip.tokenize(CAPTIONS)
     assert clip.text_cut_refusal is None
     assert clip.text_lengths(token_ids).tolist() == [4, 8, 8, 2]
-    full = clip.encode_text(token_ids)
+    full = clip.module.encode_text(token_ids, normalize=False)
     weight = clip.text_tower.token_embedding.weight
     gradient = torch.autograd.grad(full.pow(2).sum(), weight)[0]
-    for length in (8, 16, 76):
+    for length in (8, 16, 76, 77):
         cut = clip.encode_text(token_ids[:, :length])
         torch.testing.assert_close(cut, full, rtol=1e-12, atol=1e-12)
         cut_gradient = torch.autograd.grad(cut.pow(2).sum(), weight)[0]
@@ -403,7 +374,7 @@ def test_cut_texts_give_the_same_features(config, tmp_path):
 )
 def test_cutting_is_refused_where_padding_counts(config, reason, tmp_path):
     """SigLIP-like, last-token and CoCa towers: cutting there is refused, and lengths are the full ones."""
-    clip = custom(tmp_path / "model", **config)
+    clip = custom_clip(tmp_path / "model", **config)
     token_ids = clip.tokenize(CAPTIONS)
     assert reason in clip.text_cut_refusal
     assert clip.text_lengths(token_ids).tolist() == [77] * 4
@@ -417,13 +388,13 @@ def test_cutting_is_refused_where_padding_counts(config, reason, tmp_path):
 )
 def test_where_cutting_is_refused_it_would_change_the_features(config, tmp_path):
     """The refusals are needed: the towers themselves, run on cut ids, answer something else."""
-    clip = custom(tmp_path / "model", **config)
+    clip = custom_clip(tmp_path / "model", **config)
     token_ids = clip.tokenize(CAPTIONS)
     full = clip.encode_text(token_ids)
     if clip.text_tower is clip.module:  # open_clip.CLIP takes no cut ids itself
-        cut = clip._encode_cut_text(token_ids[:, :16])
-    else:
-        cut = clip.module.encode_text(token_ids[:, :16], normalize=False)
+        clip.module.positional_embedding = torch.nn.Parameter(clip.module.positional_embedding[:16])
+        clip.module.attn_mask = clip.module.attn_mask[:16, :16]
+    cut = clip.module.encode_text(token_ids[:, :16], normalize=False)
     assert (cut - full).norm() / full.norm() > 1e-3
 
 
@@ -485,7 +456,7 @@ def test_saved_and_loaded_again(kind, tmp_path, tiny, tiny_hf):
     assert again.logit_scale == clip.logit_scale
     if kind == "native":
         plain, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'saved'}")
-        assert torch.equal(plain.eval().encode_text(token_ids), clip.encode_text(token_ids))
+        assert torch.equal(plain.eval().encode_text(token_ids), clip.module.encode_text(token_ids))
 
 
 def test_saving_is_a_function_of_the_weights(tmp_path, tiny):
@@ -557,7 +528,7 @@ def test_weights_that_do_not_fit_are_named(tiny, tmp_path):
 
 def test_older_names_of_a_separate_text_tower_are_accepted(tmp_path, tiny):
     """Checkpoints from before open_clip's CustomTextCLIP keep the text tower's tensors at the top."""
-    clip = custom(tmp_path / "model", custom_text=True)
+    clip = custom_clip(tmp_path / "model", custom_text=True)
     model.load_weights(clip, load_file(tiny / model.WEIGHTS), "it")
     plain = model.load(tiny, dtype=torch.float64)
     token_ids = plain.tokenize(CAPTIONS)

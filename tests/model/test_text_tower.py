@@ -31,7 +31,8 @@ def test_plain_open_clip_gives_the_features_of_the_joined_model(kind, tmp_path):
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     assert row_difference(plain.encode_text(tokenizer(TEXTS)), expected) < 1e-6
     pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    assert torch.equal(plain.encode_image(joined.normalize(pixels)), joined.encode_image(pixels))
+    images = joined.normalize(pixels)
+    assert torch.equal(plain.encode_image(images), joined.module.encode_image(images))
     assert torch.equal(plain.logit_scale.exp(), joined.logit_scale)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline_lib import model
 from pipeline_lib.core import config, shards
-from pipeline_lib.evaluate import evaluation, run, scoring
+from pipeline_lib.evaluate import evaluation, flat, scoring
 from pipeline_lib.evaluate.embedded import modality_means
 from pipeline_lib.evaluate.embedding import Embedder
 from pipeline_lib.evaluate.settings import EvaluateSettings
@@ -43,7 +43,7 @@ def against_clip_benchmark(world: World, task: str, name: str) -> Sides:
 
 
 def _values(facts: dict[str, Any], name: str) -> dict[str, float]:
-    return run.metric_values(run._read(name, facts["variants"][PLAIN]["measures"]), {})
+    return flat.metric_values(flat.read_measures(name, facts["variants"][PLAIN]["measures"]), {})
 
 
 def retrieval(table: Table, world: World) -> None:

@@ -18,12 +18,12 @@ from tests.tiny_project import write_params
 @pytest.mark.parametrize("side", ["image_features", "text_features"])
 def test_two_rows_that_changed_places_in_the_cache_are_noticed_before_the_first_step(cached, side):
     part, clip, _ = open_cached(cached)
-    assert check_step_zero(clip, part, 64, 1e-4) <= 1e-4
+    assert check_step_zero(clip, part, 1e-4) <= 1e-4
     unit = part.units[0]
     rows = torch.tensor([0, 1]) if side == "image_features" else unit["caption_offsets"][1:3] - 1  # their last captions
     unit[side][rows] = unit[side][rows.flip(0)]
     with pytest.raises(UserError, match=r"before the first step .* more than refine.step0_tolerance 1e-04"):
-        check_step_zero(clip, part, 64, 1e-4)
+        check_step_zero(clip, part, 1e-4)
 
 
 def test_a_set_smaller_than_the_batch_is_an_error(cached):

@@ -16,9 +16,8 @@ from pipeline_lib.refine.gradients import Encoders, backward
 from pipeline_lib.refine.optimiser import clamp_logit_scale, learning_rate, make_optimizer, select_trainable
 from pipeline_lib.refine.settings import RefineSettings
 from tests.conftest import run_stage
-from tests.model.test_model import COCA, custom
 from tests.step_case import blocks, case, gradients, largest_difference
-from tests.tiny_model import write_tiny_clip, write_tiny_hf_clip, write_tiny_timm_clip
+from tests.tiny_model import COCA, custom_clip, write_tiny_clip, write_tiny_hf_clip, write_tiny_timm_clip
 from tests.tiny_project import write_params
 
 ROOT = Path(__file__).parents[2]
@@ -95,7 +94,7 @@ def test_the_first_blocks_of_a_tower_can_be_locked(write, change, tower, open_pa
 )
 def test_towers_of_coca_can_be_locked(side, layers, tower, open_parts, refine_settings, tmp_path):
     """Whole, or but for the last two parts; its captioner, which features do not pass, is never trained."""
-    clip = custom(tmp_path / "clip", **COCA)
+    clip = custom_clip(tmp_path / "clip", **COCA)
     everything = trained(clip, refine_settings)
     assert not any(name.startswith("text_decoder.") for name in everything)
     locked = trained(clip, refine_settings, **{f"lock_{side}": True})
@@ -131,7 +130,7 @@ def test_more_parts_than_a_tower_has_are_refused(write, side, parts, there, refi
 
 
 def test_a_resnet_of_open_clip_is_locked_whole_or_not_at_all(refine_settings, tmp_path):
-    clip = custom(tmp_path / "clip", vision={"layers": [1, 1, 1, 1], "width": 8})
+    clip = custom_clip(tmp_path / "clip", vision={"layers": [1, 1, 1, 1], "width": 8})
     assert not any(name.startswith("visual.") for name in trained(clip, refine_settings, lock_image=True))
     with pytest.raises(UserError, match=r"refine\.lock_image_unlocked_groups: 1, but .*set 0"):
         trained(clip, refine_settings, lock_image=True, lock_image_unlocked_groups=1)

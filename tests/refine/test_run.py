@@ -31,9 +31,10 @@ def test_history_and_result(cached):
     mine = model.load(cached / "data/refined")
     inputs = part.read_inputs([0, 1], [0, 0])
     with torch.inference_mode():
-        expected = plain.encode_image(mine.normalize(inputs.images))
-        assert torch.equal(mine.encode_image(inputs.images), expected)
-        assert not torch.equal(clip.encode_image(inputs.images), expected)
+        images = mine.normalize(inputs.images)
+        expected = plain.encode_image(images)
+        assert torch.equal(mine.module.encode_image(images), expected)
+        assert not torch.equal(clip.module.encode_image(images), expected)
     manifest = artifacts.read_manifest(cached / "data/refined", stage="refine")
     assert manifest["model"]["refined_from"] == clip.facts["weights_digest"]
     assert manifest["model"]["weights_digest"] == mine.facts["weights_digest"] != clip.facts["weights_digest"]
