@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pipeline_lib.core import artifacts, runtime
-from tests.bench import evaluation, loop, stages, towers, tracking
+from tests.bench import evaluation, loop, speedups, stages, towers, tracking
 from tests.bench.inputs import project, quiet, write_vit
 from tests.tiny_project import ROOT
 
@@ -60,6 +60,18 @@ class Parts:
     def loop(self) -> None:
         """ViT-B/32, everything cached, against bare arithmetic."""
         loop.loop_against_bare(report, "vit_b32", self.photos("cache_teacher"), 5)
+
+    def speedups(self) -> None:
+        """Steps and cache of ViT-B/32, steps of the default, without and with what makes them faster."""
+        speedups.of_a_step(report, "vit_b32", self.photos("cache_teacher"), 3)
+        small = project(self.root / "small", self.root / "vit", 100, shard__samples_per_shard=5)
+        quiet("base", small)
+        quiet("shard", small)
+        speedups.across_tars(report, small)
+        if not (ROOT / "data/teacher/manifest.json").is_file():
+            print("default model: run `make run` first, then `python -m tests.bench speedups`")
+            return
+        speedups.of_a_step(report, "default", ROOT, 8)
 
     def towers(self) -> None:
         """Other arithmetic in the towers, of ViT-B/32 and of the default."""

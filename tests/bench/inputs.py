@@ -36,16 +36,17 @@ try:
         os.wait()
 except ChildProcessError:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-print(used.ru_utime + used.ru_stime)
+print(used.ru_utime + used.ru_stime, used.ru_maxrss / 2**20)
 sys.exit(code)
 """
 
 
 class Used(NamedTuple):
-    """Seconds of CPU, over all threads and processes, and by the clock."""
+    """Seconds of CPU, over all threads and processes, and by the clock; memory at most of a process, where asked."""
 
     cpu: float
     wall: float
+    gigabytes: float = 0.0
 
 
 def stage_used(name: str, root: Path, **environment: str) -> Used:
@@ -56,7 +57,8 @@ def stage_used(name: str, root: Path, **environment: str) -> Used:
     done = subprocess.run(command, **where, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr)
-    return Used(float(done.stdout), time.perf_counter() - began)
+    cpu, gigabytes = map(float, done.stdout.split())
+    return Used(cpu, time.perf_counter() - began, gigabytes)
 
 
 def alternate(

@@ -1,10 +1,11 @@
-"""The CPU time of a stage is that of all that it starts, of workers too that another process started and waits for."""
+"""CPU time and memory of a stage are those of all that it starts, also of workers that another process waits for."""
 
 from tests.bench.inputs import alternate, stage_used
 
 BURN = """
 import os, time
 if os.fork() == 0 and os.fork() == 0:  # a grandchild, whose parent is gone
+    held = b"x" * 300_000_000
     while time.process_time() < 0.5:
         pass
 """
@@ -17,6 +18,7 @@ def test_what_a_stage_leaves_behind_is_waited_for_and_counted(tmp_path):
     used = stage_used("burn", tmp_path)
     assert 0.5 <= used.cpu < 5
     assert used.wall > 0.5
+    assert 0.28 < used.gigabytes < 0.6
 
 
 def test_calls_are_timed_by_the_clock_that_is_given_and_the_first_round_does_not_count():

@@ -32,6 +32,7 @@ def counter(tmp_path, monkeypatch):
 def test_a_peer_does_a_unit_each_time_it_is_called(counter):
     assert counter() == {"cpu": 0, "wall": 0, "said": "go"}
     assert counter.used() == Used(1, 2)
+    assert 0 < counter.gigabytes() < 1
 
 
 def test_what_a_peer_died_of_is_said(counter):

@@ -75,7 +75,7 @@ def distillation(table: Table, world: World) -> None:
     steps = world.sizes.pairs // world.sizes.batch
     with trainer(world, distills=True) as peer:
         theirs, ours = alternate(steps - 1, peer.used, own_step(world, "clip_refine"))
-        run = peer.used()
+        run, memory = peer.used(), peer.gigabytes()
     table.facts["saved"] = (median(theirs) - median(ours)) / world.sizes.batch  # CPU seconds of a pair
     table.compare("distillation step", 2.0, theirs, ours, "open_clip's `--distill-model` against `clip_refine`, cached")
     if "stages" not in table.facts:
@@ -84,6 +84,9 @@ def distillation(table: Table, world: World) -> None:
     own = Used(sum(one["cpu"] for one in stages), sum(one["wall"] for one in stages))
     note = f"one distillation of {steps} steps by open_clip's trainer against base, shard, cache_teacher, refine"
     table.compare("whole run", 1.0, [run], [own], note)
+    most = table.facts["stages"]["refine"]["gigabytes"]
+    note = f"{memory:.1f} GB against {most:.1f} GB, resident at most: the trainer with its teacher against `refine`"
+    table.add("memory of distillation", [memory / most], 1.0, note)
 
 
 # --- the released loop ------------------------------------------------------------------------------------------

@@ -1,0 +1,75 @@
+"""What makes the towers and the cache faster: the same work without it and with it, in turns, by CPU time.
+
+That results stay the same is shown by the tests of `refine.gradients`, `model.pooled`, `core.runtime`, `cache_teacher`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from pipeline_lib import model
+from pipeline_lib.cache_teacher import run
+from pipeline_lib.cache_teacher.settings import CacheTeacherSettings
+from pipeline_lib.core import config, shards
+from pipeline_lib.core.distributed import World
+from pipeline_lib.core.runtime import RuntimeSettings
+from pipeline_lib.model import pooled
+from pipeline_lib.refine.step import take_step
+from tests.bench import loop
+from tests.bench.inputs import Report, alternate, paths_of
+
+
+def of_a_step(report: Report, name: str, root: Path, rounds: int) -> None:
+    """A step of `refine` on one batch: texts in groups by length, new tensors not filled, one row in the last layer."""
+    state, setup, steps, _ = loop.start(root)
+    data = next(steps)
+    in_one_group = replace(state.encoders, text_groups=1)
+
+    def step() -> None:
+        take_step(state, data, setup)
+
+    def without(change: AbstractContextManager) -> Callable[[], None]:
+        def call() -> None:
+            with change:
+                step()
+
+        return call
+
+    changes = {
+        "text_groups": mock.patch.object(state, "encoders", in_one_group),
+        "no_fill": mock.patch.object(torch.utils.deterministic, "fill_uninitialized_memory", True),
+        "last_layer": mock.patch.object(pooled, "at_position", _whole_at_position),
+    }
+    calls = {change: without(patch) for change, patch in changes.items()}
+    seconds = alternate(rounds, time.process_time, step=step, **calls)
+    for change in changes:
+        note = f"{seconds[change]:.2f} s against {seconds['step']:.2f} s of CPU, {len(data.rows)} pairs"
+        report(f"{name}_{change}", seconds[change] / seconds["step"], 1.0, note)
+
+
+def _whole_at_position(transformer: Any, x: torch.Tensor, positions: torch.Tensor, attn_mask: Any = None) -> Any:
+    return transformer(x, attn_mask=attn_mask)[torch.arange(len(x)), positions]
+
+
+def across_tars(report: Report, root: Path) -> None:
+    """Small tars into the cache: a teacher's passes end with each, or run across them."""
+    clip, part = model.load(paths_of(root).base), shards.read_part(paths_of(root).shards / "refine")
+    settings = config.load(root / "params.yaml", CacheTeacherSettings)
+    how = replace(config.load(root / "params.yaml", RuntimeSettings), num_workers=0, progress=False)
+
+    def cache(passes: int) -> None:
+        with tempfile.TemporaryDirectory(dir=root) as work, mock.patch.object(run, "PASSES", passes):
+            run.fill(run.units_of([part], Path(work), clip, stores_pixels=True), clip, clip, settings, how, World())
+
+    seconds = alternate(1, time.process_time, each=lambda: cache(0), across=lambda: cache(run.PASSES))
+    note = f"{seconds['each']:.1f} s against {seconds['across']:.1f} s of CPU, {len(part.shards)} tars"
+    report("cache_across_tars", seconds["each"] / seconds["across"], 1.0, f"{note}, {part.num_samples} pictures")
