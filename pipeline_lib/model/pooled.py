@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from open_clip.transformer import ResidualAttentionBlock, Transformer, VisionTransformer
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 
@@ -62,7 +63,8 @@ def _last_layer(
     query = _rows(normed, positions)[:, None]
     if attn_mask is not None:  # [L, L] to [B · heads, 1, L], as torch's attention asks for masks that differ in a batch
         attn_mask = attn_mask.to(x.dtype)[positions, None].repeat_interleave(block.attn.num_heads, dim=0)
-    seen = block.attn(query, normed, normed, need_weights=False, attn_mask=attn_mask)[0][:, 0]
+    with sdpa_kernel(SDPBackend.MATH):  # a fused kernel shares one query among threads by its place in the pass
+        seen = block.attn(query, normed, normed, need_weights=False, attn_mask=attn_mask)[0][:, 0]
     x = _rows(x, positions) + block.ls_1(seen)
     return x + block.ls_2(block.mlp(block.ln_2(x)))
 

@@ -47,6 +47,15 @@ def test_every_pass_has_the_same_size_and_the_number_of_rows_is_not_seen(clip, i
     assert {shape[0] for shape in shapes} == {8}
 
 
+@pytest.fixture(params=[1, 2, 4])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
 def test_a_rows_features_do_not_depend_on_its_place(clip, images):
     """What `cache_teacher.chunk_size` must be a multiple of 8 for: in another order and other passes, bitwise."""
     token_ids = clip.tokenize([f"{caption} {number}" for caption in CAPTIONS for number in range(3)])

@@ -18,7 +18,14 @@ from safetensors.torch import load_file, save_file
 from pipeline_lib import model
 from pipeline_lib.core import artifacts
 from pipeline_lib.core.errors import UserError
-from tests.tiny_model import COCA, custom_clip, write_tiny_clip, write_tiny_hf_clip
+from tests.tiny_model import (
+    COCA,
+    custom_clip,
+    write_tiny_clip,
+    write_tiny_hf_clip,
+    write_tiny_joined,
+    write_tiny_timm_clip,
+)
 
 CAPTIONS = ["a cat", "two dogs on a green hill", "the red house near the river", ""]
 MAX_PIXELS = 1_000_000
@@ -457,6 +464,24 @@ def test_saved_and_loaded_again(kind, tmp_path, tiny, tiny_hf):
     if kind == "native":
         plain, _, _ = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'saved'}")
         assert torch.equal(plain.eval().encode_text(token_ids), clip.module.encode_text(token_ids))
+
+
+@pytest.mark.parametrize("write", [write_tiny_clip, write_tiny_timm_clip, write_tiny_hf_clip, write_tiny_joined])
+def test_nothing_is_left_of_the_memory_that_loading_does_not_initialise(write, tmp_path):
+    """New memory holds NaN here (torch's deterministic mode fills it); after loading, no weight and no buffer does."""
+    folder = write(tmp_path / "model")
+    torch.use_deterministic_algorithms(True)
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        assert torch.empty(3).isnan().all()
+        module = model.load(folder).module
+    finally:
+        torch.utils.deterministic.fill_uninitialized_memory = filled
+        torch.use_deterministic_algorithms(False)
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    assert len(tensors) > 5
+    assert [name for name, tensor in tensors.items() if tensor.isnan().any()] == []
 
 
 def test_saving_is_a_function_of_the_weights(tmp_path, tiny):
