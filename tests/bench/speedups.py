@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 
@@ -27,9 +26,11 @@ from pipeline_lib.refine.step import take_step
 from tests.bench import loop
 from tests.bench.inputs import Report, alternate, paths_of
 
+STEP = ("text_groups", "no_fill", "last_layer")  # texts by length, new tensors not filled, one row in the last layer
 
-def of_a_step(report: Report, name: str, root: Path, rounds: int) -> None:
-    """A step of `refine` on one batch: texts in groups by length, new tensors not filled, one row in the last layer."""
+
+def of_a_step(report: Report, name: str, root: Path, rounds: int, which: Sequence[str] = STEP) -> None:
+    """A step of `refine` on one batch, without each of `which` and with all."""
     state, setup, steps, _ = loop.start(root)
     data = next(steps)
     in_one_group = replace(state.encoders, text_groups=1)
@@ -37,23 +38,26 @@ def of_a_step(report: Report, name: str, root: Path, rounds: int) -> None:
     def step() -> None:
         take_step(state, data, setup)
 
-    def without(change: AbstractContextManager) -> Callable[[], None]:
-        def call() -> None:
-            with change:
-                step()
-
-        return call
-
-    changes = {
-        "text_groups": mock.patch.object(state, "encoders", in_one_group),
-        "no_fill": mock.patch.object(torch.utils.deterministic, "fill_uninitialized_memory", True),
-        "last_layer": mock.patch.object(pooled, "at_position", _whole_at_position),
+    changes: dict[str, tuple[Any, str, Any]] = {  # what has which attribute, and its value without the speed-up
+        "text_groups": (state, "encoders", in_one_group),
+        "no_fill": (torch.utils.deterministic, "fill_uninitialized_memory", True),
+        "last_layer": (pooled, "at_position", _whole_at_position),
     }
-    calls = {change: without(patch) for change, patch in changes.items()}
+    calls = {change: partial(_with, *changes[change], step) for change in which}
     seconds = alternate(rounds, time.process_time, step=step, **calls)
-    for change in changes:
+    for change in which:
         note = f"{seconds[change]:.2f} s against {seconds['step']:.2f} s of CPU, {len(data.rows)} pairs"
         report(f"{name}_{change}", seconds[change] / seconds["step"], 1.0, note)
+
+
+def _with(target: Any, attribute: str, value: Any, call: Callable[[], None]) -> None:
+    """Call with another value of an attribute."""
+    before = getattr(target, attribute)
+    setattr(target, attribute, value)
+    try:
+        call()
+    finally:
+        setattr(target, attribute, before)
 
 
 def _whole_at_position(transformer: Any, x: torch.Tensor, positions: torch.Tensor, attn_mask: Any = None) -> Any:
@@ -66,10 +70,10 @@ def across_tars(report: Report, root: Path) -> None:
     settings = config.load(root / "params.yaml", CacheTeacherSettings)
     how = replace(config.load(root / "params.yaml", RuntimeSettings), num_workers=0, progress=False)
 
-    def cache(passes: int) -> None:
-        with tempfile.TemporaryDirectory(dir=root) as work, mock.patch.object(run, "PASSES", passes):
+    def cache() -> None:
+        with tempfile.TemporaryDirectory(dir=root) as work:
             run.fill(run.units_of([part], Path(work), clip, stores_pixels=True), clip, clip, settings, how, World())
 
-    seconds = alternate(1, time.process_time, each=lambda: cache(0), across=lambda: cache(run.PASSES))
+    seconds = alternate(1, time.process_time, each=partial(_with, run, "PASSES", 0, cache), across=cache)
     note = f"{seconds['each']:.1f} s against {seconds['across']:.1f} s of CPU, {len(part.shards)} tars"
     report("cache_across_tars", seconds["each"] / seconds["across"], 1.0, f"{note}, {part.num_samples} pictures")
