@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -176,22 +177,27 @@ def _plain(value: Any) -> Any:
 
 def _varied(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
     """Return for each candidate what not all have alike; a recipe's own parameters only among those that share it."""
+    alike = _alike(candidates) if candidates else set()
+    of_recipe = {name: _alike([c for c in candidates if c.recipe == name]) for name in {c.recipe for c in candidates}}
     found = []
     for candidate in candidates:
-        own = {}
-        for key, value in candidate.configuration.items():
-            rivals = [c for c in candidates if not key.startswith("recipes.") or c.recipe == candidate.recipe]
-            if any(rival.configuration.get(key) != value for rival in rivals):
-                own[key] = value
-        found.append(own)
+        shared = alike | {key for key in of_recipe[candidate.recipe] if key.startswith("recipes.")}
+        found.append({key: value for key, value in candidate.configuration.items() if key not in shared})
     return found
+
+
+def _alike(candidates: Sequence[Candidate]) -> set[str]:
+    """Return the keys that all candidates have with one value."""
+    first, *others = (candidate.configuration for candidate in candidates)
+    return {key for key, value in first.items() if all(other.get(key) == value for other in others)}
 
 
 def _labels(candidates: Sequence[Candidate], varied: Sequence[dict[str, Any]]) -> list[str]:
     """Return a label for each; those that parameters do not tell apart get the candidate's name."""
     labels = [_label(*one) for one in zip(candidates, varied, strict=True)]
     named = [f"{label} ({one.name})" for label, one in zip(labels, candidates, strict=True)]
-    return _numbered([n if labels.count(label) > 1 else label for label, n in zip(labels, named, strict=True)])
+    count = Counter(labels)
+    return _numbered([n if count[label] > 1 else label for label, n in zip(labels, named, strict=True)])
 
 
 def _numbered(texts: Sequence[str]) -> list[str]:

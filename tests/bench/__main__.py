@@ -72,6 +72,7 @@ class Parts:
         quiet("base", small)
         quiet("shard", small)
         speedups.across_tars(report, small)
+        speedups.grouping(report)
         if not (ROOT / "data/teacher/manifest.json").is_file():
             print("default model: run `make run` first, then `python -m tests.bench speedups`")
             return

@@ -8,9 +8,11 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -18,13 +20,16 @@ import torch
 from pipeline_lib import model
 from pipeline_lib.cache_teacher import run
 from pipeline_lib.cache_teacher.settings import CacheTeacherSettings
+from pipeline_lib.compare import candidates
 from pipeline_lib.core import config, shards
 from pipeline_lib.core.distributed import World
 from pipeline_lib.core.runtime import RuntimeSettings
 from pipeline_lib.model import pooled
 from pipeline_lib.refine.step import take_step
+from pipeline_lib.results.parameters import read_parameters
 from tests.bench import loop
 from tests.bench.inputs import Report, alternate, paths_of
+from tests.tiny_project import ROOT, change
 
 STEP = ("text_groups", "no_fill", "last_layer")  # texts by length, new tensors not filled, one row in the last layer
 
@@ -43,11 +48,11 @@ def of_a_step(report: Report, name: str, root: Path, rounds: int, which: Sequenc
         "no_fill": (torch.utils.deterministic, "fill_uninitialized_memory", True),
         "last_layer": (pooled, "at_position", _whole_at_position),
     }
-    calls = {change: partial(_with, *changes[change], step) for change in which}
+    calls = {speedup: partial(_with, *changes[speedup], step) for speedup in which}
     seconds = alternate(rounds, time.process_time, step=step, **calls)
-    for change in which:
-        note = f"{seconds[change]:.2f} s against {seconds['step']:.2f} s of CPU, {len(data.rows)} pairs"
-        report(f"{name}_{change}", seconds[change] / seconds["step"], 1.0, note)
+    for speedup in which:
+        note = f"{seconds[speedup]:.2f} s against {seconds['step']:.2f} s of CPU, {len(data.rows)} pairs"
+        report(f"{name}_{speedup}", seconds[speedup] / seconds["step"], 1.0, note)
 
 
 def _with(target: Any, attribute: str, value: Any, call: Callable[[], None]) -> None:
@@ -77,3 +82,17 @@ def across_tars(report: Report, root: Path) -> None:
     seconds = alternate(1, time.process_time, each=partial(_with, run, "PASSES", 0, cache), across=cache)
     note = f"{seconds['each']:.1f} s against {seconds['across']:.1f} s of CPU, {len(part.shards)} tars"
     report("cache_across_tars", seconds["each"] / seconds["across"], 1.0, f"{note}, {part.num_samples} pictures")
+
+
+def grouping(report: Report, few: int = 25, many: int = 200) -> None:
+    """Configurations in `compare`: what each of many costs beside each of few."""
+    parameters = read_parameters(ROOT / "params.yaml")
+
+    def group(count: int) -> None:
+        evaluation: Any = SimpleNamespace(results={"weights_digest": ""})  # all that grouping reads of one
+        rates = [change(deepcopy(parameters), {"refine.learning_rate": 1e-6 * (number + 1)}) for number in range(count)]
+        candidates.group([candidates.Candidate(str(n), rate, evaluation, evaluation) for n, rate in enumerate(rates)])
+
+    seconds = alternate(3, time.process_time, few=partial(group, few), many=partial(group, many))
+    note = f"{few} configurations {seconds['few']:.2f} s, {many} {seconds['many']:.2f} s"
+    report("compare_growth", seconds["few"] / few / (seconds["many"] / many), 0.9, note)
