@@ -2,6 +2,7 @@
 
     python -m tests.faults                      every fault on every stage, about half an hour on two cores
     python -m tests.faults refine --times 3     one stage, three random moments of each kind
+    python -m tests.faults --language           on a project whose captions a tuned language model reads
 
 A fault is **survived** where the stage, run again, leaves bitwise the outputs of a run that nothing disturbed, and
 **refused** where it ends in one line that says what is wrong. Of two runs of a stage at once, one may be refused if the

@@ -17,17 +17,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=tests.faults.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("stages", nargs="*", metavar="stage", help=f"of {', '.join(STAGES)} (default: all)")
+    parser.add_argument("stages", nargs="*", metavar="stage", help=f"of {', '.join(table.ALL)} (default: all)")
+    parser.add_argument("--language", action="store_true", help="on a project whose captions a language model reads")
     parser.add_argument("--times", type=int, default=20, help="of each random fault (default: %(default)s)")
     options = parser.parse_args()
-    if unknown := [name for name in options.stages if name not in STAGES]:
-        parser.error(f"no stage {unknown[0]}")
+    there = table.ALL if options.language else STAGES
+    if unknown := [name for name in options.stages if name not in there]:
+        parser.error(f"no stage {unknown[0]}{'; see --language' if unknown[0] in table.ALL else ''}")
     findings: list[str] = []
     logging.basicConfig(level=logging.ERROR)
     with tempfile.TemporaryDirectory() as top:
-        project = table.make(Path(top) / "project")
-        stages = [table.Stage(name, project, Path(top) / "trial") for name in options.stages or STAGES]
-        few = [] if options.stages else [table.few_samples(Path(top) / "few")]
+        project = table.make(Path(top) / "project", language=options.language)
+        stages = [table.Stage(name, project, Path(top) / "trial") for name in options.stages or there]
+        few = [] if options.stages or options.language else [table.few_samples(Path(top) / "few")]
         print(table.HEADER, flush=True)
         for row in itertools.chain(*(stage.rows(options.times) for stage in stages), *few):
             print(row, *row.findings, sep="\n", flush=True)

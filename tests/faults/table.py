@@ -11,11 +11,16 @@ from pathlib import Path
 
 from tests.faults import trials
 from tests.faults.trials import Ended
+from tests.language.test_run import ASKED
+from tests.language.test_tuning import TUNE
+from tests.tiny_model import write_tiny_language
 from tests.tiny_project import STAGES, make_project
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 SIZES = (0, 300, 3_000, 30_000, 100_000, 300_000)  # bytes at which every file ends
 DAMAGES = ("flipped bit", "cut", "deleted")
+ALL = tuple(trials.OUTPUTS)
+LANGUAGE = {**ASKED, "language__tune": TUNE}
 FEW = {"refine": "refine.txt", "val": 0.3, "eval": 0.7}
 
 
@@ -57,7 +62,7 @@ class Stage:
         """Return a copy of the project without the outputs of this stage and of later ones."""
         shutil.rmtree(self.scratch, ignore_errors=True)
         shutil.copytree(self.project, self.scratch, symlinks=True)
-        for later in STAGES[STAGES.index(self.name) :]:
+        for later in ALL[ALL.index(self.name) :]:
             trials.remove_outputs(self.scratch, later)
         return self.scratch
 
@@ -167,10 +172,13 @@ def _until_refused(project: Path) -> str:
     return "survived"
 
 
-def make(folder: Path) -> Path:
-    """Make a tiny project and run all stages."""
-    project = make_project(folder, num_samples=48, cache_teacher__verify_share=0.5, runtime__checkpoint_every=1)
-    for name in STAGES:
+def make(folder: Path, *, language: bool = False) -> Path:
+    """Make a tiny project and run all stages; with `language` a tuned language model reads the captions."""
+    values = {"cache_teacher__verify_share": 0.5, "runtime__checkpoint_every": 1, **(LANGUAGE if language else {})}
+    project = make_project(folder, num_samples=48, **values)
+    if language:
+        write_tiny_language(project / "llama")
+    for name in ALL if language else STAGES:
         ended = trials.run(project, name)
         assert ended.code == 0, ended.said
     return project

@@ -18,9 +18,10 @@ from pathlib import Path
 
 from pipeline_lib import terminal
 
-OUTPUTS = {
+OUTPUTS = {  # in the order of the stages; only a project whose captions a language model reads has `language`
     "base": ("data/base", "data/base.parameters.json"),
     "shard": ("data/shards", "data/shards.parameters.json"),
+    "language": ("data/language",),
     "cache_teacher": ("data/teacher", "data/pixels"),
     "refine": ("data/refined",),
     "evaluate": ("data/eval",),
@@ -29,8 +30,9 @@ OUTPUTS = {
 INPUTS = {  # folders of stages before it: what they hold is known by its hash
     "base": (),
     "shard": ("data/base",),
-    "cache_teacher": ("data/base", "data/shards"),
-    "refine": ("data/base", "data/shards", "data/teacher", "data/pixels"),
+    "language": ("data/shards",),
+    "cache_teacher": ("data/base", "data/shards", "data/language"),
+    "refine": ("data/base", "data/shards", "data/language", "data/teacher", "data/pixels"),
     "evaluate": ("data/base", "data/refined", "data/shards"),
     "report": ("data/refined", "data/eval", "data/shards"),
 }
