@@ -27,7 +27,8 @@ def main(params_file: Path = Path("params.yaml")) -> None:
     seed = settings.demo.seed if settings.demo else 0  # published weights are not drawn
     runtime.prepare(seed=seed, num_threads=how.num_threads, deterministic=how.deterministic)
     with work_folders.only_writer(paths.base), tracking.stage_run("base", params_file) as run:
-        made = base.run(settings, data, paths.base, device=runtime.pick_device(how.device), progress=how.progress)
+        device = runtime.pick_device(how.device)
+        made = base.run(settings, data, paths.base, device=device, num_workers=how.num_workers, progress=how.progress)
         for epoch, loss in enumerate(made.losses):
             run.log_metrics({"base/heads_loss": loss}, step=epoch)
         scale, images = made.clip.facts["logit_scale"], len(made.trained_on)

@@ -29,6 +29,7 @@ from pipeline_lib.base.settings import DemoSettings
 from pipeline_lib.core import artifacts, images, runtime
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.core.packages import package_file
+from pipeline_lib.core.read_ahead import read_ahead
 from pipeline_lib.losses import contrastive_loss
 from pipeline_lib.model.embed import embed_images, embed_texts_by_length
 from pipeline_lib.sources.samples import Sample
@@ -44,6 +45,7 @@ CONTEXT_LENGTH = 77
 MAX_PIXELS = 100_000_000  # of an image of part `base`, which is in no shard and so not held to `shard.max_image_pixels`
 MAX_BAD_SHARE = 0.01
 PASS_SIZE = 64  # rows that a tower sees at once
+READ_SIZE = 16  # samples that a process reads at once
 START_SCALE = 1 / 0.07  # as in CLIP
 
 
@@ -65,9 +67,15 @@ class Pairs(NamedTuple):
 
 
 def train_demo(
-    settings: DemoSettings, samples: Sequence[Sample], directory: Path, *, device: torch.device, progress: bool
+    settings: DemoSettings,
+    samples: Sequence[Sample],
+    directory: Path,
+    *,
+    device: torch.device,
+    num_workers: int = 0,
+    progress: bool = False,
 ) -> tuple[model.Clip, list[dict[str, str]], list[float]]:
-    """Join the towers in `directory` and train the heads on `samples`.
+    """Join the towers in `directory` and train the heads on `samples`, whose images `num_workers` processes read.
 
     Returns:
         The model, what it was trained on (key, SHA-256 and `pixels_digest` of each image), and the loss of each epoch.
@@ -77,7 +85,7 @@ def train_demo(
     """
     clip = join_towers(settings, directory)
     clip.module.to(device)
-    pairs, trained_on = tower_features(clip, samples, progress=progress)
+    pairs, trained_on = tower_features(clip, samples, num_workers=num_workers, progress=progress)
     heads = train_heads(pairs, settings)
     clip.module.cpu()
     install_heads(clip, heads)
@@ -147,7 +155,7 @@ def _match_in_order(given: checkpoints.Tensors, wanted: dict[str, torch.Tensor])
 
 
 def tower_features(
-    clip: model.Clip, samples: Sequence[Sample], *, progress: bool = False
+    clip: model.Clip, samples: Sequence[Sample], *, num_workers: int = 0, progress: bool = False
 ) -> tuple[Pairs, list[dict[str, str]]]:
     """Return what both towers give for `samples` before their projections, and the images' keys and hashes.
 
@@ -161,21 +169,16 @@ def tower_features(
     owners: list[int] = []
     trained_on: list[dict[str, str]] = []
     bad: list[str] = []
-    for sample in runtime.until_stopped(terminal.progress(samples, label="decode", enabled=progress)):
-        try:
-            data = sample.image.read()
-            image = clip.decode(data, MAX_PIXELS)
-            if not sample.captions:
-                raise ValueError("no caption")
-        except (OSError, ValueError) as error:
-            bad.append(f"{sample.key}: {error}")
-            log.warning("left out of the base's training: %s", bad[-1])
+    for sample, read in zip(samples, _read(clip, samples, num_workers, progress), strict=True):
+        if isinstance(read, str):
+            bad.append(read)
+            log.warning("left out of the base's training: %s", read)
             continue
-        pixels.append(torch.from_numpy(image))
+        image, facts = read
+        pixels.append(image)
         owners += [len(trained_on)] * len(sample.captions)
         captions += sample.captions
-        pixels_digest = images.pixels_digest(images.open_rgb(data)).hex()
-        trained_on.append({"key": sample.key, "sha256": artifacts.sha256_bytes(data), "pixels": pixels_digest})
+        trained_on.append(facts)
     if len(bad) > MAX_BAD_SHARE * len(samples):
         raise UserError(f"data: {len(bad)} of {len(samples)} samples of part `base` are unusable ({bad[0]})")
     head, projection = clip.module.visual.head, clip.module.text.proj
@@ -187,6 +190,42 @@ def tower_features(
     finally:
         clip.module.visual.head, clip.module.text.proj = head, projection
     return pairs, trained_on
+
+
+Read = tuple[torch.Tensor, dict[str, str]] | str  # pixels and what is known of the image, or why it cannot be used
+
+
+class _Chunks:
+    """Samples read, `READ_SIZE` an item. Picklable, so that processes may read."""
+
+    def __init__(self, samples: Sequence[Sample], preprocess: model.Preprocess) -> None:
+        self.samples, self.preprocess = samples, preprocess
+
+    def __getitem__(self, index: int) -> list[Read]:
+        return [self._read(sample) for sample in self.samples[index * READ_SIZE : (index + 1) * READ_SIZE]]
+
+    def __len__(self) -> int:
+        return -(-len(self.samples) // READ_SIZE)
+
+    def _read(self, sample: Sample) -> Read:
+        try:
+            data = sample.image.read()
+            pixels = torch.from_numpy(self.preprocess.decode(data, MAX_PIXELS))
+            if not sample.captions:
+                raise ValueError("no caption")
+        except (OSError, ValueError) as error:
+            return f"{sample.key}: {error}"
+        pixels_digest = images.pixels_digest(images.open_rgb(data)).hex()
+        return pixels, {"key": sample.key, "sha256": artifacts.sha256_bytes(data), "pixels": pixels_digest}
+
+
+def _read(clip: model.Clip, samples: Sequence[Sample], num_workers: int, progress: bool) -> Iterator[Read]:
+    """Read samples in order, ahead of what is asked for."""
+    chunks = read_ahead(_Chunks(samples, clip.preprocess), num_workers=num_workers)
+    with terminal.progress(None, label="decode", total=len(samples), unit="img", enabled=progress) as bar:
+        for chunk in runtime.until_stopped(chunks):
+            yield from chunk
+            bar.update(len(chunk))
 
 
 def _embed_images(clip: model.Clip, pixels: list[torch.Tensor], progress: bool) -> torch.Tensor:

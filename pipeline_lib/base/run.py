@@ -44,7 +44,13 @@ class Made:
 
 
 def run(
-    settings: BaseSettings, data: DataSettings, target: Path, *, device: torch.device, progress: bool = False
+    settings: BaseSettings,
+    data: DataSettings,
+    target: Path,
+    *,
+    device: torch.device,
+    num_workers: int = 0,
+    progress: bool = False,
 ) -> Made:
     """Write the model that `settings` names to `target`, whole or not at all.
 
@@ -53,6 +59,7 @@ def run(
         data: Section `data`; the demo's heads are trained on its part `base`.
         target: Folder to write.
         device: Where the demo embeds its training images.
+        num_workers: Processes that read them.
         progress: Show progress bars.
 
     Returns:
@@ -66,7 +73,7 @@ def run(
     with artifacts.output_directory(target, "base") as place:
         work = place()
         if settings.source == "demo":
-            made = _demo(settings, data, work, device, progress)
+            made = _demo(settings, data, work, device=device, num_workers=num_workers, progress=progress)
         else:
             made = _SOURCES[settings.source](settings, work)
         num_bytes = sum(tensor.nbytes for tensor in made.clip.module.state_dict().values())
@@ -102,14 +109,14 @@ def check_written(clip: model.Clip, directory: Path) -> None:
         raise RuntimeError(f"{directory}: the written model differs in {', '.join(differing)}")
 
 
-def _demo(settings: BaseSettings, data: DataSettings, work: Path, device: torch.device, progress: bool) -> Made:
-    """Join two published towers and train the heads on part `base` of the data."""
+def _demo(settings: BaseSettings, data: DataSettings, work: Path, **how: Any) -> Made:
+    """Join two published towers and train the heads on part `base` of the data; `how` goes to `train_demo`."""
     if settings.demo is None:
         raise UserError("base.demo: missing; `source: demo` needs it; copy the block from the project's params.yaml")
     samples = split(formats.open_source(data).samples, data.parts).get("base", [])
     if not samples:
         raise UserError("data.parts.base: no images to train the demo base's heads on; give it a share, such as 0.45")
-    clip, trained_on, losses = demo.train_demo(settings.demo, samples, work, device=device, progress=progress)
+    clip, trained_on, losses = demo.train_demo(settings.demo, samples, work, **how)
     source = {
         "kind": "demo",
         "image_tower": demo.IMAGE_PACKAGE,

@@ -206,6 +206,11 @@ def test_unusable_samples_are_left_out_and_too_many_fail(joined, drawings, monke
     pairs, trained_on = demo.tower_features(joined, [good[0], broken, silent, *good[1:]])
     assert [entry["key"] for entry in trained_on] == [sample.key for sample in good]
     assert pairs.text_image_index.tolist() == [0, 0, 1, 1, 2, 2]
+    monkeypatch.setattr(demo, "READ_SIZE", 2)
+    by_processes = demo.tower_features(joined, [good[0], broken, silent, *good[1:]], num_workers=2)
+    assert by_processes[1] == trained_on
+    assert torch.equal(by_processes[0].image_features, pairs.image_features)
+    assert torch.equal(by_processes[0].text_image_index, pairs.text_image_index)
 
 
 # The heads
