@@ -47,7 +47,8 @@ def at_position(
 ) -> torch.Tensor:
     """Return row `positions[b]` of what `transformer` makes of x[b], [B, W] of x [B, L, W]; `attn_mask` is [L, L]."""
     *before, last = transformer.resblocks
-    if type(transformer) is not Transformer or type(last) is not ResidualAttentionBlock:
+    kinds = type(transformer), type(last), transformer.batch_first
+    if kinds != (Transformer, ResidualAttentionBlock, True):
         return _rows(transformer(x, attn_mask=attn_mask), positions)
     call = functools.partial(checkpoint, use_reentrant=False) if transformer.grad_checkpointing else _call
     for block in before:
