@@ -20,7 +20,7 @@ from pipeline_lib.core import artifacts, config, runtime
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.params import check
 from tests.conftest import run_stage
-from tests.language.test_run import ASKED
+from tests.language.asked import ASKED
 from tests.tiny_model import write_tiny_clip, write_tiny_language
 from tests.tiny_project import ROOT, STAGES, make_project, write_params
 

@@ -19,7 +19,7 @@ from pipeline_lib.model.embed import embed_images, embed_texts
 from pipeline_lib.model.features import fault, row_difference
 
 FEATURES = {"image_features": "dtype", "text_features": "dtype", "language_features": "language_dtype"}
-FEWEST_ROWS = 16  # computed again: what is wrong with models, captions, order or precision is wrong in each of them
+FEWEST_ROWS = 16  # computed again: a fault of the whole part (model, preprocessing, precision) shows in each of them
 MOST_ROWS = 2048  # their logits are matrices of rows x rows, in double precision
 
 

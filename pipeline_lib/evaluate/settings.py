@@ -24,7 +24,7 @@ class EvaluateSettings(Certainty):
     """What is measured, and how sure intervals and tests are."""
 
     batch_size: AtLeastOne
-    """Number of images or texts in a forward pass; a CPU takes 16 and 32 at most."""
+    """Number of images or texts in a forward pass; on a CPU at most 16 images or 32 texts."""
 
     recall_at: tuple[AtLeastOne, ...]
     """The values of k for which R@k is measured. R@1 is measured in any case."""

@@ -145,7 +145,7 @@ class Clip:
             raise ValueError(f"{length} tokens, the model takes {self.context_length}")
         if length < self.context_length and self.text_cut_refusal:
             raise ValueError(f"token ids cannot be cut to {length}: {self.text_cut_refusal}")
-        if self.text_cut_refusal or isinstance(self.text_tower, open_clip.hf_model.HFTextEncoder):
+        if isinstance(self.text_tower, open_clip.hf_model.HFTextEncoder) or self.text_cut_refusal:
             return self.module.encode_text(token_ids, normalize=False)
         return pooled.end_of_text_features(self.text_tower, token_ids, self.text_lengths(token_ids) - 1)
 
@@ -167,7 +167,7 @@ class Clip:
         text = self.text_tower
         if isinstance(text, open_clip.hf_model.HFTextEncoder):
             return self._hf_cut_refusal(text)
-        if not isinstance(text, (open_clip.CLIP, open_clip.transformer.TextTransformer)):
+        if type(text) not in (open_clip.CLIP, open_clip.transformer.TextTransformer):
             return f"unknown text tower {type(text).__name__}"
         if getattr(text, "cls_emb", None) is not None:
             return "a class token stands after the padding (embed_cls)"

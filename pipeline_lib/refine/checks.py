@@ -20,7 +20,8 @@ from pipeline_lib.refine.epochs import Plan
 from pipeline_lib.refine.optimiser import named_trainable
 
 log = logging.getLogger(__name__)
-STEP0_ROWS = 16  # spread over the part: a wrong cache, caption, order or preprocessing shows in each of them
+STEP0_ROWS = 16  # at least: a fault of the whole part (model, captions, preprocessing) shows in each of them
+MOST_STEP0_ROWS = 2048
 SAVED_ROWS = 8  # pairs that go through the saved model as well; on a small set more would cost as much as steps
 
 
@@ -78,8 +79,9 @@ def check_base_against_cache(
 
 
 def check_step_zero(student: Clip, part: CachedPart, tolerance: float, precision: str = "fp32") -> float:
-    """Compare the student's features of a few pairs before the first step with the cache: both have the same weights.
+    """Compare the student's features before the first step with the cache, for both come from the same weights.
 
+    A few pairs, spread over the part, about one from each shard: a wrong unit of the cache shows in any row of it.
     Those of texts do not where a language model reads them, and are not compared. `precision` is the cache's, so that
     both sides compute alike.
 
@@ -89,16 +91,17 @@ def check_step_zero(student: Clip, part: CachedPart, tolerance: float, precision
     Raises:
         UserError: It is larger than `tolerance`: wrong cache, captions, preprocessing or order.
     """
-    rows = part.valid_rows[np.linspace(0, len(part.valid_rows) - 1, min(STEP0_ROWS, len(part.valid_rows))).astype(int)]
+    count = min(len(part.valid_rows), MOST_STEP0_ROWS, max(STEP0_ROWS, len(part.units)))
+    rows = part.valid_rows[np.linspace(0, len(part.valid_rows) - 1, count).astype(int)]
     captions = [int(part.num_captions[row]) - 1 for row in rows]
     stored = part.read_features(rows, captions)
     if stored is None:
         return 0.0
     inputs = part.read_inputs(rows, captions, pixels=True)
     with runtime.arithmetic(precision, student.device):
-        fresh = [embed_images(student, inputs.images, len(rows))]
+        fresh = [embed_images(student, inputs.images, STEP0_ROWS)]
         if not inputs.texts.is_floating_point():
-            fresh.append(embed_texts(student, inputs.texts, len(rows)))
+            fresh.append(embed_texts(student, inputs.texts, STEP0_ROWS))
     worst = max(row_difference(*pair) for pair in zip(fresh, stored, strict=False))
     if not worst <= tolerance:
         raise UserError(

@@ -39,6 +39,7 @@ class Encoders:
 
     @cached_property
     def _calls(self) -> tuple[Callable[..., torch.Tensor], Callable[..., torch.Tensor]]:
+        _ = self.student.text_cut_refusal  # found now, for what finds it breaks a compiled graph
         calls = (self.student.encode_image, self.student.encode_text)
         return (torch.compile(calls[0]), torch.compile(calls[1])) if self.compile else calls
 

@@ -53,7 +53,7 @@ class Cost:
 
 
 def cost_of(architecture: str) -> Cost:
-    """Calculate what an open_clip architecture takes.
+    """Calculate what an open_clip architecture takes, in its own forward passes (`model.pooled` leaves out a part).
 
     Raises:
         UserError: open_clip has none of this name, or it does not run without numbers (Hugging Face text towers).

@@ -36,13 +36,13 @@ try:
         os.wait()
 except ChildProcessError:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-print(used.ru_utime + used.ru_stime, used.ru_maxrss / 2**20)
+print(used.ru_utime + used.ru_stime, used.ru_maxrss * 1024 / 1e9)
 sys.exit(code)
 """
 
 
 class Used(NamedTuple):
-    """Seconds of CPU, over all threads and processes, and by the clock; memory at most of a process, where asked."""
+    """Seconds of CPU, over all threads and processes, and by the clock; what the largest process held, where asked."""
 
     cpu: float
     wall: float

@@ -80,8 +80,8 @@ def bare_step(student: model.Clip, settings: RefineSettings, recipe: recipes.Rec
 def plain_features(clip: model.Clip, inputs: Inputs) -> Features:
     """What open_clip's own towers make of pictures and of token ids at their whole length."""
     token_ids = F.pad(inputs.texts, (0, clip.context_length - inputs.texts.shape[1]))  # it pads with zeros
-    images = clip.module.encode_image(clip.normalize(inputs.images))
-    return Features(images, clip.module.encode_text(token_ids), clip.logit_scale)
+    images = clip.module.encode_image(clip.normalize(inputs.images), normalize=False)
+    return Features(images, clip.module.encode_text(token_ids, normalize=False), clip.logit_scale)
 
 
 def with_any_kernel(step: Callable[[], T]) -> T:

@@ -1,4 +1,4 @@
-"""CPU time and memory of a stage are those of all that it starts, also of workers that another process waits for."""
+"""The CPU time of a stage is that of all that it starts, of orphaned workers too; its memory is that of the largest."""
 
 from tests.bench.inputs import alternate, stage_used
 
@@ -18,7 +18,7 @@ def test_what_a_stage_leaves_behind_is_waited_for_and_counted(tmp_path):
     used = stage_used("burn", tmp_path)
     assert 0.5 <= used.cpu < 5
     assert used.wall > 0.5
-    assert 0.28 < used.gigabytes < 0.6
+    assert 0.3 < used.gigabytes < 0.6
 
 
 def test_calls_are_timed_by_the_clock_that_is_given_and_the_first_round_does_not_count():

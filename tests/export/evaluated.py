@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from tests import tiny_project
 from tests.conftest import run_stage
-from tests.language.test_run import ASKED
+from tests.language.asked import ASKED
 from tests.tiny_model import write_tiny_language
 
 WISE_FT = [0.25, 0.5]

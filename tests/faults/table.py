@@ -11,8 +11,7 @@ from pathlib import Path
 
 from tests.faults import trials
 from tests.faults.trials import Ended
-from tests.language.test_run import ASKED
-from tests.language.test_tuning import TUNE
+from tests.language.asked import ASKED, TUNE
 from tests.tiny_model import write_tiny_language
 from tests.tiny_project import STAGES, make_project
 

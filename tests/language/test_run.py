@@ -19,23 +19,12 @@ from pipeline_lib.refine.gradients import Encoders, backward
 from pipeline_lib.refine.sampling import Draws
 from tests.cached_project import open_cached, stage_process
 from tests.conftest import run_stage
+from tests.language.asked import ADAPTER, ASKED
 from tests.refine.runs import QUIET, history, interrupt_at, weights
 from tests.step_case import gradients, largest_difference
 from tests.tiny_model import write_tiny_language, write_tiny_timm_clip
 from tests.tiny_project import write_params
 
-ADAPTER = {"depth": 0, "expansion": 2, "dropout": 0.0, "learning_rate": 1e-2}
-ASKED = {
-    "paths__text": "data/language",
-    "language__stages": {"make": {}},
-    "language__source": "folder",
-    "language__path": "llama",
-    "language__max_length": 20,
-    "refine__adapter": ADAPTER,
-    "refine__recipe": "llm2clip",
-    "refine__logit_scale": 14.3,
-    "refine__train_logit_scale": True,
-}
 TWO_STAGES = {"language__stages": {"make": {}, "more": {}}}
 LOCKED = {"refine__lock_image": True}
 

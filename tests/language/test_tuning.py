@@ -20,24 +20,10 @@ from pipeline_lib.language.tuning import Tuning
 from pipeline_lib.model.language import LanguageModel, Reading, load_language, read_transformers
 from pipeline_lib.refine.sampling import epoch_order
 from tests.conftest import run_stage
-from tests.language.test_run import ASKED
+from tests.language.asked import ASKED, TUNE
 from tests.tiny_model import write_tiny_language
 from tests.tiny_project import write_params
 
-TUNE = {
-    "pairs": None,
-    "epochs": 2,
-    "batch_size": 8,
-    "micro_batch": None,
-    "scale": 50.0,
-    "learning_rate": 1e-2,
-    "warmup_steps": 2,
-    "rank": 4,
-    "alpha": 8.0,
-    "dropout": 0.0,
-    "precision": "fp32",
-    "seed": 0,
-}
 QUIET = {"runtime__checkpoint_every": 1000}
 
 

@@ -417,6 +417,15 @@ def test_hugging_face_towers_ignore_padding(model_type, pooler, tmp_path):
         torch.testing.assert_close(clip.encode_text(token_ids[:, :length]), full, rtol=1e-12, atol=1e-12)
 
 
+def test_whole_ids_need_no_tokenizer(tiny_hf, monkeypatch):
+    """What is cached is embedded where the tokenizer's package is not there, too."""
+    clip = model.load(tiny_hf)
+    token_ids = clip.tokenize(CAPTIONS)
+    again = model.load(tiny_hf)
+    monkeypatch.setattr(open_clip, "get_tokenizer", lambda *_: pytest.fail("a tokenizer was asked for"))
+    assert torch.equal(again.encode_text(token_ids), clip.encode_text(token_ids))
+
+
 def test_unknown_hugging_face_towers_are_not_cut(tmp_path, tiny_hf, monkeypatch):
     def refusal(change):
         clip = model.load(tiny_hf)

@@ -50,10 +50,10 @@ class Peer:
         return Used(answer["cpu"], answer["wall"])
 
     def gigabytes(self) -> float:
-        """The most memory that it has held so far."""
+        """The most memory that its process has held so far."""
         status = Path(f"/proc/{self.child.pid}/status").read_text()
         [most] = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
-        return int(most) / 2**20
+        return int(most) * 1024 / 1e9
 
     def __enter__(self) -> Peer:
         return self

@@ -85,7 +85,7 @@ def distillation(table: Table, world: World) -> None:
     note = f"one distillation of {steps} steps by open_clip's trainer against base, shard, cache_teacher, refine"
     table.compare("whole run", 1.0, [run], [own], note)
     most = table.facts["stages"]["refine"]["gigabytes"]
-    note = f"{memory:.1f} GB against {most:.1f} GB, resident at most: the trainer with its teacher against `refine`"
+    note = f"{memory:.1f} GB against {most:.1f} GB, resident at most; the trainer with its teacher against `refine`"
     table.add("memory of distillation", [memory / most], 1.0, note)
 
 

@@ -34,6 +34,7 @@ def test_history_and_result(cached):
         images = mine.normalize(inputs.images)
         expected = plain.encode_image(images)
         assert torch.equal(mine.module.encode_image(images), expected)
+        torch.testing.assert_close(mine.encode_image(inputs.images), expected, rtol=1e-5, atol=1e-6)
         assert not torch.equal(clip.module.encode_image(images), expected)
     manifest = artifacts.read_manifest(cached / "data/refined", stage="refine")
     assert manifest["model"]["refined_from"] == clip.facts["weights_digest"]
