@@ -79,7 +79,7 @@ def start_workers(count: int | None = None) -> Iterator[Workers]:
     context = multiprocessing.get_context("forkserver" if "forkserver" in available else "spawn")
     if "forkserver" in available:
         context.set_forkserver_preload([__name__])
-    count = count or runtime.available_cores()
+    count, others = count or runtime.available_cores(), set(multiprocessing.active_children())
     try:
         pool = ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker)
     except OSError as error:
@@ -89,6 +89,8 @@ def start_workers(count: int | None = None) -> Iterator[Workers]:
     try:
         yield Workers(pool, count)
     except BrokenProcessPool:
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.kill()  # one that started while the pool broke would be waited for for ever
         if runtime.stop_requested():
             raise runtime.Stopped from None
         raise UserError(

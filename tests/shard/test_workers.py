@@ -1,8 +1,10 @@
 """What becomes of a stage whose workers, or the process that starts them, are killed, or cannot start."""
 
+import contextlib
 import os
 import resource
 import time
+from concurrent.futures.process import BrokenProcessPool
 from types import SimpleNamespace
 
 import psutil
@@ -18,8 +20,9 @@ def run_after_a_kill(victim):
         worker = psutil.Process(workers.pool.submit(os.getpid).result())
         killed = worker if victim == "worker" else worker.parent()
         killed.kill()
-        while killed.is_running() and killed.status() != psutil.STATUS_ZOMBIE:
-            time.sleep(0.01)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            while killed.is_running() and killed.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.01)
         list(workers.run([SimpleNamespace()] * 20))
 
 
@@ -27,6 +30,20 @@ def run_after_a_kill(victim):
 def test_a_killed_process_is_one_sentence(victim):
     with pytest.raises(UserError, match=r"^shard: a worker process was killed, .*; run again"):
         run_after_a_kill(victim)
+
+
+def test_a_worker_that_outlives_the_pool_is_not_waited_for():
+    """One that starts while another is killed: the pool waits for it, and it for work."""
+
+    def run_in_a_broken_pool():
+        with start_workers(1) as workers:
+            workers.pool.submit(time.sleep, 600)
+            raise BrokenProcessPool
+
+    began = time.monotonic()
+    with pytest.raises(UserError, match="a worker process was killed"):
+        run_in_a_broken_pool()
+    assert time.monotonic() - began < 60
 
 
 def test_no_room_for_processes_is_one_sentence():
