@@ -21,7 +21,7 @@ from pipeline_lib.refine.optimiser import named_trainable
 
 log = logging.getLogger(__name__)
 STEP0_ROWS = 16  # at least: a fault of the whole part (model, captions, preprocessing) shows in each of them
-MOST_STEP0_ROWS = 2048
+MOST_STEP0_ROWS = 2048  # their pixels are in memory together
 SAVED_ROWS = 8  # pairs that go through the saved model as well; on a small set more would cost as much as steps
 
 

@@ -39,9 +39,11 @@ class Encoders:
 
     @cached_property
     def _calls(self) -> tuple[Callable[..., torch.Tensor], Callable[..., torch.Tensor]]:
-        _ = self.student.text_cut_refusal  # found now, for what finds it breaks a compiled graph
         calls = (self.student.encode_image, self.student.encode_text)
-        return (torch.compile(calls[0]), torch.compile(calls[1])) if self.compile else calls
+        if not self.compile:
+            return calls
+        _ = self.student.text_cut_refusal  # found now, for what finds it breaks a compiled graph
+        return torch.compile(calls[0]), torch.compile(calls[1])
 
     def __call__(self, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
         """Embed b pairs: raw image and text features [b, D], at least fp32."""

@@ -15,7 +15,7 @@ import yaml
 from PIL import Image, ImageDraw
 
 from pipeline_lib import model
-from pipeline_lib.base import checkpoints, demo
+from pipeline_lib.base import checkpoints, demo, demo_features
 from pipeline_lib.base.settings import DemoSettings
 from pipeline_lib.core import artifacts, config
 from pipeline_lib.core.errors import UserError
@@ -177,7 +177,7 @@ def test_tower_features_are_those_of_single_captions_and_images(joined, drawings
     """Sorting by length and cutting changes no row's place and no value; hashes are those of the files."""
     samples = samples_of(drawings)[:5]
     head, projection = joined.module.visual.head, joined.module.text.proj
-    pairs, trained_on = demo.tower_features(joined, samples)
+    pairs, trained_on = demo_features.tower_features(joined, samples)
     assert (joined.module.visual.head, joined.module.text.proj) == (head, projection)
     assert pairs.image_features.shape == (5, 1280)
     assert pairs.text_features.shape == (10, 384)
@@ -201,13 +201,13 @@ def test_unusable_samples_are_left_out_and_too_many_fail(joined, drawings, monke
     broken = Sample("broken", Bytes(b"no image"), "png", ("a",))
     silent = Sample("silent", good[0].image, "png", ())
     with pytest.raises(UserError, match=r"2 of 5 samples of part `base` are unusable \(broken: cannot be decoded"):
-        demo.tower_features(joined, [*good, broken, silent])
-    monkeypatch.setattr(demo, "MAX_BAD_SHARE", 0.5)
-    pairs, trained_on = demo.tower_features(joined, [good[0], broken, silent, *good[1:]])
+        demo_features.tower_features(joined, [*good, broken, silent])
+    monkeypatch.setattr(demo_features, "MAX_BAD_SHARE", 0.5)
+    pairs, trained_on = demo_features.tower_features(joined, [good[0], broken, silent, *good[1:]])
     assert [entry["key"] for entry in trained_on] == [sample.key for sample in good]
     assert pairs.text_image_index.tolist() == [0, 0, 1, 1, 2, 2]
-    monkeypatch.setattr(demo, "READ_SIZE", 2)
-    by_processes = demo.tower_features(joined, [good[0], broken, silent, *good[1:]], num_workers=2)
+    monkeypatch.setattr(demo_features, "READ_SIZE", 2)
+    by_processes = demo_features.tower_features(joined, [good[0], broken, silent, *good[1:]], num_workers=2)
     assert by_processes[1] == trained_on
     assert torch.equal(by_processes[0].image_features, pairs.image_features)
     assert torch.equal(by_processes[0].text_image_index, pairs.text_image_index)
@@ -216,7 +216,7 @@ def test_unusable_samples_are_left_out_and_too_many_fail(joined, drawings, monke
 # The heads
 
 
-def planted(num_images: int = 200, captions: int = 3, noise: float = 0.1, seed: int = 0) -> demo.Pairs:
+def planted(num_images: int = 200, captions: int = 3, noise: float = 0.1, seed: int = 0) -> demo_features.Pairs:
     """Features whose images and captions share a hidden vector, seen through two random matrices."""
     rng = torch.Generator().manual_seed(seed)
     hidden = torch.randn(num_images, 8, generator=rng)
@@ -224,14 +224,14 @@ def planted(num_images: int = 200, captions: int = 3, noise: float = 0.1, seed: 
     image_view, text_view = torch.randn(8, 40, generator=views), torch.randn(8, 24, generator=views)
     index = torch.arange(num_images).repeat_interleave(captions)
     texts = hidden[index] @ text_view
-    return demo.Pairs(
+    return demo_features.Pairs(
         hidden @ image_view + noise * torch.randn(num_images, 40, generator=rng),
         texts + noise * torch.randn(texts.shape, generator=rng),
         index,
     )
 
 
-def cosines(heads: demo.Heads, pairs: demo.Pairs) -> torch.Tensor:
+def cosines(heads: demo.Heads, pairs: demo_features.Pairs) -> torch.Tensor:
     image_features = F.normalize(pairs.image_features @ heads.image_weight.T, dim=1)
     return image_features @ F.normalize(pairs.text_features @ heads.text_weight.T, dim=1).T
 
@@ -290,9 +290,9 @@ def test_every_caption_takes_part():
     assert [own.tolist() for own in captions] == [[1], [0, 2, 4], [3]]
     pairs = planted(num_images=6, captions=4)
     texts = torch.eye(24)  # caption i alone moves column i of the head
-    heads = demo.train_heads(demo.Pairs(pairs.image_features, texts, pairs.text_image_index), SETTINGS)
+    heads = demo.train_heads(demo_features.Pairs(pairs.image_features, texts, pairs.text_image_index), SETTINGS)
     start = demo.train_heads(
-        demo.Pairs(pairs.image_features, texts, pairs.text_image_index),
+        demo_features.Pairs(pairs.image_features, texts, pairs.text_image_index),
         dataclasses.replace(SETTINGS, epochs=1, learning_rate=0.0),
     )
     assert (1 - F.cosine_similarity(heads.text_weight, start.text_weight, dim=0) > 1e-4).all()
