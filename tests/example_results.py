@@ -6,6 +6,9 @@ Refinement narrows the gap and gains retrieval, and costs a little zero-shot, so
 import dataclasses
 import io
 import json
+import shutil
+import tempfile
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -44,7 +47,21 @@ PREPROCESS = {
 
 
 def make_project(root: Path, *, seed=0, recipe="clip_refine", **options) -> Path:
-    """Fill `root` with params.yaml and what `fill_project` makes; returns the params file."""
+    """Fill `root` with params.yaml and what `fill_project` makes, once a process and a choice; returns params.yaml."""
+    made = _made(seed, recipe, tuple(sorted(options.items())))
+    shutil.copytree(made.name, root, dirs_exist_ok=True)
+    return root / "params.yaml"
+
+
+@cache
+def _made(seed, recipe, options):
+    folder = tempfile.TemporaryDirectory()  # until the process ends
+    write_params(Path(folder.name), seed, recipe)
+    fill_project(Path(folder.name), **dict(options))
+    return folder
+
+
+def write_params(root: Path, seed=0, recipe="clip_refine") -> None:
     params = (ROOT / "params.yaml").read_text()
     for old, new in (
         ("recipe: clip_refine", f"recipe: {recipe}"),
@@ -54,10 +71,7 @@ def make_project(root: Path, *, seed=0, recipe="clip_refine", **options) -> Path
     ):
         assert old in params
         params = params.replace(old, new)
-    root.mkdir(parents=True, exist_ok=True)
     (root / "params.yaml").write_text(params)
-    fill_project(root, **options)
-    return root / "params.yaml"
 
 
 def read_report_inputs(root, monkeypatch, **changes):

@@ -22,8 +22,9 @@ def generate(project: Path) -> dict[Path, str]:
     """
     config.read_params(project / PARAMS)  # says what is wrong with it
     params_text = (project / PARAMS).read_text(encoding="utf-8")
+    params = whole_file.load_params(params_text)
     texts = {
-        FOLDER / f"{one.name}.yaml": whole_file.render_whole(params_text, one)
+        FOLDER / f"{one.name}.yaml": whole_file.render_whole(params, one)
         for one in read_ablations(project / PARAMS, project / CHANGES)
     }
     return texts | {REFERENCE: reference.render_reference(params_text), SCHEMA: json_schema.render_schema()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import re
 from collections.abc import Mapping
@@ -53,13 +54,17 @@ def dump_document(document: Any) -> str:
     return out.getvalue()
 
 
-def render_whole(params_text: str, ablation: Ablation) -> str:
+def render_whole(params: CommentedMap, ablation: Ablation) -> str:
     """Return the text of params.yaml with an ablation's changes, below comments that say what it is.
+
+    Args:
+        params: params.yaml, as `load_params` reads it; it stays as it is.
+        ablation: The changes, and the sentence that says what for.
 
     Raises:
         UserError: It changes a key that params.yaml does not have.
     """
-    document = load_document(_without_header(params_text))
+    document = copy.deepcopy(params)
     differing = [key for key, value in ablation.changes.items() if pick(document, key) != value]
     change_values(document, ablation.changes, f"{ablation.origin}: {ablation.name}")
     header = [
@@ -77,9 +82,10 @@ def is_generated(text: str) -> bool:
     return any(line.startswith(GENERATED) for line in text.splitlines()[:2])
 
 
-def _without_header(text: str) -> str:
-    """Return `text` as it was before `render_whole` headed it: params.yaml may be the copy of an ablation."""
-    return re.sub(rf"^{re.escape(GENERATED)}.*\n#.*\n{re.escape(DIFFERS)}.*\n", "", text, count=1, flags=re.MULTILINE)
+def load_params(text: str) -> CommentedMap:
+    """Read params.yaml without what `render_whole` heads a file with: it may be the copy of an ablation."""
+    header = rf"^{re.escape(GENERATED)}.*\n#.*\n{re.escape(DIFFERS)}.*\n"
+    return load_document(re.sub(header, "", text, count=1, flags=re.MULTILINE))
 
 
 def change_values(document: CommentedMap, changes: Mapping[str, Any], whose: str) -> None:

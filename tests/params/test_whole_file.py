@@ -17,7 +17,7 @@ ABLATIONS = read_ablations(ROOT / "params.yaml", ROOT / CHANGES)
 
 
 def render(changes, text=PARAMS):
-    return whole_file.render_whole(text, Ablation("mine", "Mine.", changes, "changes.yaml"))
+    return whole_file.render_whole(whole_file.load_params(text), Ablation("mine", "Mine.", changes, "changes.yaml"))
 
 
 def parse(text):
@@ -36,7 +36,7 @@ def test_what_is_not_changed_stays_byte_for_byte():
 
 @pytest.mark.parametrize("ablation", ABLATIONS, ids=lambda one: one.name)
 def test_it_differs_in_the_keys_that_its_comment_names_and_in_no_other(ablation, tmp_path):
-    text = whole_file.render_whole(PARAMS, ablation)
+    text = whole_file.render_whole(whole_file.load_params(PARAMS), ablation)
     base, other = flat(parse(PARAMS)), flat(parse(text))
     differing = {key for key in {*base, *other} if base.get(key, "absent") != other.get(key, "absent")}
     schema, generated, sentence, differs = text.splitlines()[:4]

@@ -87,7 +87,7 @@ def test_another_input_or_code_version_never_resumes_an_old_checkpoint(cached, m
         with pytest.raises(runtime.Stopped):
             refined(cached, **QUIET)
     with monkeypatch.context() as patch, caplog.at_level("INFO"):
-        patch.setattr("pipeline_lib.core.provenance.code_digest", lambda *_: "other")
+        patch.setattr("pipeline_lib.core.provenance.stage_digest", lambda _: "other")
         run_stage("refine", cached)
     assert "resumed" not in caplog.text
     shutil.rmtree(cached / "clip")

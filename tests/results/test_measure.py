@@ -106,7 +106,8 @@ def with_more(tmp_path_factory):
     root = tmp_path_factory.mktemp("more")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scoring, "score", more_measures)
-        example_results.make_project(root)
+        example_results.write_params(root)
+        example_results.fill_project(root)
     return root
 
 
