@@ -134,7 +134,7 @@ def _sample(part: CachedPart, settings: CacheTeacherSettings) -> np.ndarray:
 
 def _bound(settings: CacheTeacherSettings, dtype: str) -> float:
     exact = (dtype, settings.precision) == ("float32", "fp32")
-    return settings.verify_tolerance or (1e-4 if exact else 2e-2)
+    return (1e-4 if exact else 2e-2) if settings.verify_tolerance is None else settings.verify_tolerance
 
 
 def _refuse_above(limit: float, difference: float, what: str) -> None:

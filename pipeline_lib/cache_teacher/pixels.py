@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from pipeline_lib.cache_teacher.settings import CacheTeacherSettings
-from pipeline_lib.core import artifacts, provenance, shards
+from pipeline_lib.core import artifacts, provenance, shards, work_folders
 from pipeline_lib.core.errors import UserError
 from pipeline_lib.core.paths import Paths
 from pipeline_lib.model import Preprocess
@@ -163,6 +163,12 @@ def fits(settings: CacheTeacherSettings, num_images: int, image_size: tuple[int,
 
 
 def publish(folder: Path, known: Mapping[str, str], identity: Mapping[str, Any], paths: Paths) -> None:
-    """Put `folder` with files of these hashes where readers look for pixels of this `identity`."""
+    """Put `folder` with files of these hashes where readers look for pixels of this `identity`, on another disk too."""
     artifacts.write_manifest(folder, "cache_teacher", known=known, **identity)
-    artifacts.publish(folder, pixels_directory(paths))
+    target = pixels_directory(paths)
+    home = work_folders.work_directory("pixels", artifacts.digest(identity), target)
+    if home.parent.resolve() != folder.parent.parent.resolve():  # built for another target: no rename goes there
+        work_folders.check_room(home, work_folders.bytes_in(folder) - work_folders.bytes_in(home))
+        folder = Path(shutil.copytree(folder, home / folder.name, dirs_exist_ok=True))
+    artifacts.publish(folder, target)
+    shutil.rmtree(home, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,7 +70,8 @@ def _lines(found: study.Study) -> str:
         effects = ", ".join(
             f"{100 * effect:g} in {_percent(share)}" for effect, share in zip(power.EFFECTS, shares, strict=True)
         )
-        lines.append(f"  {label:42} finds a change of points: {effects}; 80 %: {100 * smallest:.1f} points")
+        least = "not in every run" if math.isnan(smallest) else f"{100 * smallest:.1f} points"
+        lines.append(f"  {label:42} finds a change of points: {effects}; 80 %: {least}")
     return "\n".join([*lines, ""])
 
 

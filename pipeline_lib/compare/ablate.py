@@ -2,9 +2,9 @@
 
 Those are every recipe that params.yaml has a block for, and the entries of ablations/changes.yaml. An ablation sets
 exactly its own keys; everything else stays the user's: data, model, learning rate, devices, tracking. An entry that
-sets more than `refine` and `recipes` is another set-up and not part of the grid. Each experiment runs by itself, in a
-temporary folder (`dvc exp run --temp`): the workspace and DVC's queue stay as they are, and base, shards and teacher
-cache are computed once.
+sets more than `refine` and `recipes` is another set-up and not part of the grid, nor is a recipe of its name. Each
+experiment runs by itself, in a temporary folder (`dvc exp run --temp`): the workspace and DVC's queue stay as they are,
+and base, shards and teacher cache are computed once.
 
 What is there already with the same parameters and code is not run again. Other data in the same place are not noticed
 here: `dvc exp remove` the experiments first.

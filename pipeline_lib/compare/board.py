@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -118,12 +119,13 @@ class Board:
         return {key: value for key, value in values.items() if key in self.keys(name)}
 
     def score(self, row: Group | Rival) -> float:
-        """Return the mean difference from base over the headlines of the ranking sets."""
+        """Return the mean difference from base over the headlines of the ranking sets; NaN where one has no value."""
         if isinstance(row, Group):
             scores = self.scores(row)
         else:
             base = [measure for name in self.ranking_sets for measure in Variant(row.base).headlines(name)]
-            scores = [row.values[m.set_name][m.key] - m.value for m in base if m.key in row.values.get(m.set_name, {})]
+            shared = [measure for measure in base if measure.key in self.keys(measure.set_name)]
+            scores = [row.values.get(m.set_name, {}).get(m.key, math.nan) - m.value for m in shared]
         return float(np.mean(scores)) if scores else 0.0
 
     def scores(self, group: Group) -> list[float]:
@@ -153,8 +155,13 @@ class Board:
 
     @cached_property
     def ranked_rows(self) -> list[Group | Rival]:
-        """Return groups and rivals together, best first; of equals what is free comes first."""
-        return sorted([*self.rivals, *self.ranked], key=lambda row: -self.score(row))
+        """Return groups and rivals together, best first; of equals what is free comes first, what has no score last."""
+        rows: list[Group | Rival] = [*self.rivals, *self.ranked]
+        return sorted(rows, key=self._place)
+
+    def _place(self, row: Group | Rival) -> float:
+        score = self.score(row)
+        return math.inf if math.isnan(score) else -score
 
 
 def make_board(groups: Sequence[Group], params_file: Path) -> Board:

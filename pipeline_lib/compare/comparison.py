@@ -119,13 +119,19 @@ def verdict(board: Board) -> str:
     """Say whether any configuration beats the base, which is first, and how much of that is measurable."""
     best = board.ranked[0]
     sets, others = ", ".join(board.ranking_sets), [name for name in board.sets if name not in board.ranking_sets]
-    text = "" if board.beats_base(best) else f"**{_none_beats(board)} the base measurably on {sets}.** "
+    beating = [group for group in board.ranked if board.beats_base(group)]
+    text = "" if beating else f"**{_none_beats(board)} the base measurably on {sets}.** "
     text += (
-        f"{'First' if board.beats_base(best) else 'Nearest'} is `{best.label}`: "
+        f"{'First' if beating else 'Nearest'} is `{best.label}`: "
         f"{page.points(board.score(best))} points against base in the mean of the headlines, "
         f"{board.moved(best, board.ranking_sets)}"
     )
-    if len(board.ranked) > 1:
+    if beating and best not in beating:
+        text += (
+            f". The first that beats the base, with no measurable fall, is `{beating[0].label}`: "
+            f"{page.points(board.score(beating[0]))}, {board.moved(beating[0], board.ranking_sets)}"
+        )
+    elif len(board.ranked) > 1:
         second = board.ranked[1]
         text += f"; next is `{second.label}` with {page.points(board.score(second))}"
     free = [rival for rival in board.rivals if board.score(rival) > max(0.0, board.score(best))]

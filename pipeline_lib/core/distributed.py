@@ -163,7 +163,8 @@ def relaunch_if_asked(how: RuntimeSettings, module: str, params_file: Path, *arg
     """
     if how.processes > 1 and runtime.world_environment() is None:
         check_device(how.device, how.processes)
-        _exec_torchrun(how.processes, module, ["--params", str(params_file), *arguments])
+        debug = ["--debug"] if "--debug" in sys.argv[1:] else []
+        _exec_torchrun(how.processes, module, ["--params", str(params_file), *debug, *arguments])
 
 
 def _exec_torchrun(processes: int, module: str, arguments: list[str]) -> NoReturn:

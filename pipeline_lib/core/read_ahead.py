@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -79,10 +80,12 @@ def read_ahead(items: Items[T], *, num_workers: int, pin_memory: bool = False) -
 def _readers(items: Items[Any], count: int) -> Iterator[list[_Reader]]:
     """Start the processes, and end them; none, and a warning, where there is no room for them."""
     readers: list[_Reader] = []
+    # Forked where `runtime.end_with_parent` sees to their end; Python 3.14 would have a server between fork them.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
     try:
         for number in range(count):
-            arrivals, sends = multiprocessing.Pipe(duplex=False)
-            process = multiprocessing.Process(target=_read, args=(items, number, count, sends), daemon=True)
+            arrivals, sends = context.Pipe(duplex=False)
+            process = context.Process(target=_read, args=(items, number, count, sends), daemon=True)
             process.start()
             sends.close()  # the only other end is the process's: it closes when that dies
             readers.append(_Reader(process, arrivals))

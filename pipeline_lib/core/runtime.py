@@ -41,7 +41,9 @@ class RuntimeSettings:
     """Number of torch's threads in each process; null: as torch chooses. Another number may move a last bit."""
 
     num_workers: Count
-    """Number of processes that decode images; 0: the stage decodes by itself."""
+    """Number of processes that decode images; 0: the stage decodes by itself. `shard` takes one a core, whatever this
+    says.
+    """
 
     processes: AtLeastOne
     """Number of processes, one a GPU, as which `cache_teacher`, `refine` and `evaluate` run; above 1 they relaunch

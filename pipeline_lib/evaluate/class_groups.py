@@ -122,10 +122,11 @@ def grouped(
                 log.info("%s: no image of a %s class of `%s`", one.name, group, name)
                 continue
             hits = items[f"zero_shot.{name}.ensemble.hit_at_1"][rows]
-            mean = Mean(hits, items[f"zero_shot.{name}.image_index"][rows], labels[rows])
+            image_index = items[f"zero_shot.{name}.image_index"][rows]
+            mean = Mean(hits, one.image_units[image_index], labels[rows])
             measured.append(_measured(one.name, name, group, mean))
             prefix = f"zero_shot.{name}.{group}_classes"
-            arrays[f"{prefix}.hit_at_1"], arrays[f"{prefix}.image_index"] = hits, mean.image_index
+            arrays[f"{prefix}.hit_at_1"], arrays[f"{prefix}.image_index"] = hits, image_index
             arrays[f"{prefix}.label"] = labels[rows]
     return measured, arrays, facts
 

@@ -116,9 +116,8 @@ def _add_recalibrated(
     scored: Evaluated, embedded: Sequence[EmbeddedSet], inputs: EvaluationInputs, settings: EvaluateSettings
 ) -> None:
     selection, *sets = embedded
-    base_scale = inputs.base_weights["logit_scale"].exp().item() if inputs.base_weights else None
     for one in sets:
-        found = calibration.recalibrated(one, selection, seed=settings.seed, base_scale=base_scale)
+        found = calibration.recalibrated(one, selection, seed=settings.seed, base_scale=inputs.base_scale)
         _add_measures(scored, one, found, settings)
 
 

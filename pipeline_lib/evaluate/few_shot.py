@@ -56,7 +56,8 @@ def few_shot_sets(
             pool = learned_from.train.joined(learned_from.validation)
             with threadpool_limits(limits=1):  # the same bits whatever their number, and faster where it is small
                 hits = _curves(_prompts(one, name), pool, test, settings)
-            measured = [_measured(one.name, name, point, Mean(h, image_index), settings) for point, h in hits.items()]
+            units = one.image_units[image_index]
+            measured = [_measured(one.name, name, point, Mean(h, units), settings) for point, h in hits.items()]
             block.setdefault(one.name, {})[name] = {
                 **with_intervals({"measures": measured}, one.num_images, settings),
                 "drawn_from": learned_from.sources,

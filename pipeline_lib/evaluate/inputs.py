@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -30,6 +31,7 @@ class EvaluationInputs:
     training: Part | None = None  # its means centre the mean-centred variant; it trains the linear probe, with
     # `selection` to choose the strength, if both carry labels
     base_weights: Mapping[str, torch.Tensor] | None = None  # of the other end of the WiSE-FT sweep
+    base_scale: float | None = None  # logit scale of the base, of a refined model
 
     @property
     def all_sets(self) -> list[Part]:
@@ -37,10 +39,18 @@ class EvaluationInputs:
         return [self.selection, *self.sets]
 
 
-def open_model(name: str, paths: Paths, device: torch.device) -> tuple[model.Clip, Mapping[str, torch.Tensor] | None]:
+class Opened(NamedTuple):
+    """A model, and for the refined one what it is compared with of the base that it came from."""
+
+    clip: model.Clip
+    base_weights: Mapping[str, torch.Tensor] | None = None  # None where there is nothing between two text sides
+    base_scale: float | None = None
+
+
+def open_model(name: str, paths: Paths, device: torch.device) -> Opened:
     """Load the model `name`, and for the refined one the weights of the base model that it came from.
 
-    None where a language model reads its texts: there is nothing between two text sides.
+    No weights where a language model reads its texts: there is nothing between two text sides.
 
     Raises:
         UserError: A model is missing or unfinished or not what its manifest says, or the refined one came from another
@@ -50,7 +60,7 @@ def open_model(name: str, paths: Paths, device: torch.device) -> tuple[model.Cli
     artifacts.read_manifest(folder, stage=stage)  # never another model in its place
     clip = model.load(folder, device=device)
     if name == "base":
-        return clip, None
+        return Opened(clip)
     base = model.load(paths.base, device=device)
     if clip.facts.get("refined_from") != base.facts["weights_digest"]:
         raise UserError(f"{folder}: was not refined from the model in {paths.base}; run `dvc repro refine`")
@@ -64,7 +74,7 @@ def open_model(name: str, paths: Paths, device: torch.device) -> tuple[model.Cli
         )
     if joined:
         log.info("%s: texts go through a language model, so nothing lies between base and refined weights", folder)
-    return clip, None if joined else base.module.state_dict()
+    return Opened(clip, None if joined else base.module.state_dict(), base.module.logit_scale.exp().item())
 
 
 def open_inputs(shards: Path, settings: EvaluateSettings) -> EvaluationInputs:

@@ -105,7 +105,7 @@ def probe_sets(
             if not is_enough(learned_from, test):
                 log.warning("%s: too few images per class of `%s` for a linear probe", one.name, name)
                 continue
-            probe = linear_probe(learned_from.train, learned_from.validation, test, image_index)
+            probe = linear_probe(learned_from.train, learned_from.validation, test, one.image_units[image_index])
             measured = _measured(one.name, name, probe.top1)
             block.setdefault(one.name, {})[name] = {
                 **with_intervals({"measure": measured}, one.num_images, settings),
@@ -115,7 +115,7 @@ def probe_sets(
                 "num_test": len(image_index),
             }
             items[one.name][measured.measure.items] = probe.top1.values.astype(np.uint8)
-            items[one.name][measured.measure.image_index] = probe.top1.image_index
+            items[one.name][measured.measure.image_index] = image_index
     return block, items
 
 
@@ -179,7 +179,7 @@ def linear_probe(train: Labelled, validation: Labelled, test: Labelled, test_ind
         train: What the candidates are fitted on.
         validation: What the strength is chosen on.
         test: What the accuracy is measured on.
-        test_index: [n] image number of each test item, for the resampling.
+        test_index: [n] image of each test item, equal for copies, for the resampling.
     """
     accuracy = [
         logistic_regression(train.features, train.labels, strength=c).score(validation.features, validation.labels)

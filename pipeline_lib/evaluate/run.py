@@ -48,8 +48,8 @@ def run(
     Raises:
         UserError: The model or the shards are missing, or see `evaluation.evaluate`.
     """
-    clip, base_weights = open_model(name, paths, runtime.pick_device(how.device))
-    inputs = dataclasses.replace(open_inputs(paths.shards, settings), base_weights=base_weights)
+    clip, base_weights, base_scale = open_model(name, paths, runtime.pick_device(how.device))
+    inputs = dataclasses.replace(open_inputs(paths.shards, settings), base_weights=base_weights, base_scale=base_scale)
     kept = _work_directory(name, clip, inputs, settings, world, paths.eval / name)
     if world.is_main:
         num_rows = sum(part.num_samples + part.num_captions for part in inputs.all_sets)

@@ -142,7 +142,7 @@ def open_subject(params_file: Path, which: str = "refined", mix: float | None = 
     paths, shard = config.load(params_file, Paths), config.load(params_file, ShardSettings)
     inputs = read_inputs(params_file)
     inputs = dataclasses.replace(inputs, parameters=_public(inputs.parameters))  # what is exported is shown to others
-    clip, base_weights = open_model(which, paths, torch.device("cpu"))
+    clip, base_weights, _ = open_model(which, paths, torch.device("cpu"))
     name = which
     if mix is not None:
         if base_weights is None:

@@ -67,17 +67,20 @@ def image_layers(clip: Clip) -> list[list[str]]:
 
 
 def lock_text(clip: Clip, unlocked_layers: int) -> None:
-    """Freeze the text tower but its last layers, counted as open_clip does; a projection on top stays free.
+    """Freeze the text tower, or all but its last layers, counted as open_clip does.
 
     For its own towers open_clip counts the projection as the first layer from the end, and the embeddings as the
     last. On Hugging Face towers its `lock` fails for n > 0 (open_clip 3.3 looks for names that its table does not
-    hold), so layers are found here.
+    hold), so layers are found here; a projection on top is free with them.
 
     Raises:
         UserError: The tower has fewer layers.
     """
     key, text = "refine.lock_text_unlocked_layers", clip.text_tower
-    if unlocked_layers and isinstance(text, open_clip.hf_model.HFTextEncoder):
+    if not unlocked_layers and text is not clip.module:
+        text.requires_grad_(False)  # open_clip's `lock` leaves the projection of Hugging Face towers
+        return
+    if isinstance(text, open_clip.hf_model.HFTextEncoder):
         layers = _hf_layers(clip)
         _check_unlocked(key, unlocked_layers, len(layers))
         text.transformer.requires_grad_(False)

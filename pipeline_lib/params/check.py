@@ -6,13 +6,17 @@ here first. The recipe's block is left to `refine`, which needs torch to try it.
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline_lib.core import config
 from pipeline_lib.core.errors import Mistakes, UserError
+from pipeline_lib.core.paths import Paths
 from pipeline_lib.core.shards import check_names, evaluated_sets
-from pipeline_lib.params.sections import load_what_loads
+from pipeline_lib.params.sections import RECIPES, load_what_loads
 from pipeline_lib.sources.settings import DataSettings
 
 
@@ -41,13 +45,35 @@ def find_mistakes(params_file: Path) -> tuple[dict[str, Any], Mistakes]:
     if data is not None and evaluate is not None:
         with mistakes:
             _check_parts(data, evaluate.selection, params_file)
+    if data is not None and "paths" in sections:
+        with mistakes:
+            _check_roots(data, sections["paths"], params_file)
     if evaluate is not None and evaluate.prompt.count("{}") != 1:
         mistakes.sentences.append(
             f"{params_file}: evaluate.prompt: {evaluate.prompt!r} must hold {{}} once, for the class name"
         )
     with mistakes:
         _check_language(sections, params_file)
+    with mistakes:
+        _check_prior(sections, params_file)
     return sections, mistakes
+
+
+def _check_roots(data: DataSettings, paths: Paths, params_file: Path) -> None:
+    """Refuse a set's folder that holds what a stage writes: DVC takes nothing as both dependency and output."""
+    for key in ("root", "evaluation_root"):
+        folder = Path(getattr(data, key))
+        outputs = {field.name: getattr(paths, field.name) for field in dataclasses.fields(paths)}
+        held = [
+            name
+            for name, path in outputs.items()
+            if Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder))
+        ]
+        if held:
+            raise UserError(
+                f"{params_file}: data.{key}: `{folder}` holds paths.{held[0]} (`{outputs[held[0]]}`), which a stage "
+                "writes; name a folder with the sets alone, such as data/evaluation"
+            )
 
 
 def _check_language(sections: Mapping[str, Any], params_file: Path) -> None:
@@ -77,6 +103,20 @@ def _check_language(sections: Mapping[str, Any], params_file: Path) -> None:
         raise UserError(
             f"{params_file}: cache_teacher.mode: `online` reads token ids, and with a language model there are only "
             "its features; write cached"
+        )
+
+
+def _check_prior(sections: Mapping[str, Any], params_file: Path) -> None:
+    """Refuse a prior that takes the statistics of a teacher whose features nobody stores."""
+    if not {"refine", "cache_teacher"} <= sections.keys() or sections["cache_teacher"].mode != "online":
+        return
+    recipe = sections["refine"].recipe
+    block = (config.read_params(params_file).get(RECIPES) or {}).get(recipe)
+    prior = block.get("prior") if isinstance(block, Mapping) else None
+    if isinstance(prior, Mapping) and prior.get("kind") == "teacher":
+        raise UserError(
+            f"{params_file}: recipes.{recipe}.prior.kind: `teacher` needs the teacher's statistics, which only "
+            "cache_teacher.mode `cached` stores; write that, or another kind"
         )
 
 

@@ -109,7 +109,9 @@ def draw_reference(prior: Prior, student: Features, draws: Draws) -> torch.Tenso
     mean = torch.zeros(width)
     std = torch.full((width,), prior.std)
     if prior.kind == "teacher":
-        if draws.teacher_mean is None or draws.teacher_std is None or len(draws.teacher_mean) != width:
+        if draws.teacher_mean is None or draws.teacher_std is None:
+            raise UserError("prior.kind: `teacher` needs the teacher's statistics; write cache_teacher.mode: cached")
+        if len(draws.teacher_mean) != width:
             raise UserError("prior.kind: `teacher` needs the statistics of a teacher of the student's feature width")
         mean, std = draws.teacher_mean.cpu(), draws.teacher_std.cpu() * prior.std
     if prior.std == 0:

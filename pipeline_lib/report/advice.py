@@ -10,6 +10,7 @@ from pipeline_lib.results.wise_ft import best_mix, wise_curve
 
 WANTED = 0.02  # the change that a set should show: ± 2 points
 LITTLE = 1e-3  # of the weights' norm: less is hardly training
+STOP = "stop: the base is the better model"
 GROWS = 3  # factor between two learning rates that are worth comparing
 
 
@@ -19,7 +20,8 @@ def next_step(inputs: ReportInputs) -> str:
     verdicts = {row.verdict for row in tested}
     rate = inputs.parameters["refine"]["learning_rate"]
     mix = _best_mix(inputs)
-    if tested and all(0 < row.before.floor >= row.before.interval.low for row in tested):
+    known = [row for row in tested if row.before.kind != "choice"]  # a good base may be at chance on hard choices
+    if known and all(0 < row.before.floor >= row.before.interval.low for row in known):
         return (
             "check that captions and labels belong to their images; until the base is above chance nothing can be told."
         )
@@ -31,7 +33,8 @@ def next_step(inputs: ReportInputs) -> str:
         command = f"`python -m pipeline_lib.export hub --to mixed --mix {mix:g}`"
         return f"take mix {mix:g}, the best on {_selection(inputs)}: {command}."
     if "fell" in verdicts:
-        return f"lower the rate (`refine.learning_rate: {rate / GROWS:g}`), or stop: the base is the better model."
+        lower = f"lower the rate (`refine.learning_rate: {rate / GROWS:g}`)"
+        return f"{lower}, or {'weigh what fell against what rose' if 'rose' in verdicts else STOP}."
     if "rose" in verdicts:
         return "keep it, and refine with more seeds before you trust the recipe: `make ablate SEEDS=0..2`."
     if any(row.verdict == "fell" for row in inputs.against_centring):
@@ -55,6 +58,9 @@ def _selection(inputs: ReportInputs) -> str:
 
 def _more_images(inputs: ReportInputs) -> str:
     """Say how many images would show a change of `WANTED`; the error falls with the root of their number."""
+    full = [one.measure.name for one in inputs.resolutions if one.is_full]
+    if full:
+        return f"test on more images, or harder ones: on {full[0]} the base leaves too little for a gain to show."
     worst = max(inputs.resolutions, key=lambda one: one.smallest)
     have = inputs.refined.sets[worst.measure.set_name]["num_images"]
     if worst.smallest <= WANTED:

@@ -63,8 +63,9 @@ def ablation(set_name: str, panels: Mapping[str, Sequence[Difference]], *, confi
     return Figure(
         f"ablation_{_file_name(set_name)}",
         f"Differences from base on {set_name}",
-        f"Marks and lines: mean over seeds with its paired {confidence} interval over images; a triangle where it is "
-        "measurable after Holm's correction. Ticks: each seed by itself. Rows in the order of the ranking.",
+        f"Marks and lines: mean over seeds with its paired {confidence} interval over images and, of several seeds, "
+        "over seeds; a triangle where it is measurable after Holm's correction. Ticks: each seed by itself. Rows in "
+        "the order of the ranking.",
         tuple(
             _difference_rows(of_panel, "minus base, percentage points", title=headline)
             for headline, of_panel in panels.items()

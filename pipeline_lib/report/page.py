@@ -215,7 +215,9 @@ def percent(share: float) -> str:
 
 
 def points(difference: float) -> str:
-    """Write a difference of shares in points: 0.0312 -> +3.1, -0.004 -> −0.4, signed zero as 0.0."""
+    """Write a difference of shares in points: 0.0312 -> +3.1, -0.004 -> −0.4, signed zero as 0.0, NaN as a dash."""
+    if not math.isfinite(difference):
+        return "–"
     text = f"{100 * difference:+.1f}"
     return _minus("0.0" if float(text) == 0 else text)
 
@@ -228,8 +230,10 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def p_value(p: float) -> str:
-    """Write a p-value for a cell of a table, where room is scarce: 0.012 or <.001."""
-    return "<.001" if p < SMALLEST_P else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+    """Write a p-value for a cell of a table, where room is scarce: 0.012 or <.001; 0.0499 is not 0.050."""
+    if p < SMALLEST_P:
+        return "<.001"
+    return f"{p:.2f}" if p >= 0.1 else f"{p:.4f}" if f"{p:.3f}" == "0.050" else f"{p:.3f}"
 
 
 def p_clause(p: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -74,17 +75,23 @@ def rivals_table(inputs: ReportInputs) -> tuple[Any, ...]:
         rows[rival] = [by_set[m.set_name][rival].get(m.key) for m in measures]
     scores = {}
     for name, values in rows.items():
-        changes = [value - m.value for value, m in zip(values, measures, strict=True) if value is not None]
-        if changes:
+        changes = [math.nan if value is None else value - m.value for value, m in zip(values, measures, strict=True)]
+        if not np.isnan(changes).all():
             scores[name] = float(np.mean(changes))
     labels = [m.name if len(inputs.sets) > 1 else m.label for m in measures]
     return (
         Table(
             ("against what is free, %", *labels, "mean minus base, points"),
-            tuple(_rival_row(name, rows[name], scores[name]) for name in sorted(scores, key=lambda one: -scores[one])),
-            note="Best first. Chance: answers by lot. The commonest class: always that answer.",
+            tuple(_rival_row(name, rows[name], score) for name, score in sorted(scores.items(), key=_rank)),
+            note="Best first; what has no value for some headline has no mean either, and stands last. Chance: answers "
+            "by lot. The commonest class: always that answer.",
         ),
     )
+
+
+def _rank(scored: tuple[str, float]) -> float:
+    """Return what sorts the largest score first, and one that is not known last."""
+    return math.inf if math.isnan(scored[1]) else -scored[1]
 
 
 def _rival_row(name: str, values: Sequence[float | None], score: float) -> Row:
@@ -155,7 +162,8 @@ def detail_tables(inputs: ReportInputs) -> tuple[Any, ...]:
         columns = [Variant(inputs.base), Variant(inputs.base, CENTRED), Variant(inputs.refined)]
         values = [_numbers(variant, name) for variant in columns]
         rows.append(page.group(name))
-        rows += [Row((Cell(label), *(Cell(v.get(label, "–")) for v in values))) for label in values[0]]
+        labels = dict.fromkeys(label for column in values for label in column)
+        rows += [Row((Cell(label), *(Cell(column.get(label, "–")) for column in values))) for label in labels]
     everything = Table(("", "base", "mean-centred", "refined"), tuple(rows))
     worst = [table for name in inputs.sets for table in worst_classes(inputs, name)]
     return (
@@ -267,8 +275,8 @@ def probe_tables(inputs: ReportInputs) -> tuple[Any, ...]:
     table = Table(
         ("linear probe top-1, %", "base", "refined", "difference", "p"),
         tuple(rows),
-        note="Same images, McNemar's exact test. The probes are no headlines: Holm's correction here is over the "
-        f"{len(rows)} of them.",
+        note="Same images, exact sign flips, copies of an image as one (without copies that is McNemar's exact test). "
+        f"The probes are no headlines: Holm's correction here is over the {len(rows)} of them.",
     )
     return (Text(explain), table)
 

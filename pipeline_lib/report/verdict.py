@@ -98,7 +98,10 @@ def _resolution(inputs: ReportInputs) -> tuple[Any, ...]:
     if not inputs.resolutions:
         return ()
     rows = {
-        one.measure.name: [*(f"{100 * share:.0f}\u00a0%" for share in one.found), page.percent(one.smallest)]
+        one.measure.name: [
+            *(f"{100 * share:.0f}\u00a0%" for share in one.found),
+            "–" if one.is_full else page.percent(one.smallest),
+        ]
         for one in inputs.resolutions
     }
     header = (
@@ -111,18 +114,19 @@ def _resolution(inputs: ReportInputs) -> tuple[Any, ...]:
             header,
             rows,
             note="How often a true change of so many points would have been found, and the smallest that is found in "
-            "four cases of five; simulated on these very items, among so many headlines.",
+            "four cases of five; simulated on these very items, among so many headlines. –: not even a model that is "
+            "right everywhere would be found so often.",
         ),
     )
 
 
 def resolution_line(inputs: ReportInputs) -> str:
     """Say in a line the least that is found in four cases of five, from headline to headline."""
-    smallest = [one.smallest for one in inputs.resolutions]
-    if not smallest:
-        return ""
-    ends = dict.fromkeys(page.percent(end) for end in (min(smallest), max(smallest)))
-    return f"A true change of {' to '.join(ends)} points would have been found in four cases of five."
+    smallest = [one.smallest for one in inputs.resolutions if not one.is_full]
+    ends = dict.fromkeys(page.percent(end) for end in (min(smallest), max(smallest))) if smallest else {}
+    text = f"A true change of {' to '.join(ends)} points would have been found in four cases of five." if ends else ""
+    full = ", ".join(one.measure.name for one in inputs.resolutions if one.is_full)
+    return f"{text} Too little is left to gain on {full} for a change to be found so often.".strip() if full else text
 
 
 def _in_points(interval: Interval) -> tuple[float, float, float]:

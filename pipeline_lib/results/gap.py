@@ -27,7 +27,7 @@ class Gap:
 
 
 def compare_gaps(base: Evaluation, refined: Evaluation, set_name: str, settings: Certainty) -> Gap | None:
-    """Compare the gaps of two models on the same pairs of a set; None where they were not measured.
+    """Compare the gaps of two models on the same pairs of a set; None where they were not measured, or on one image.
 
     Raises:
         UserError: The two were not evaluated on the same items.
@@ -35,7 +35,8 @@ def compare_gaps(base: Evaluation, refined: Evaluation, set_name: str, settings:
     variants = (Variant(base), Variant(refined), Variant(base, CENTRED))
     blocks = [variant.block(set_name, "gap") for variant in variants]
     distances = [block.get("centroid_distance") for block in blocks]
-    if distances[0] is None or distances[1] is None:
+    unit = _units(base, set_name)
+    if distances[0] is None or distances[1] is None or len(np.unique(unit)) < 2:
         return None
 
     def against(before: tuple[Array, Array]) -> Interval:
@@ -45,6 +46,7 @@ def compare_gaps(base: Evaluation, refined: Evaluation, set_name: str, settings:
         return statistics.distance_change(
             before[0] - before[1],
             after[0] - after[1],
+            unit,
             num_samples=settings.bootstrap_samples,
             confidence=settings.confidence,
             seed=settings.seed,
@@ -67,6 +69,11 @@ def first_pairs(evaluation: Evaluation, set_name: str) -> tuple[Array, Array]:
     features = evaluation.features(set_name)
     rows, captions = np.unique(features["text_image_index"], return_index=True)
     return unit_rows(features["raw_image_features"][rows]), unit_rows(features["raw_text_features"][captions])
+
+
+def _units(evaluation: Evaluation, set_name: str) -> Array:
+    """Return the image of each of `first_pairs`, under the number of the first of its copies: [P]."""
+    return evaluation.items(set_name)["image_unit"][np.unique(evaluation.features(set_name)["text_image_index"])]
 
 
 def centred_pairs(evaluation: Evaluation, set_name: str) -> tuple[Array, Array] | None:

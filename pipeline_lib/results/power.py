@@ -8,6 +8,7 @@ of the verdict, its p-value by the normal approximation, corrected for steps, wh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,12 +37,17 @@ def simulate(before: Mean, after: Mean, effect: float, *, seed: int, runs: int =
     generator = np.random.default_rng(seed)
     _, unit = np.unique(before.image_index, return_inverse=True)
     first, second = before.values.astype(np.float64), after.values.astype(np.float64)
-    left = float(np.mean(1 - (first + second) / 2))
+    left = room(before, after)
     chance = min(1.0, effect / left) if left > 0 else 0.0
     change, of_first, of_second = (np.bincount(unit, items) for items in (second - first, 1 - first, 1 - second))
     traded = generator.random((runs, len(change))) < 0.5
     improved = generator.random((runs, len(change))) < chance
     return np.where(improved, np.where(traded, of_second, of_first), np.where(traded, -change, change))
+
+
+def room(before: Mean, after: Mean) -> float:
+    """Return by how much the mean of two models' items can rise at most, as a share."""
+    return float(np.mean(1 - (before.values.astype(np.float64) + after.values.astype(np.float64)) / 2))
 
 
 def found(sums: np.ndarray, level: float) -> float:
@@ -65,15 +71,22 @@ def power(before: Mean, after: Mean, level: float, *, seed: int, effects: Sequen
 
 
 def smallest_found(before: Mean, after: Mean, level: float, *, seed: int) -> float:
-    """Return the smallest true change that is found in four sets of five, as a share; at most 1.
+    """Return the smallest true change that is found in four sets of five, as a share; NaN where none can be.
 
-    There the margin of the test is z(0.8) of its spread in the mean, over sets simulated with such a change.
+    There the margin of the test is z(0.8) of its spread in the mean, over sets simulated with such a change. None can
+    be found so often where not even a model that is right everywhere would be: too little is left to gain.
     """
-    effect = 0.0
-    for _ in range(5):
+    size, most = len(before.values), room(before, after)
+
+    def lacking(effect: float) -> float:
         margins = _margins(simulate(before, after, effect, seed=seed, runs=RUNS // 2), level)
-        lacking = ndtri(POWER) * margins.std() - margins.mean()
-        effect = float(np.clip(effect + lacking / len(before.values), 0.0, 1.0))
+        return float(ndtri(POWER) * margins.std() - margins.mean())
+
+    if lacking(most) >= 0:
+        return math.nan
+    effect = 0.0
+    for _ in range(5):  # two models that agree on every item differ by one of them at least
+        effect = float(np.clip(effect + lacking(effect) / size, min(1 / size, most), most))
     return effect
 
 
@@ -83,7 +96,12 @@ class Resolution:
 
     measure: Measure
     found: tuple[float, ...]  # of true changes `EFFECTS`, the share that would have been found
-    smallest: float  # the change that is found in four cases of five
+    smallest: float  # the change that is found in four cases of five; NaN where none can be
+
+    @property
+    def is_full(self) -> bool:
+        """Return whether too little is left to gain for any true change to be found in four cases of five."""
+        return math.isnan(self.smallest)
 
 
 def resolution(before: Variant, after: Variant, measure: Measure, level: float, seed: int) -> Resolution:

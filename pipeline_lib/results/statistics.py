@@ -16,6 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy.sparse
+from scipy.special import ndtr
 
 BLOCK_COUNTS = 2**22  # counts of resamples held at a time: 32 MB
 SMALLEST_P = 1e-12
@@ -189,7 +191,9 @@ def sign_flips(differences: np.ndarray) -> float:
     The share of all 2^n choices of signs whose sum is as far from zero as the one observed; no choice is drawn by lot.
     Few are gone through. Of many, hits differ by multiples of some fraction, and then the sums' distribution is the
     Fourier transform of Π cos(t d). Its rounding is below SMALLEST_P, and smaller p-values are given as that. Other
-    differences are first rounded to a fine grid. For differences of −1, 0 and 1 this is McNemar's exact test.
+    differences are first rounded to a fine grid, and the rests are added as a normal sum: of many small differences
+    beside a few large ones they are all that is left. For differences of −1, 0 and 1 this is McNemar's exact
+    test.
     Source: Fisher 1935; Good 2005, chapter 3.
 
     Args:
@@ -202,15 +206,28 @@ def sign_flips(differences: np.ndarray) -> float:
     if len(differences) <= ONE_BY_ONE:
         return _all_flips(differences)
     scale, is_exact = _scale(differences)
-    steps = np.abs((differences * scale).round().astype(np.int64))
+    scaled, beyond = np.abs(differences) * scale, abs(float(differences.sum()) * scale)
+    steps = scaled.round().astype(np.int64)
     total = int(steps.sum())
     chances = np.fft.irfft(_cosine_product(steps, total), 2 * total + 1)[: total + 1]  # of sums 0, 1, …, total
-    beyond = abs(float(differences.sum()) * scale)
     if is_exact:
         share = 2 * chances[round(beyond) :].sum() if round(beyond) else 1.0
-    else:  # sums go in steps of two, and each stands for all from one below it to one above
-        share = 2 * (chances * np.clip((np.arange(total + 1) + 1 - beyond) / 2, 0, 1)).sum()
+    else:
+        share = _share_beyond(beyond, chances, steps, scaled - steps)
     return float(np.clip(round(share, 15), max(2.0 ** (1 - len(differences)), SMALLEST_P), 1.0))
+
+
+def _share_beyond(beyond: float, chances: np.ndarray, steps: np.ndarray, rest: np.ndarray) -> float:
+    """Return how often a sum is as far from zero as `beyond`, given the chances of the sums of its `steps` alone.
+
+    What rounding left of each difference has its sign: the sum of these rests, given that of the steps, is taken to be
+    normal, about its regression on that.
+    """
+    slope = float(rest @ steps) / float(steps @ steps)
+    spread = max(1e-6, float(np.square(rest - slope * steps).sum())) ** 0.5
+    sums = (1 + slope) * np.arange(len(chances))
+    above, below = (ndtr((side * sums - beyond) / spread) for side in (1, -1))
+    return float(2 * (chances @ above + chances[1:] @ below[1:]))
 
 
 def _all_flips(differences: np.ndarray) -> float:
@@ -242,14 +259,16 @@ def _cosine_product(sizes: np.ndarray, total: int) -> np.ndarray:
 def _scale(differences: np.ndarray) -> tuple[float, bool]:
     """Return by what differences, none of them 0, become whole numbers, and whether they do so exactly.
 
-    Those without a common fraction are put on a grid whose step is about 1/500 of the spread of their signed sum.
+    Those without a common fraction are put on a grid whose step is about 1/500 of the spread of their signed sum, and
+    an eighth of their median at most, where that takes no more than 2^18 steps.
     """
     total = np.abs(differences).sum()
     for parts in _common_parts(np.unique(np.abs(differences))):
         if total * parts > GRID:
             break
         return parts, True
-    return max(2**14, 512 * np.sqrt(len(differences))) / total, False
+    fine = min(2**18, 8 * total / np.median(np.abs(differences)))
+    return float(max(2**14, 512 * np.sqrt(len(differences)), fine)) / total, False
 
 
 def _common_parts(distinct: np.ndarray) -> Iterator[int]:
@@ -263,7 +282,7 @@ def _common_parts(distinct: np.ndarray) -> Iterator[int]:
 
 
 def distance_change(
-    before: np.ndarray, after: np.ndarray, *, num_samples: int, confidence: float, seed: int
+    before: np.ndarray, after: np.ndarray, unit: np.ndarray, *, num_samples: int, confidence: float, seed: int
 ) -> Interval:
     """Return the change of the distance between two centroids on the same pairs, with its bootstrap interval.
 
@@ -272,9 +291,10 @@ def distance_change(
     the distances without the noise of so few pairs (at least 0).
 
     Args:
-        before: One side of each pair minus the other, before: [N, D], N >= 2.
+        before: One side of each pair minus the other, before: [N, D].
         after: The same pairs after: [N, D].
-        num_samples: Resamples of the pairs.
+        unit: The image of each pair, equal for copies, of which at least two differ: [N].
+        num_samples: Resamples of the images, each with its copies.
         confidence: Coverage, such as 0.95.
         seed: Decides the resamples.
 
@@ -283,8 +303,12 @@ def distance_change(
     """
     if len(before) != len(after):
         raise ValueError(f"the same pairs are needed, got {len(before)} and {len(after)}")
-    sides = [side.astype(np.float64) for side in (before, after)]
-    noise = [side.var(0, ddof=1).sum() / len(side) for side in sides]
+    _, unit, sizes = np.unique(unit, return_inverse=True, return_counts=True)
+    owner = scipy.sparse.csr_array((np.ones(len(unit)), (unit, np.arange(len(unit)))))  # [images, N]
+    sides = [owner @ side.astype(np.float64) for side in (before, after)]  # sums over the copies of an image
+    means = [side.sum(0) / len(unit) for side in sides]
+    spread = len(sizes) / (len(sizes) - 1) / len(unit) ** 2  # of a mean whose weights are drawn with its images
+    noise = [spread * np.square(side - np.outer(sizes, mean)).sum() for side, mean in zip(sides, means, strict=True)]
 
     def difference(means: Sequence[np.ndarray], times: int) -> np.ndarray:
         squares = [np.square(mean).sum(-1) - times * extra for mean, extra in zip(means, noise, strict=True)]
@@ -292,10 +316,10 @@ def distance_change(
         return second - first
 
     blocks = [
-        difference([counts @ side / len(side) for side in sides], 2)
-        for counts in resample_counts(len(before), num_samples, seed)
+        difference([counts @ side / (counts @ sizes)[:, None] for side in sides], 2)
+        for counts in resample_counts(len(sizes), num_samples, seed)
     ]
-    value = difference([side.mean(0) for side in sides], 1)
+    value = difference(means, 1)
     return Interval(float(value), *_percentiles(np.concatenate(blocks), confidence))
 
 

@@ -45,6 +45,7 @@ class SetWriter:
     ignored: Counter[str] = field(default_factory=Counter)  # files and members that are not read, by reason
     unnamed: Unnamed = field(default_factory=Unnamed)
     resumed: int = 0
+    excluded: dict[str, dict[tuple[str, str], str]] = field(default_factory=dict)  # by job: {(part, key): reason}
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -244,8 +245,13 @@ class SetWriter:
             log.warning("%s: %d of %d samples quarantined: %s", part, len(bad), read, named)
 
     def exclude(self, workers: Workers, found: Mapping[str, Mapping[tuple[str, str], str]]) -> None:
-        """Write the jobs named in `found` again, without the samples {(part, key): reason}."""
-        again = (dataclasses.replace(job, excluded=found[job.name]) for job in self.jobs() if job.name in found)
+        """Write the jobs named in `found` again, without the samples {(part, key): reason}.
+
+        The job of a tar serves several parts: what one has lost stays lost when another is written again.
+        """
+        for name, samples in found.items():
+            self.excluded.setdefault(name, {}).update(samples)
+        again = (dataclasses.replace(job, excluded=self.excluded[job.name]) for job in self.jobs() if job.name in found)
         for record in (record for result in workers.run(again) for record in result.records):
             if record.part in self.records:
                 place = [old.job for old in self.records[record.part]].index(record.job)

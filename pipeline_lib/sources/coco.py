@@ -113,12 +113,17 @@ def _read_list(path: Path, content: Sequence[Any]) -> tuple[Mapping[str, Sequenc
         name = row.get("image") if isinstance(row, dict) else None
         if not isinstance(name, str) or not isinstance(row.get("caption"), str | list):
             rows.leave_out(number, ROW)
-        elif owners.setdefault(_hashable(row.get("image_id", name)), name) != name:
-            rows.leave_out(number, f"its image_id {row['image_id']!r} is that of {owners[row['image_id']]}")
+        elif (owner := owners.setdefault(_identity(row, name), name)) != name:
+            rows.leave_out(number, f"its image_id {row['image_id']!r} is that of {owner}")
         else:
             texts = row["caption"]
             captions.setdefault(name, []).extend([texts] if isinstance(texts, str) else texts)
     return captions, rows
+
+
+def _identity(row: Mapping[str, Any], name: str) -> Any:
+    """Return the id of a row's image; its name where it has none or null."""
+    return name if row.get("image_id") is None else _hashable(row["image_id"])
 
 
 def _hashable(identity: Any) -> Any:

@@ -83,6 +83,7 @@ def open_evaluation_set(data: DataSettings, name: str) -> Source:
         root=Path(data.evaluation_root, chosen.path),
         parts={name: 1.0},
         images=chosen.images,
+        annotations=chosen.annotations,
         split=chosen.split,
         language=chosen.language,
         limit=chosen.limit,

@@ -18,10 +18,10 @@ the attribution stands in index.json and must be shown wherever its images are. 
       images: null
       parts: {base: base, refine: refine, val: val, eval: eval}
       limit: null
-      evaluation_root: data
+      evaluation_root: data/evaluation
       evaluation:
-        naming: {format: openmoji, path: openmoji, split: moved}
-        line_drawings: {format: openmoji, path: openmoji, split: lines, shift_of: naming}
+        naming: {format: openmoji, path: ../openmoji, split: moved}
+        line_drawings: {format: openmoji, path: ../openmoji, split: lines, shift_of: naming}
 """
 
 from __future__ import annotations

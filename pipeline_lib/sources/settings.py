@@ -39,6 +39,9 @@ class EvaluationSet:
     format's usual places; the other formats take only `null`.
     """
 
+    annotations: str | None = None
+    """As `data.annotations`: the set's captions file, relative to its folder, or the columns of `hugging_face`."""
+
     split: str | None = None
     """Which samples of the set are used. For `clip_benchmark` it is the folder `train` or `test`, and `null` means
     `test`. For `coco`, `flickr`, `jsonl`, `hugging_face`, `image_folder`, `docci`, `sharegpt4v`, `urban1k` and `xm3600`

@@ -56,7 +56,7 @@ def default_set(report: Report, root: Path) -> None:
     imports = time.perf_counter() - start
     params = root / "params.yaml"
     settings, paths = config.load(params, EvaluateSettings), paths_of(root)
-    clip, base_weights = open_model("refined", paths, torch.device("cpu"))
+    clip, base_weights, _ = open_model("refined", paths, torch.device("cpu"))
     inputs = dataclasses.replace(open_inputs(paths.shards, settings), base_weights=base_weights)
     embedder = Embedder(
         clip=clip,

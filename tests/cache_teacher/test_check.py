@@ -103,6 +103,13 @@ def test_verify_notices_features_that_are_not_the_teachers(cached):
         unit["image_features"] *= 1.001
     with pytest.raises(UserError, match=r"recomputed features differ by 1.00e-03"):
         check.verify(part, clip, replace(settings, verify_share=1.0))
+    for unit in part.units:
+        unit["image_features"] *= 1.00001 / 1.001
+    check.verify(part, clip, replace(settings, verify_share=1.0))
+    with pytest.raises(UserError, match=r"recomputed features differ by .*, more than 0e\+00"):
+        check.verify(part, clip, replace(settings, verify_share=1.0, verify_tolerance=0.0))
+    for unit in part.units:
+        unit["image_features"] *= 1.001 / 1.00001
     found = check.verify(part, clip, replace(settings, verify_share=1.0, verify_tolerance=2e-3))
     assert found["features"] == pytest.approx(1e-3, rel=1e-3)
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 import threading
 import time
 from dataclasses import replace
@@ -155,3 +156,15 @@ def test_a_reader_finds_whole_pixels_or_none_while_others_write_and_remove_them(
             writer.join()
     assert set(found) == {True, False}
     assert torch.equal(part.read_inputs(part.valid_rows, [0] * len(part.valid_rows)).images, expected)  # still open
+
+
+def test_pixels_may_lie_on_another_disk_than_the_features(cached):
+    """/dev/shm is another file system than /tmp: what was decoded beside the features is copied there."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as disk:
+        if os.stat(disk).st_dev == os.stat(cached).st_dev:
+            pytest.skip("one file system")
+        write_params(cached, paths__pixels=f"{disk}/fast/pixels")
+        run_stage("cache_teacher", cached)
+        there = {file.name: file.read_bytes() for file in Path(disk, "fast/pixels").iterdir()}
+        assert there == {file.name: file.read_bytes() for file in (cached / "data/pixels").iterdir()}
+        assert [file for folder in (cached, Path(disk)) for file in folder.glob("**/.checkpoints/*/*")] == []

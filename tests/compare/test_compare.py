@@ -246,6 +246,29 @@ def test_where_no_configuration_beats_the_base_that_is_the_first_sentence(folder
     )
 
 
+def test_a_first_that_also_fell_does_not_hide_one_that_beats_the_base(ranking):
+    first, second = ranking.ranked[:2]
+    for group, verdicts in ((first, ("rose", "rose", "fell")), (second, ("rose", "still", "still"))):
+        found = ranking.entries["val"][group.label]
+        for key, verdict in zip(list(found), verdicts, strict=True):
+            found[key] = dataclasses.replace(found[key], verdict=verdict)
+    assert not ranking.beats_base(first)
+    said = comparison.verdict(ranking)
+    assert said.startswith(f"First is `{first.label}`: +")
+    assert (
+        "of 3 headlines 2 rose and 1 fell measurably. The first that beats the base, with no measurable fall, is "
+        in said
+    )
+    assert f"is `{second.label}`: +" in said
+
+
+def test_what_has_no_value_for_a_headline_is_ranked_last(ranking):
+    commonest = next(rival for rival in ranking.rivals if rival.label == "the commonest class")
+    assert np.isnan(ranking.score(commonest))
+    assert ranking.ranked_rows[-1] is commonest
+    assert "which is free" not in comparison.verdict(ranking)
+
+
 def other_rate(candidate):
     return {**candidate.parameters, "refine": {**candidate.parameters["refine"], "learning_rate": 1}}
 

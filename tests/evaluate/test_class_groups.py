@@ -87,6 +87,11 @@ def test_group_means_equal_loops_and_their_arrays_are_compared_in_pairs():
         assert set(arrays[found.measure.group]) == set(members)
         np.testing.assert_array_equal(arrays[found.measure.items], hits[arrays[found.measure.image_index]])
         assert not any((found.measure.is_headline, found.measure.is_tested, found.measure.is_metric))
+    copied = dataclasses.replace(one, image_hashes=tuple(str(number // 12 % 2) for number in range(60)))
+    again, stored, _ = class_groups.grouped(copied, items, counts_of)
+    for found, before in zip(again, measured, strict=True):
+        np.testing.assert_array_equal(found.mean.image_index, copied.image_units[before.mean.image_index])
+        np.testing.assert_array_equal(stored[found.measure.image_index], before.mean.image_index)
     labels = [found.measure.label for found in measured]
     assert labels == ["zero-shot kind, rare classes", "zero-shot kind, common classes"]
 

@@ -707,7 +707,7 @@ def test_wise_ft_mixes_are_evaluated_on_every_set_and_leave_the_model_as_it_was(
 def test_the_ends_of_the_wise_ft_sweep_are_the_two_models(evaluated, monkeypatch):
     monkeypatch.chdir(evaluated)
     paths = config.load(Path("params.yaml"), Paths)
-    clip, base_weights = open_model("refined", paths, torch.device("cpu"))
+    clip, base_weights, _ = open_model("refined", paths, torch.device("cpu"))
     before = model.weights_digest(clip.module.state_dict())
     inputs = dataclasses.replace(open_inputs(paths.shards, SETTINGS), base_weights=base_weights)
     rows = wise_ft.sweep(embedder(evaluated, clip=clip), inputs, dataclasses.replace(SETTINGS, wise_ft=(0.0, 1.0)))

@@ -114,6 +114,26 @@ def curves():
     return one, block, items, measures
 
 
+def test_copies_of_an_image_are_one_in_the_intervals_of_what_is_learned():
+    """Of 16 pictures four times each the intervals are wider where that is known; the stored images stay the rows."""
+    one = make_set(images=64, width=16)
+    labels = torch.from_numpy(np.random.default_rng(0).integers(4, size=16)).repeat(4)  # at random: some are wrong
+    task = dataclasses.replace(one.tasks["kind"], labels=labels)
+    one = dataclasses.replace(one, raw_image_features=one.raw_image_features[:16].repeat(4, 1), tasks={"kind": task})
+    copied = dataclasses.replace(one, image_hashes=tuple(str(number % 16) for number in range(64)))
+    for read in (probes.probe_sets, few_shot.few_shot_sets):
+        (alone, items), (copies, again) = (read([each], {}, WITH_CURVES) for each in (one, copied))
+        for name, rows in items["eval"].items():
+            np.testing.assert_array_equal(again["eval"][name], rows)
+        widths = [np.diff(_intervals(block["eval"]["kind"])) for block in (alone, copies)]
+        assert (widths[1] > 1.2 * widths[0]).mean() > 0.8
+
+
+def _intervals(block):
+    stored = block.get("measures") or [block["measure"]]
+    return np.array([Measure.read("eval", one).interval[1:] for one in stored])
+
+
 def test_points_equal_slow_recomputation(curves):
     """By scikit-learn's LDA, which has as many images of each class here, and its logistic regression."""
     one, block, items, measures = curves

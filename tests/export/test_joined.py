@@ -16,8 +16,10 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from pipeline_lib import export, model
-from pipeline_lib.core import artifacts
+from pipeline_lib.core import artifacts, config
 from pipeline_lib.core.errors import UserError
+from pipeline_lib.core.paths import Paths
+from pipeline_lib.evaluate.inputs import open_model
 from pipeline_lib.export import __main__ as command
 from pipeline_lib.export import card, hub, mlflow_model, onnx_towers, without_package
 from pipeline_lib.export.served_model import ServedClip
@@ -267,3 +269,11 @@ def test_onnx_has_the_image_tower_and_the_adapter(project, tmp_path):
         assert row_difference(torch.from_numpy(found), expected) < 1e-4
     manifest = artifacts.read_manifest(tmp_path / "out", stage="export")
     assert manifest["model"]["language"]["weights_digest"] == clip.facts["language"]["weights_digest"]
+
+
+def test_the_bases_logit_scale_is_known_where_its_weights_are_no_end_of_a_mix(joined_project, monkeypatch):
+    """The calibration error at that scale stands beside the one at the scale that was trained."""
+    monkeypatch.chdir(joined_project)
+    opened = open_model("refined", config.load(Path("params.yaml"), Paths), torch.device("cpu"))
+    assert opened.base_weights is None
+    assert opened.base_scale == pytest.approx(model.load(Path("data/base")).logit_scale.item())

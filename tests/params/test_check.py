@@ -47,6 +47,8 @@ def test_the_projects_own_params_pass(path):
         ("data", {"parts": {"base": 0.4, "refine": 0.5, "val": 0.1}, "evaluation": {}}, "data.parts: nothing to evaluate on"),  # noqa: E501
         ("data", {"evaluation": shifts(r="imagenet")}, "data.evaluation.r.shift_of: no other evaluated set or part is called `imagenet`; there are eval"),  # noqa: E501
         ("data", {"evaluation": shifts(r="r")}, "data.evaluation.r.shift_of: no other evaluated set or part is called `r`"),  # noqa: E501
+        ("data", {"evaluation_root": "data"}, "data.evaluation_root: `data` holds paths.base (`data/base`), which a stage writes"),  # noqa: E501
+        ("data", {"root": "./data/shards/"}, "data.root: `data/shards` holds paths.shards (`data/shards`)"),
         ("data", {"evaluation": shifts(r="val")}, "data.evaluation.r.shift_of: no other evaluated set or part is called `val`"),  # noqa: E501
     ],
 )  # fmt: skip
@@ -54,6 +56,18 @@ def test_what_does_not_fit_together_is_refused(tmp_path, section, values, messag
     path = write(tmp_path, section, **values)
     with pytest.raises(UserError, match=f"^{re.escape(f'{path}: {message}')}"):
         check_params(path)
+
+
+def test_a_prior_of_the_teacher_needs_one_whose_statistics_are_stored(tmp_path):
+    path = write(tmp_path, "cache_teacher", mode="online")
+    check_params(path)
+    params = config.read_params(path)
+    params["recipes"]["clip_refine"]["prior"]["kind"] = "teacher"
+    path.write_text(yaml.safe_dump(params, sort_keys=False).replace("1e-", "1.0e-").replace("5e-", "5.0e-"))
+    with pytest.raises(UserError, match=r"recipes.clip_refine.prior.kind: `teacher` needs .*mode `cached`"):
+        check_params(path)
+    path.write_text(path.read_text().replace("mode: online", "mode: cached"))
+    check_params(path)
 
 
 def test_an_evaluation_set_is_enough_to_evaluate_on(tmp_path):

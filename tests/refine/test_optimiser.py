@@ -66,7 +66,7 @@ def trained(clip, refine_settings, **change):
             "visual.",
             ("visual.head.", "visual.trunk.layer4."),
         ),
-        (write_tiny_hf_clip, {"lock_text": True}, "text.", ("text.proj.",)),
+        (write_tiny_hf_clip, {"lock_text": True}, "text.", ()),
         (
             write_tiny_hf_clip,
             {"lock_text": True, "lock_text_unlocked_layers": 1},

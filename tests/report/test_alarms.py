@@ -183,6 +183,42 @@ def test_what_to_do_next_follows_from_what_was_measured(inputs, verdicts, centri
     ).startswith(says)
 
 
+def test_what_fell_beside_what_rose_is_to_be_weighed(inputs, monkeypatch):
+    """The base is the better model only where nothing rose; here no mix is better than both."""
+    monkeypatch.setattr(advice, "best_mix", lambda curve: 1.0)
+    mixed = advice.next_step(replaced(inputs, "rose", "rose", "fell"))
+    assert mixed.startswith("lower the rate (`refine.learning_rate: ")
+    assert mixed.endswith("or weigh what fell against what rose.")
+    assert advice.next_step(replaced(inputs, "still", "still", "fell")).endswith(
+        "or stop: the base is the better model."
+    )
+
+
+def test_hard_choices_on_which_the_base_is_at_chance_say_nothing_of_its_captions(inputs):
+    inputs = replaced(with_refine(inputs, weight_displacement=0.01), *["still"] * 3)
+    for row in inputs.comparison:
+        if row.adjusted_p is not None:
+            object.__setattr__(
+                row, "before", dataclasses.replace(row.before, kind="choice", chance=0.99, commonest=None)
+            )
+    assert not advice.next_step(inputs).startswith("check that captions and labels")
+
+
+def test_headlines_with_too_little_left_to_gain_are_named(inputs):
+    inputs = replaced(with_refine(inputs, weight_displacement=0.01), *["still"] * 3)
+    object.__setattr__(inputs.resolutions[0], "smallest", float("nan"))
+    name = inputs.resolutions[0].measure.name
+    line = verdict.resolution_line(inputs)
+    assert line.startswith("A true change of ")
+    assert line.endswith(f" Too little is left to gain on {name} for a change to be found so often.")
+    assert f"on {name} the base leaves too little" in advice.next_step(inputs)
+    table = next(block for block in verdict.section(inputs) if block.kind == "table")
+    assert table.rows[0].cells[-1].text == "–"
+    for one in inputs.resolutions:
+        object.__setattr__(one, "smallest", float("nan"))
+    assert verdict.resolution_line(inputs).startswith("Too little is left to gain on ")
+
+
 def test_the_number_of_images_that_would_do_grows_with_the_square(inputs):
     inputs = replaced(with_refine(inputs, weight_displacement=0.01), *["still"] * 3)
     worst = max(inputs.resolutions, key=lambda one: one.smallest)

@@ -1,5 +1,6 @@
 """The tables against the files and arrays of the evaluations."""
 
+import copy
 import dataclasses
 import re
 from types import SimpleNamespace
@@ -41,6 +42,29 @@ def test_class_means_carry_paired_intervals(written):
     assert Mean(hits, np.arange(len(hits)), labels).value == pytest.approx(
         np.mean([hits[labels == label].mean() for label in np.unique(labels)])
     )
+
+
+def test_what_has_no_value_for_a_headline_has_no_mean_and_stands_last(written):
+    """The commonest class is no answer to a search: a mean without those headlines would be compared with others'."""
+    _, _, inputs = written
+    (table,) = tables.rivals_table(inputs)
+    names, means = ([row.cells[place].text for row in table.rows] for place in (0, -1))
+    assert {"refined", "base", "mean-centred", "chance"} == set(names[:4])
+    assert (names[4], means[4]) == ("the commonest class", "–")
+    assert "–" not in means[:4]
+
+
+def test_what_only_the_refined_model_has_stands_in_the_details(written):
+    """Such as the calibration error at the base's logit scale."""
+    _, _, inputs = written
+    refined = copy.deepcopy(inputs.refined.results)
+    stored = refined["sets"]["eval"]["variants"]["plain"]["measures"]
+    stored.append({**next(one for one in stored if one["key"].endswith("_ece")), "label": "at the base's scale"})
+    inputs = dataclasses.replace(inputs, refined=copy.copy(inputs.refined))
+    vars(inputs.refined)["results"] = refined
+    rows = {row.cells[0].text: row for row in tables.detail_tables(inputs)[0].blocks[0].rows}
+    label = next(name for name in rows if "at the base's scale" in name)
+    assert [cell.text == "–" for cell in rows[label].cells[1:]] == [True, True, False]
 
 
 def test_worst_classes_come_with_what_they_are_taken_for(written):

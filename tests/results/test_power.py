@@ -54,4 +54,26 @@ def test_copies_of_an_image_show_no_more_than_one():
 def test_a_model_that_is_always_right_cannot_rise():
     right = Mean(np.ones(10), np.arange(10))
     assert power.simulate(right, right, 0.5, seed=0, runs=3).sum() == 0
-    assert power.smallest_found(right, right, 0.05, seed=0) <= 1
+    assert np.isnan(power.smallest_found(right, right, 0.05, seed=0))
+
+
+@pytest.mark.parametrize(("size", "wrong", "can"), [(50, 1, False), (200, 4, False), (50, 25, True), (1000, 50, True)])
+def test_no_change_is_named_that_is_larger_than_what_is_left_to_gain(size, wrong, can):
+    """Nearly always right: a true change that makes it always right is found too seldom, and there is none larger."""
+    first = np.arange(size) >= wrong
+    before, after = (Mean(one.astype(float), np.arange(size)) for one in (first, np.roll(first, 1)))
+    left = power.room(before, after)
+    assert left == pytest.approx(wrong / size)
+    smallest = power.smallest_found(before, after, 0.01, seed=0)
+    share = power.found(power.simulate(before, after, left, seed=3), 0.01)
+    assert (share >= power.POWER) == can
+    assert (smallest <= left) if can else np.isnan(smallest)
+
+
+def test_two_models_that_agree_on_every_item_still_show_a_change():
+    """There the sums are 0 until something changes; a change of 0 points was said to be found."""
+    one = Mean((np.arange(1000) % 2).astype(float), np.arange(1000))
+    smallest = power.smallest_found(one, one, 0.01, seed=0)
+    sums = power.simulate(one, one, smallest, seed=5, runs=2000)
+    assert 0 < smallest < 0.05
+    assert 0.6 < power.found(sums, 0.01) < 0.95  # the sum goes in whole steps

@@ -155,18 +155,40 @@ def test_change_of_a_distance_covers_that_of_the_whole(shifts):
     before, after = (np.linalg.norm(whole.mean(0)) for whole in pairs(generator, 200_000, shifts))
     covered = 0
     for seed in range(150):
-        found = statistics.distance_change(*pairs(generator, 100, shifts), num_samples=200, confidence=0.95, seed=seed)
+        found = statistics.distance_change(
+            *pairs(generator, 100, shifts), np.arange(100), num_samples=200, confidence=0.95, seed=seed
+        )
         covered += found.low <= after - before <= found.high
     assert covered / 150 >= 0.9
 
 
 def test_change_of_a_distance_that_does_not_change_is_zero():
     one, other = pairs(np.random.default_rng(0), 50, (0.3, 0.9))
-    options = {"num_samples": 100, "confidence": 0.95, "seed": 0}
+    options = {"unit": np.arange(50), "num_samples": 100, "confidence": 0.95, "seed": 0}
     assert statistics.distance_change(one, one, **options) == (0, 0, 0)
     assert statistics.distance_change(one, other, **options).low > 0
     with pytest.raises(ValueError, match="same pairs"):
         statistics.distance_change(one, other[1:], **options)
+
+
+def test_copies_of_a_pair_say_no_more_of_a_distance_than_one():
+    """Each of 40 pairs ten times: the same change, noise and interval; and as a slow bootstrap over images has it."""
+    one, other = pairs(np.random.default_rng(3), 40, (0.3, 0.4))
+    options = {"num_samples": 300, "confidence": 0.95, "seed": 0}
+    alone = statistics.distance_change(one, other, np.arange(40), **options)
+    copied = statistics.distance_change(one.repeat(10, 0), other.repeat(10, 0), np.arange(40).repeat(10), **options)
+    assert copied == pytest.approx(alone, abs=1e-12)
+    unit = np.arange(40).repeat([1, 2, 3, 1] * 10)  # a mean of pairs counts an image as often as it stands there
+    found = statistics.distance_change(one[unit], other[unit], unit, **options | {"num_samples": 3000})
+    generator, rows = np.random.default_rng(1), [np.flatnonzero(unit == image) for image in range(40)]
+    drawn = [np.concatenate([rows[image] for image in generator.integers(40, size=40)]) for _ in range(3000)]
+    sides = [(side[unit].mean(0), np.array([side[unit][draw].mean(0) for draw in drawn])) for side in (one, other)]
+    noise = [np.square(draws - mean).sum(1).mean() for mean, draws in sides]
+    squares = [np.square(draws).sum(1) - 2 * extra for (_, draws), extra in zip(sides, noise, strict=True)]
+    value = [np.sqrt(np.square(mean).sum() - extra) for (mean, _), extra in zip(sides, noise, strict=True)]
+    before, after = (np.sqrt(np.maximum(square, 0)) for square in squares)
+    low, high = np.percentile(after - before, [2.5, 97.5])
+    assert found == pytest.approx((value[1] - value[0], low, high), abs=0.005)
 
 
 def slow_sign_flips(differences):
@@ -208,6 +230,18 @@ def test_many_uneven_differences_are_tested_as_a_normal_sum_is():
         differences = generator.standard_normal(count) + 2 / np.sqrt(count)
         z = differences.sum() / np.sqrt(np.square(differences).sum())
         assert statistics.sign_flips(differences) == pytest.approx(2 * stats.norm.sf(z), rel=0.01)
+
+
+@pytest.mark.parametrize("large", [1, 2, 3, 8])
+def test_many_small_differences_beside_a_few_large_ones_decide(large):
+    """As 200,000 draws of signs have it; where the small ones were rounded away p could be 1e-12."""
+    generator = np.random.default_rng(large)
+    for _ in range(3):
+        small = generator.uniform(2e-6, 8e-6, 40) * generator.choice([-1, 1], 40)
+        differences = np.concatenate([generator.uniform(0.1, 0.3, large), small])
+        sums = generator.choice([-1.0, 1.0], size=(200_000, len(differences))) @ differences
+        slow = (np.abs(sums) >= abs(differences.sum())).mean()
+        assert statistics.sign_flips(differences) == pytest.approx(slow, abs=0.01)
 
 
 @pytest.mark.parametrize(("lost", "gained"), [(10, 90), (50, 450)])

@@ -172,3 +172,19 @@ def test_images_in_tars_in_place_are_left_out_of_the_index():
     write_shards(data("tars", "webdataset", parts={"refine": 1.0, "eval": "eval.txt"}), max_overlap_share=0.5)
     assert list(images_of("eval")) == ["k4"]  # k5 has the image of k0
     assert list(images_of("refine")) == ["k0", "k1", "k2", "k3"]
+
+
+def test_parts_that_share_a_tar_each_lose_what_another_holds():
+    """The job of a tar is written again for each part; what an earlier part lost stays lost."""
+    images = {"r0": 0, "r1": 1, "r2": 2, "r3": 3, "v0": 0, "v1": 11, "v2": 12}
+    images |= {"e0": 1, "e1": 11, "e2": 13, "t0": 2, "t1": 14}
+    members = {f"{k}.{e}": c for k, n in images.items() for e, c in (("jpg", image_file(n)), ("txt", "x"))}
+    tar(Path("tars/0.tar"), members)
+    parts = {"refine": "refine.txt", "val": "val.txt", "eval": "eval.txt", "test": "test.txt"}
+    for name in parts:
+        write(Path("tars", parts[name]), "".join(f"{key}\n" for key in images if key[0] == name[0]))
+    write_shards(data("tars", "webdataset", parts=parts), max_overlap_share=0.7)
+    kept = {name: list(images_of(name)) for name in parts}
+    assert kept == {"refine": ["r0", "r1", "r2", "r3"], "val": ["v1", "v2"], "eval": ["e2"], "test": ["t1"]}
+    for name, number in (("refine", 0), ("val", 1), ("eval", 2), ("test", 1)):
+        assert shards.read_part(Path("shards", name)).manifest["counts"]["filtered"] == number

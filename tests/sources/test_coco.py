@@ -115,3 +115,8 @@ def test_a_list_of_images_and_captions(tmp_path):
     assert found == {str(n): (f"0 of {n}", f"1 of {n}") for n in (2, 1, 3)}
     assert [number for number, _ in counted.bad] == [6, 7]
     assert "its image_id 3 is that of val2017/3.jpg" in counted.bad[1][1]
+    none = [{"image": f"val2017/{n}.jpg", "caption": f"0 of {n}", "image_id": None} for n in (1, 2)]
+    odd = [{"image": f"val2017/{n}.jpg", "caption": f"1 of {n}", "image_id": [7]} for n in (1, 2)]
+    found, counted = read(tmp_path, [*none, *odd], "coco_karpathy_val.json", annotations="coco_karpathy_val.json")
+    assert found == {"1": ("0 of 1", "1 of 1"), "2": ("0 of 2",)}
+    assert counted.bad[0][1] == "its image_id [7] is that of val2017/1.jpg"

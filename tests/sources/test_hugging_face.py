@@ -101,6 +101,8 @@ def test_which_columns_are_captions(values, named, captions, tmp_path):
     parquet(tmp_path / "train.parquet", [{"image": {"bytes": image_file(0), "path": "a.jpg"}, **values}])
     [sample] = read(tmp_path, annotations=named).samples
     assert sample.captions == captions
+    [sample] = open_for_evaluation(tmp_path, "hugging_face", annotations=named).samples
+    assert sample.captions == captions
 
 
 def test_images_of_bytes_alone_and_a_file_as_root(tmp_path):
