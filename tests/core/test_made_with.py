@@ -25,8 +25,9 @@ def test_what_is_written_is_params_yaml_with_what_it_leaves_out(folder):
     assert found["shard"] == written["shard"]
     assert found["data"]["parts"] == written["data"]["parts"]
     assert found["data"]["evaluation"]["naming"] == {
-        "images": None, "language": None, "limit": None, "shift_of": None, **written["data"]["evaluation"]["naming"]
-    }  # fmt: skip
+        **dict.fromkeys(("images", "annotations", "language", "limit", "shift_of")),
+        **written["data"]["evaluation"]["naming"],
+    }
 
 
 def test_it_lies_beside_the_folder_and_does_not_change_it(folder):
