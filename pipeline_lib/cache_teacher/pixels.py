@@ -163,10 +163,10 @@ def fits(settings: CacheTeacherSettings, num_images: int, image_size: tuple[int,
 
 
 def publish(folder: Path, known: Mapping[str, str], identity: Mapping[str, Any], paths: Paths) -> None:
-    """Put `folder` with files of these hashes where readers look for pixels of this `identity`, on another disk too."""
+    """Put `folder` with files of these hashes where readers look for pixels of this `identity`, be it another disk."""
     artifacts.write_manifest(folder, "cache_teacher", known=known, **identity)
     target = pixels_directory(paths)
-    home = work_folders.work_directory("pixels", artifacts.digest(identity), target)
+    home = work_folders.work_directory("pixels", artifacts.digest([identity, known]), target)
     if home.parent.resolve() != folder.parent.parent.resolve():  # built for another target: no rename goes there
         work_folders.check_room(home, work_folders.bytes_in(folder) - work_folders.bytes_in(home))
         folder = Path(shutil.copytree(folder, home / folder.name, dirs_exist_ok=True))

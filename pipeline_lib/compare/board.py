@@ -17,7 +17,7 @@ from pipeline_lib.core.errors import UserError
 from pipeline_lib.results.certainty import Certainty
 from pipeline_lib.results.folders import CENTRED, PLAIN, Evaluation, Variant
 from pipeline_lib.results.paired import Verdict
-from pipeline_lib.results.rivals import BASE, CHANCE, COMMONEST, MEAN_CENTRED, rival_values
+from pipeline_lib.results.rivals import BASE, CHANCE, COMMONEST, MEAN_CENTRED, rank, rival_values
 
 
 @dataclass(frozen=True)
@@ -157,11 +157,7 @@ class Board:
     def ranked_rows(self) -> list[Group | Rival]:
         """Return groups and rivals together, best first; of equals what is free comes first, what has no score last."""
         rows: list[Group | Rival] = [*self.rivals, *self.ranked]
-        return sorted(rows, key=self._place)
-
-    def _place(self, row: Group | Rival) -> float:
-        score = self.score(row)
-        return math.inf if math.isnan(score) else -score
+        return sorted(rows, key=lambda row: rank(self.score(row)))
 
 
 def make_board(groups: Sequence[Group], params_file: Path) -> Board:

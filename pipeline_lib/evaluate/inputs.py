@@ -74,7 +74,7 @@ def open_model(name: str, paths: Paths, device: torch.device) -> Opened:
         )
     if joined:
         log.info("%s: texts go through a language model, so nothing lies between base and refined weights", folder)
-    return Opened(clip, None if joined else base.module.state_dict(), base.module.logit_scale.exp().item())
+    return Opened(clip, None if joined else base.module.state_dict(), base.logit_scale.item())
 
 
 def open_inputs(shards: Path, settings: EvaluateSettings) -> EvaluationInputs:

@@ -62,18 +62,14 @@ def find_mistakes(params_file: Path) -> tuple[dict[str, Any], Mistakes]:
 def _check_roots(data: DataSettings, paths: Paths, params_file: Path) -> None:
     """Refuse a set's folder that holds what a stage writes: DVC takes nothing as both dependency and output."""
     for key in ("root", "evaluation_root"):
-        folder = Path(getattr(data, key))
-        outputs = {field.name: getattr(paths, field.name) for field in dataclasses.fields(paths)}
-        held = [
-            name
-            for name, path in outputs.items()
-            if Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder))
-        ]
-        if held:
-            raise UserError(
-                f"{params_file}: data.{key}: `{folder}` holds paths.{held[0]} (`{outputs[held[0]]}`), which a stage "
-                "writes; name a folder with the sets alone, such as data/evaluation"
-            )
+        folder = os.path.normpath(getattr(data, key))
+        for name in (field.name for field in dataclasses.fields(paths)):
+            output = os.path.normpath(getattr(paths, name))
+            if Path(output).is_relative_to(folder):
+                raise UserError(
+                    f"{params_file}: data.{key}: `{folder}` holds paths.{name} (`{output}`), which a stage writes; "
+                    "name a folder with the sets alone, such as data/evaluation"
+                )
 
 
 def _check_language(sections: Mapping[str, Any], params_file: Path) -> None:

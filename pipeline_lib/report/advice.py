@@ -10,7 +10,6 @@ from pipeline_lib.results.wise_ft import best_mix, wise_curve
 
 WANTED = 0.02  # the change that a set should show: ± 2 points
 LITTLE = 1e-3  # of the weights' norm: less is hardly training
-STOP = "stop: the base is the better model"
 GROWS = 3  # factor between two learning rates that are worth comparing
 
 
@@ -33,8 +32,8 @@ def next_step(inputs: ReportInputs) -> str:
         command = f"`python -m pipeline_lib.export hub --to mixed --mix {mix:g}`"
         return f"take mix {mix:g}, the best on {_selection(inputs)}: {command}."
     if "fell" in verdicts:
-        lower = f"lower the rate (`refine.learning_rate: {rate / GROWS:g}`)"
-        return f"{lower}, or {'weigh what fell against what rose' if 'rose' in verdicts else STOP}."
+        rest = "weigh what fell against what rose" if "rose" in verdicts else "stop: the base is the better model"
+        return f"lower the rate (`refine.learning_rate: {rate / GROWS:g}`), or {rest}."
     if "rose" in verdicts:
         return "keep it, and refine with more seeds before you trust the recipe: `make ablate SEEDS=0..2`."
     if any(row.verdict == "fell" for row in inputs.against_centring):
@@ -58,9 +57,9 @@ def _selection(inputs: ReportInputs) -> str:
 
 def _more_images(inputs: ReportInputs) -> str:
     """Say how many images would show a change of `WANTED`; the error falls with the root of their number."""
-    full = [one.measure.name for one in inputs.resolutions if one.is_full]
-    if full:
-        return f"test on more images, or harder ones: on {full[0]} the base leaves too little for a gain to show."
+    blind = [one.measure.name for one in inputs.resolutions if one.shows_none]
+    if blind:
+        return f"test on more images: on {blind[0]} not even a model that is always right would be told from the base."
     worst = max(inputs.resolutions, key=lambda one: one.smallest)
     have = inputs.refined.sets[worst.measure.set_name]["num_images"]
     if worst.smallest <= WANTED:

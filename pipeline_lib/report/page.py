@@ -233,7 +233,8 @@ def p_value(p: float) -> str:
     """Write a p-value for a cell of a table, where room is scarce: 0.012 or <.001; 0.0499 is not 0.050."""
     if p < SMALLEST_P:
         return "<.001"
-    return f"{p:.2f}" if p >= 0.1 else f"{p:.4f}" if f"{p:.3f}" == "0.050" else f"{p:.3f}"
+    text = f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+    return f"{p:.4f}" if text == "0.050" else text
 
 
 def p_clause(p: float) -> str:

@@ -19,7 +19,7 @@ from pipeline_lib.results.folders import CENTRED, Variant
 from pipeline_lib.results.measure import Measure
 from pipeline_lib.results.paired import Paired
 from pipeline_lib.results.parameters import dotted_keys
-from pipeline_lib.results.rivals import BASE, CHANCE, COMMONEST, MEAN_CENTRED, rival_values
+from pipeline_lib.results.rivals import BASE, CHANCE, COMMONEST, MEAN_CENTRED, rank, rival_values
 from pipeline_lib.results.shifts import Shifts
 from pipeline_lib.results.statistics import Interval
 
@@ -82,16 +82,11 @@ def rivals_table(inputs: ReportInputs) -> tuple[Any, ...]:
     return (
         Table(
             ("against what is free, %", *labels, "mean minus base, points"),
-            tuple(_rival_row(name, rows[name], score) for name, score in sorted(scores.items(), key=_rank)),
+            tuple(_rival_row(name, rows[name], scores[name]) for name in sorted(scores, key=lambda n: rank(scores[n]))),
             note="Best first; what has no value for some headline has no mean either, and stands last. Chance: answers "
             "by lot. The commonest class: always that answer.",
         ),
     )
-
-
-def _rank(scored: tuple[str, float]) -> float:
-    """Return what sorts the largest score first, and one that is not known last."""
-    return math.inf if math.isnan(scored[1]) else -scored[1]
 
 
 def _rival_row(name: str, values: Sequence[float | None], score: float) -> Row:

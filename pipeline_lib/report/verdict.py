@@ -100,7 +100,7 @@ def _resolution(inputs: ReportInputs) -> tuple[Any, ...]:
     rows = {
         one.measure.name: [
             *(f"{100 * share:.0f}\u00a0%" for share in one.found),
-            "–" if one.is_full else page.percent(one.smallest),
+            "–" if one.shows_none else page.percent(one.smallest),
         ]
         for one in inputs.resolutions
     }
@@ -115,18 +115,21 @@ def _resolution(inputs: ReportInputs) -> tuple[Any, ...]:
             rows,
             note="How often a true change of so many points would have been found, and the smallest that is found in "
             "four cases of five; simulated on these very items, among so many headlines. –: not even a model that is "
-            "right everywhere would be found so often.",
+            "always right would be found so often.",
         ),
     )
 
 
 def resolution_line(inputs: ReportInputs) -> str:
     """Say in a line the least that is found in four cases of five, from headline to headline."""
-    smallest = [one.smallest for one in inputs.resolutions if not one.is_full]
-    ends = dict.fromkeys(page.percent(end) for end in (min(smallest), max(smallest))) if smallest else {}
-    text = f"A true change of {' to '.join(ends)} points would have been found in four cases of five." if ends else ""
-    full = ", ".join(one.measure.name for one in inputs.resolutions if one.is_full)
-    return f"{text} Too little is left to gain on {full} for a change to be found so often.".strip() if full else text
+    said, smallest = [], [one.smallest for one in inputs.resolutions if not one.shows_none]
+    if smallest:
+        ends = dict.fromkeys(page.percent(end) for end in (min(smallest), max(smallest)))
+        said.append(f"A true change of {' to '.join(ends)} points would have been found in four cases of five.")
+    blind = [one.measure.name for one in inputs.resolutions if one.shows_none]
+    if blind:
+        said.append(f"On {', '.join(blind)} not even a model that is always right would have been found so often.")
+    return " ".join(said)
 
 
 def _in_points(interval: Interval) -> tuple[float, float, float]:

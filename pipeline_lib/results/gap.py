@@ -35,8 +35,10 @@ def compare_gaps(base: Evaluation, refined: Evaluation, set_name: str, settings:
     variants = (Variant(base), Variant(refined), Variant(base, CENTRED))
     blocks = [variant.block(set_name, "gap") for variant in variants]
     distances = [block.get("centroid_distance") for block in blocks]
+    if distances[0] is None or distances[1] is None:
+        return None
     unit = _units(base, set_name)
-    if distances[0] is None or distances[1] is None or len(np.unique(unit)) < 2:
+    if len(np.unique(unit)) < 2:
         return None
 
     def against(before: tuple[Array, Array]) -> Interval:

@@ -74,7 +74,7 @@ def smallest_found(before: Mean, after: Mean, level: float, *, seed: int) -> flo
     """Return the smallest true change that is found in four sets of five, as a share; NaN where none can be.
 
     There the margin of the test is z(0.8) of its spread in the mean, over sets simulated with such a change. None can
-    be found so often where not even a model that is right everywhere would be: too little is left to gain.
+    be found so often where not even a model that is always right would be: too little is left to gain, on too few.
     """
     size, most = len(before.values), room(before, after)
 
@@ -99,8 +99,8 @@ class Resolution:
     smallest: float  # the change that is found in four cases of five; NaN where none can be
 
     @property
-    def is_full(self) -> bool:
-        """Return whether too little is left to gain for any true change to be found in four cases of five."""
+    def shows_none(self) -> bool:
+        """Return whether not even a model that is always right would be found in four cases of five."""
         return math.isnan(self.smallest)
 
 

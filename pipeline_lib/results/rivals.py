@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 from pipeline_lib.results.folders import CENTRED, Evaluation, Variant
 
 BASE, MEAN_CENTRED, CHANCE, COMMONEST = "base", "mean-centred", "chance", "the commonest class"
+
+
+def rank(score: float) -> float:
+    """Return what sorts the largest score first, and last what has none (NaN), for want of a value somewhere."""
+    return math.inf if math.isnan(score) else -score
 
 
 def rival_values(base: Evaluation, set_name: str) -> dict[str, dict[str, float]]:

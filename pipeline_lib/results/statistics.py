@@ -191,9 +191,8 @@ def sign_flips(differences: np.ndarray) -> float:
     The share of all 2^n choices of signs whose sum is as far from zero as the one observed; no choice is drawn by lot.
     Few are gone through. Of many, hits differ by multiples of some fraction, and then the sums' distribution is the
     Fourier transform of Π cos(t d). Its rounding is below SMALLEST_P, and smaller p-values are given as that. Other
-    differences are first rounded to a fine grid, and the rests are added as a normal sum: of many small differences
-    beside a few large ones they are all that is left. For differences of −1, 0 and 1 this is McNemar's exact
-    test.
+    differences are first rounded to a fine grid, and what that took off is added as a normal sum: of many small ones
+    beside a few large ones nothing else is left. For differences of −1, 0 and 1 this is McNemar's exact test.
     Source: Fisher 1935; Good 2005, chapter 3.
 
     Args:
